@@ -1,0 +1,1 @@
+"""Core: registry, configs, seeds, files, environment and progress. Imports neither torch nor any other room."""
