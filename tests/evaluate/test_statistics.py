@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from orrery.evaluate import statistics as own
 
-scipy_stats = pytest.importorskip("scipy.stats")
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4.5, 5, 7, 9, 10, 29, 100, 1000, 123456])
