@@ -72,7 +72,8 @@ def test_steps_equal_the_equation_in_float64():
             moment[name] = 0.8 * moment[name] + 0.2 * g
             square[name] = 0.97 * square[name] + 0.03 * g * g
             hat, root = moment[name] / (1 - 0.8**t), (square[name] / (1 - 0.97**t)).sqrt()
-            start[name] = start[name] - 0.01 * decays[name] * start[name] - 0.01 * hat / (root + 1e-6)
+            rate = 0.01 * by_name(model)[name][1]
+            start[name] = start[name] - rate * decays[name] * start[name] - rate * hat / (root + 1e-6)
         optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), start[name], rtol=1e-12, atol=1e-14)
