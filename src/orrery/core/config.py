@@ -42,7 +42,7 @@ class Config:
         """
         if not isinstance(data, dict):
             raise ConfigError(f"{where or cls.__name__} must be a mapping of settings, not {type(data).__name__}")
-        known = field_types(cls)
+        known: dict[str, Any] = field_types(cls)  # type: ignore[arg-type]
         for key in data:
             if key not in known:
                 raise ConfigError(f"unknown setting '{_join(where, key)}'.{suggest(key, known)} Known: {', '.join(sorted(known))}")

@@ -46,10 +46,8 @@ def cpu_name() -> str:
     """The processor as its maker names it, where the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        fields = dict(
-            (key.strip(), value.strip())
-            for key, _, value in (line.partition(":") for line in cpuinfo.read_text(errors="replace").splitlines())
-        )
+        lines = (line.partition(":") for line in cpuinfo.read_text(errors="replace").splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in lines}
         if name := fields.get("model name"):
             detail = f" (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields and "model" in fields else ""
             return name + detail

@@ -167,7 +167,8 @@ def _presets() -> dict[str, Entry]:
     for entry in _index().values():
         for preset in entry.presets:
             if preset in presets or preset in _index():
-                raise ConfigError(f"'{preset}' is registered twice: by {entry.module} and {(presets.get(preset) or _index()[preset]).module}")
+                other = presets.get(preset) or _index()[preset]
+                raise ConfigError(f"'{preset}' is registered twice: by {entry.module} and {other.module}")
             presets[preset] = entry
     return presets
 
@@ -218,6 +219,7 @@ def _entry(call: ast.Call, file: Path, module: str, room: str) -> Entry:
     kinds = {key: facts[key] for key in facts if key in KINDS}
     unknown = [key for key in facts if key not in KINDS and key not in _FACTS]
     if unknown or not kinds:
-        raise ConfigError(f"'{file}': register('{name}') has unknown facts {unknown}" if unknown else f"'{file}': register('{name}') names no kind")
-    rest = {key: tuple(facts[key]) if key in ("tags", "presets") else facts[key] for key in facts if key in _FACTS}
+        what = f"has unknown facts {unknown}" if unknown else "names no kind"
+        raise ConfigError(f"'{file}': register('{name}') {what}")
+    rest: dict[str, Any] = {key: tuple(facts[key]) if key in ("tags", "presets") else facts[key] for key in facts if key in _FACTS}
     return Entry(name=name, kinds=kinds, module=module, room=room, file=str(file), **rest)

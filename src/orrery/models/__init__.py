@@ -1,0 +1,1 @@
+"""Frames that turn architectures into models: build, save, load, exchange, wrap."""

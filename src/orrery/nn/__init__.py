@@ -1,0 +1,1 @@
+"""Bricks that every architecture shares, and the contract they obey (:mod:`orrery.nn.contract`)."""

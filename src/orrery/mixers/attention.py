@@ -1,0 +1,289 @@
+"""Softmax attention: multi-head, grouped-query, sliding-window; with rotary positions.
+
+Paper: Attention Is All You Need (arXiv 1706.03762); grouped queries 2305.13245; rotary positions 2104.09864;
+    sliding window 2310.06825; query-key norm 2010.04245.
+
+Equation: per head  y_t = sum_{s in N(t)} softmax_s( q_t . k_s / sqrt(K) ) v_s,
+    N(t) = { s <= t, same document, t - s < window };  q, k rotated by their positions;  y = W_o [y_1 .. y_H]
+
+Shapes: B batch, T time, D width, H query heads, G key-value heads, K head dimension, S cached keys, W window.
+
+Cost: train and prefill O(T^2 H K) beside the projections (flash kernels: memory O(T)); decode O(S H K) a token;
+    state 2 G K min(S, W) numbers.
+
+Differs from the paper: projections have no bias and positions are rotary by default (both are settings); rotary pairs are
+    neighbouring dimensions, as in the rotary paper.
+
+Oracle: tests/oracles/attention.py (float64 loops); transformers' GPT-2 and Llama through the exchange maps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orrery.core.config import require
+from orrery.core.registry import register
+from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.norms import RMSNorm
+from orrery.nn.projection import Projection
+from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.state import state
+from orrery.nn.timeline import Timeline, fresh_clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(PartConfig):
+    """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
+    of each head that is rotated. init_std None: sqrt(2 / 5D)."""
+
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int = 64
+    window: int | None = None
+    rope: float = 1.0
+    rope_theta: float = 10000.0
+    qk_norm: bool = False
+    bias: bool = False
+    dropout: float = 0.0
+    init_std: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
+        require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
+        require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
+
+
+@state
+class AttentionState(NamedTuple):
+    """Keys and values of the current document: row b holds min(position, window) of them, from slot 0 on.
+
+    k, v: (B,S,G,K); conv: the projection's last inputs; clock: (B,2).
+    """
+
+    k: Tensor
+    v: Tensor
+    conv: Tensor
+    clock: Tensor
+
+    def with_capacity(self, capacity: int) -> AttentionState:
+        """The same keys and values in buffers of at least `capacity` slots."""
+        more = capacity - self.k.shape[1]
+        if more <= 0:
+            return self
+        k, v = (F.pad(cached, (0, 0, 0, 0, 0, more)) for cached in (self.k, self.v))
+        return AttentionState(k, v, self.conv, self.clock)
+
+
+class Attention(Mixer):
+    """Causal softmax attention."""
+
+    Config = AttentionConfig
+    State = AttentionState
+    config: AttentionConfig
+    honours = frozenset({"positions", "bias"})
+
+    def __init__(self, config: AttentionConfig, place: Place) -> None:
+        super().__init__(config, place)
+        self.head_dim = config.head_dim
+        self.heads = config.heads or place.width // config.head_dim
+        self.kv_heads = config.kv_heads or self.heads
+        require(
+            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
+            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
+        )
+        require(self.heads % self.kv_heads == 0, f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        self.rotated = 2 * int(config.rope * self.head_dim / 2)
+        inner = self.heads * self.head_dim
+        self.inputs = Projection(place, inner + 2 * self.kv_heads * self.head_dim, bias=config.bias)
+        self.out = nn.Linear(inner, place.width, bias=config.bias)
+        self.q_norm = RMSNorm(self.head_dim) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim) if config.qk_norm else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with std sqrt(2 / 5D) or as configured; the way out is scaled by 1/sqrt(2 depth) (GPT-2)."""
+        std = self.config.init_std or math.sqrt(2 / (5 * self.place.width))
+        nn.init.normal_(self.inputs.linear.weight, std=std)
+        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * self.place.depth))
+        for linear in (self.inputs.linear, self.out):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        if self.inputs.conv is not None:
+            self.inputs.conv.reset_parameters()
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.reset_parameters()
+
+    def mix(self, x: Tensor, state: AttentionState | None, ctx: Context) -> tuple[Tensor, AttentionState]:
+        time = ctx.timeline
+        q, k, v, conv = self._project(x, None if state is None else state.conv, ctx)
+        fresh = state is None or time.past == 0
+        if fresh and time.starts is None:
+            y = self._attend(q, k, v, self._mask(None, time, x, 0), ctx.bias)
+            kept = _keep(k, v, time, self.config.window)
+        elif state is not None and ctx.donate and time.starts is None and time.lengths is None and self._fits(state, time, x):
+            kept = _write(state, k, v, time)
+            span = time.past + x.shape[1]
+            if time.even:
+                mask = self._mask(None, time, x, time.past)
+            else:
+                mask = (torch.arange(span, device=x.device) <= time.positions[..., None])[:, None]
+            y = self._attend(q, kept[0][:, :span], kept[1][:, :span], mask, ctx.bias)
+        else:
+            old = 0 if state is None else min(time.past, state.k.shape[1])
+            if state is not None and old:
+                k, v = torch.cat([state.k[:, :old], k], 1), torch.cat([state.v[:, :old], v], 1)
+            y = self._attend(q, k, v, self._mask(state, time, x, old), ctx.bias)
+            kept = _trim(k, v, state, time, old, self.config.window)
+        return self.out(y), AttentionState(*kept, conv, time.clock)
+
+    def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed."""
+        p, conv = self.inputs(x, conv, ctx)
+        heads = p.unflatten(-1, (-1, self.head_dim))
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotated:
+            time = ctx.timeline
+            length = int(ctx.positions.max()) + 1 if ctx.positions is not None else time.past + x.shape[1]
+            table = cached_table(time.positions, length, self.rotated, self.config.rope_theta)  # 2104.09864 eq. 34
+            if self.q_norm is None:
+                q, k = rotate(heads[:, :, : self.heads + self.kv_heads], table).split([self.heads, self.kv_heads], 2)
+            else:
+                q, k = rotate(q, table), rotate(k, table)
+        return q, k, v, conv
+
+    def _fits(self, state: AttentionState, time: Timeline, x: Tensor) -> bool:
+        """Whether new keys go into the donated buffer at the slots of their positions."""
+        span = time.past + x.shape[1]
+        return span <= state.k.shape[1] and (self.config.window is None or span <= self.config.window)
+
+    def _mask(self, state: AttentionState | None, time: Timeline, x: Tensor, old: int) -> Tensor | str:
+        """Which of `old` cached and T new keys each query sees: "causal", "all", or bool (1|B,1,T,old+T)."""
+        length, window = x.shape[1], self.config.window
+        even = time.starts is None and time.even
+        if even and (window is None or time.past + length <= window):
+            if old == 0:
+                return "causal"
+            if length == 1:
+                return "all"
+        device = x.device
+        steps = torch.arange(length, device=device)
+        if even:
+            distance = (steps[:, None] + old) - torch.arange(old + length, device=device)
+            seen = (distance >= 0) & (distance < (window or math.inf))
+            return seen[None, None]
+        held = _held(state, time, window)  # (B,) cached keys of each row
+        document = torch.zeros(1, length, dtype=torch.int64, device=device) if time.starts is None else time.starts.cumsum(1)
+        cached = torch.arange(old, device=device)
+        see_old = (document == 0)[:, :, None] & (cached < held[:, None])[:, None, :]
+        see_new = (document[:, :, None] == document[:, None, :]) & (steps[:, None] >= steps)
+        if window is not None:
+            see_old = see_old & ((held[:, None, None] - cached) + steps[:, None] < window)
+            see_new = see_new & (steps[:, None] - steps < window)
+        see_new = see_new.expand(see_old.shape[0], -1, -1)
+        return torch.cat([see_old, see_new], 2)[:, None]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | str, bias: Tensor | None) -> Tensor:
+        """Q (B,T,H,K), k and v (B,S,G,K) -> (B,T,H*K)."""
+        dropout = self.config.dropout if self.training else 0.0
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        grouped = self.kv_heads != self.heads
+        causal, extra = mask == "causal" if isinstance(mask, str) else False, None if isinstance(mask, str) else mask
+        if bias is not None:
+            extra = bias if extra is None else bias.masked_fill(~extra, -math.inf)
+            if causal:
+                future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+                extra, causal = extra.masked_fill(future, -math.inf), False
+        y = F.scaled_dot_product_attention(q, k, v, extra, dropout, is_causal=causal, enable_gqa=grouped)
+        return y.transpose(1, 2).flatten(2)
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The attention matrix (B,H,T,T) of a whole sequence; row t sums to 1."""
+        q, k, _, _ = self._project(x, None, ctx)
+        k = k.repeat_interleave(self.heads // self.kv_heads, 2)
+        scores = torch.einsum("bthk,bshk->bhts", q, k) / math.sqrt(self.head_dim)
+        mask = self._mask(None, ctx.timeline, x, 0)
+        if isinstance(mask, str):
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        return scores.masked_fill(~mask, -math.inf).softmax(-1)
+
+    def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None, capacity: int = 0) -> AttentionState:
+        """No keys yet; `capacity` slots are set aside for a caller that donates its state."""
+        k, v = (torch.zeros(batch, capacity, self.kv_heads, self.head_dim, device=device, dtype=dtype) for _ in range(2))
+        return AttentionState(k, v, self.inputs.init_state(batch, device, dtype), fresh_clock(batch, device))
+
+    def state_bytes(self, length: int) -> int:
+        kept = length if self.config.window is None else min(length, self.config.window)
+        return 2 * kept * self.kv_heads * self.head_dim * self.out.weight.element_size() + self.inputs.state_bytes()
+
+    def flops(self, length: int) -> int:
+        window = min(self.config.window or length, length)
+        pairs = window * (window + 1) // 2 + (length - window) * window
+        inner = self.heads * self.head_dim
+        return self.inputs.flops(length) + 2 * inner * self.place.width * length + 4 * inner * pairs
+
+
+def _held(state: AttentionState | None, time: Timeline, window: int | None) -> Tensor:
+    """(B,) keys that each row's cache holds before the call."""
+    if state is None:
+        return time.clock.new_zeros(len(time.clock))
+    held = state.clock[:, 1]
+    return held if window is None else held.clamp(max=window)
+
+
+def _keep(k: Tensor, v: Tensor, time: Timeline, window: int | None) -> tuple[Tensor, Tensor]:
+    """The cache after a first call without document starts: what is valid, or the last `window` of it."""
+    if time.lengths is not None:
+        return _trim(k, v, None, time, 0, window)
+    if window is not None:
+        k, v = k[:, -window:], v[:, -window:]
+    return (k, v) if k.requires_grad else (k.contiguous(), v.contiguous())
+
+
+def _write(state: AttentionState, k: Tensor, v: Tensor, time: Timeline) -> tuple[Tensor, Tensor]:
+    """Put new keys into the donated buffers, at the slots of their positions."""
+    if time.even:
+        state.k[:, time.past : time.past + k.shape[1]] = k
+        state.v[:, time.past : time.past + k.shape[1]] = v
+    else:
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        state.k[rows, time.positions] = k
+        state.v[rows, time.positions] = v
+    return state.k, state.v
+
+
+def _trim(
+    k: Tensor, v: Tensor, state: AttentionState | None, time: Timeline, old: int, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """The cache after a call: of `old` cached and T new slots, each row keeps the last min(position, window) valid ones."""
+    length = k.shape[1] - old
+    if time.starts is None and time.lengths is None and time.even:
+        keep = old + length if window is None else min(old + length, window)
+        return k[:, k.shape[1] - keep :].clone(), v[:, v.shape[1] - keep :].clone()
+    held = _held(state, time, window)
+    new = time.lengths if time.lengths is not None else torch.full_like(held, length)
+    kept = time.clock[:, 1] if window is None else time.clock[:, 1].clamp(max=window)
+    slots = torch.arange(int(kept.max()), device=k.device)
+    stream = (held + new - kept)[:, None] + slots  # index into [cached of this row, new of this row]
+    index = torch.where(stream < held[:, None], stream, stream - held[:, None] + old).clamp(max=k.shape[1] - 1)
+    rows = torch.arange(len(k), device=k.device)[:, None]
+    empty = (slots >= kept[:, None])[..., None, None]
+    return k[rows, index].masked_fill(empty, 0.0), v[rows, index].masked_fill(empty, 0.0)
+
+
+register(
+    "attention",
+    mixer="Attention",
+    summary="Softmax attention with rotary positions, grouped queries and an optional sliding window",
+    paper="1706.03762",
+    year=2017,
+    tags=("causal", "parallel", "cache", "positions"),
+)

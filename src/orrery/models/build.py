@@ -1,0 +1,281 @@
+"""`create_model`: from a name or pattern, a size and overrides to a model.
+
+Resolution, in this order, later wins: the architecture's defaults, the ladder (head size, fine dimension), a preset's
+settings, settings written behind a name in a pattern, the caller's overrides. The result is one resolved
+:class:`DecoderConfig`; the model is built from that alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from orrery.core import registry
+from orrery.core.config import apply_overrides, field_types
+from orrery.core.errors import ConfigError, suggest
+from orrery.core.seeds import seed_everything
+from orrery.models.config import DecoderConfig
+from orrery.models.decoder import DecoderLM
+from orrery.models.ladder import rung, solve
+from orrery.models.patterns import Branch, Layer, parse_pattern
+from orrery.nn.architecture import Architecture, default_architecture
+from orrery.nn.block import Block, BlockConfig
+from orrery.nn.contract import Place
+
+DEFAULT_SIZE = "tiny"
+DEFAULT_VOCAB = 257  # the byte tokenizer's
+_FRAME = ("tied", "norm", "eps", "embed_norm", "positions", "max_positions", "dropout", "embed_std")
+_BLOCK = ("norm", "eps", "placement", "canon", "dropout")
+
+
+def create_model(
+    name: str,
+    size: str | None = None,
+    *,
+    vocab_size: int | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    seed: int | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a model by name.
+
+    Args:
+        name: an architecture, mixer, preset or whole model of `orrery list`, or a pattern such as "mamba2*3 + attention".
+        size: a rung of the ladder (nano, micro, tiny, small, base); `tiny` when neither size, width nor depth is given.
+        vocab_size: V; a preset's own, else 257 (bytes).
+        width, depth: D and number of layers; with a size, the rest of the ladder still holds.
+        seed: draws the initial parameters from this seed, whatever was drawn before; None: from torch's global state.
+        **overrides: any setting: of the frame (`tied=False`), of all blocks (`canon="abcd"`), of the mixer or channel
+            mixer (`state=64`, or dotted `**{"mixer.state": 64}`, `**{"mamba2.state": 64}` in a hybrid).
+
+    Raises:
+        UnknownNameError, ConfigError: with near matches.
+    """
+    whole = _whole_model(name)
+    if whole is not None:
+        given = {key: value for key, value in (("width", width), ("depth", depth)) if value}
+        return _build_whole(name, whole, vocab_size, seed, {**overrides, **given})
+    config = resolve(name, size, vocab_size=vocab_size, width=width, depth=depth, overrides=overrides)
+    return build(config, seed)
+
+
+def build(config: DecoderConfig, seed: int | None = None) -> DecoderLM:
+    """A model from its resolved config."""
+    if seed is None:
+        return DecoderLM(config)
+    with torch.random.fork_rng(devices=[]):
+        seed_everything(seed)
+        return DecoderLM(config)
+
+
+def resolve(
+    name: str,
+    size: str | None = None,
+    *,
+    vocab_size: int | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> DecoderConfig:
+    """The resolved config that :func:`create_model` builds."""
+    layers = parse_pattern(name)
+    presets: dict[str, Any] = {}
+    for layer in layers:
+        for branch in layer:
+            presets.update(_preset(branch.name))
+    given = {**{k: v for k, v in presets.items() if k not in ("width", "depth", "vocab_size")}, **(overrides or {})}
+    vocab_size = vocab_size or presets.get("vocab_size", DEFAULT_VOCAB)
+    width, depth = width or presets.get("width"), depth or presets.get("depth")
+    draft = _Draft(name, layers, int(vocab_size), given)
+    if size is None and width is None and depth is None:
+        size = DEFAULT_SIZE
+    return draft.on_ladder(size, width, depth) if size else draft.free(width, depth)
+
+
+class _Draft:
+    """A pattern on its way to a config: everything but width, depth and the fine dimensions is known."""
+
+    def __init__(self, name: str, layers: list[Layer], vocab_size: int, overrides: Mapping[str, Any]) -> None:
+        self.name, self.layers, self.vocab_size, self.overrides = name, layers, vocab_size, overrides
+        self.kinds = list(dict.fromkeys(layers))
+        self.architectures = {kind: [_architecture(branch.name) for branch in kind] for kind in self.kinds}
+        self.lead = self.architectures[layers[0]][0]
+
+    def depth(self, base: int) -> int:
+        """The ladder's depth times the mean depth factor, in whole repetitions of the pattern."""
+        factor = sum(max(a.depth_factor for a in self.architectures[layer]) for layer in self.layers) / len(self.layers)
+        return max(1, round(base * factor / len(self.layers))) * len(self.layers)
+
+    def on_ladder(self, size: str, width: int | None, depth: int | None) -> DecoderConfig:
+        step = rung(size)
+        depth = depth or self.depth(step.depth)
+        multiples = [a.width_step or step.head_dim for kind in self.kinds for a in self.architectures[kind]]
+
+        def count(w: int, scale: float) -> int:
+            return _count(self.config(w, depth, step.head_dim, scale))
+
+        width, scale = solve(functools.cache(count), step.parameters, math.lcm(*multiples), width)
+        return self.config(width, depth, step.head_dim, scale)
+
+    def free(self, width: int | None, depth: int | None) -> DecoderConfig:
+        """Width and depth as given, everything else at its natural value."""
+        width = width or 256
+        head = next((h for h in (64, 32, 16, 8, 4, 2) if width % h == 0), None)
+        return self.config(width, depth or self.depth(6), head, 1.0)
+
+    def config(self, width: int, depth: int, head_dim: int | None, scale: float) -> DecoderConfig:
+        blocks = [self._block(kind, width, head_dim, scale) for kind in self.kinds]
+        data: dict[str, Any] = {
+            "architecture": self.name,
+            "vocab_size": self.vocab_size,
+            "width": width,
+            "blocks": blocks,
+            "layout": [self.kinds.index(self.layers[i % len(self.layers)]) for i in range(depth)],
+            **self.lead.frame,
+        }
+        for key, value in self.overrides.items():
+            _apply(data, self.kinds, key, value)
+        return DecoderConfig.from_dict(data)
+
+    def _block(self, kind: Layer, width: int, head_dim: int | None, scale: float) -> dict[str, Any]:
+        specs = []
+        for branch, architecture in zip(kind, self.architectures[kind], strict=True):
+            block = architecture.block.to_dict()
+            if architecture.head and head_dim:
+                block = apply_overrides(block, {architecture.head: head_dim})
+            if len(kind) == 1 or architecture.fine.startswith("mixer."):
+                block = apply_overrides(block, {architecture.fine: _fine(architecture, width, scale)})
+            for key, value in branch.settings:
+                _apply_block(block, key, value, branch.name)
+            specs.append(block)
+        return specs[0] if len(specs) == 1 else _side_by_side(specs, width, scale)
+
+
+def _side_by_side(specs: list[dict[str, Any]], width: int, scale: float) -> dict[str, Any]:
+    """One layer with several mixers; its channel mixer is that of the first branch that has one, else SwiGLU."""
+    block = dict(specs[0])
+    block["mixer"] = {"name": "parallel", "branches": [spec["mixer"] for spec in specs]}
+    channel = dict(next((spec["channel"] for spec in specs if spec["channel"]), {"name": "glu"}))
+    if channel["name"] in ("glu", "mlp"):
+        channel["hidden"] = max(8, 8 * round(scale * (8 / 3 if channel["name"] == "glu" else 4) * width / 8))
+    block["channel"] = channel
+    return block
+
+
+def _fine(architecture: Architecture, width: int, scale: float) -> int:
+    natural = architecture.fine_ratio * width + architecture.fine_base
+    return max(1, round(scale * natural / architecture.fine_step)) * architecture.fine_step
+
+
+def _count(config: DecoderConfig) -> int:
+    """Parameters without embedding and head, from blocks on the meta device."""
+    total = 2 * config.width if config.norm == "layernorm" else config.width
+    total += total if config.embed_norm else 0
+    with torch.device("meta"):
+        for index, block in enumerate(config.blocks):
+            layers = config.layout.count(index)
+            if layers:
+                total += layers * sum(p.numel() for p in Block(block, Place(width=config.width, depth=config.depth)).parameters())
+    return total
+
+
+def _architecture(name: str) -> Architecture:
+    entry = registry.lookup(name)
+    if "architecture" in entry.kinds:
+        return cast(Architecture, registry.load(entry.name, "architecture"))
+    if "mixer" in entry.kinds:
+        return default_architecture(entry.name)
+    raise ConfigError(f"'{name}' is a {' and '.join(entry.kinds)} and cannot be a layer of a model")
+
+
+def _preset(name: str) -> Mapping[str, Any]:
+    entry = registry.lookup(name)
+    if name not in entry.presets:
+        return {}
+    presets = _architecture(name).presets
+    if name not in presets:
+        raise ConfigError(f"{entry.module} announces the preset '{name}' but does not define it")
+    return presets[name]
+
+
+def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> None:
+    """Put one override where it belongs: the frame, or every block that knows it."""
+    head, _, rest = key.partition(".")
+    if not rest and key in _FRAME:
+        data[key] = value
+        if key not in _BLOCK:
+            return
+    touched = key in _FRAME
+    for block, kind in zip(data["blocks"], kinds, strict=True):
+        named = rest and head in {branch.name for branch in kind} | _part_names(block)
+        if rest and head not in ("mixer", "channel") and not named:
+            continue
+        try:
+            _apply_block(block, rest if named else key, value, data["architecture"])
+            touched = True
+        except ConfigError:
+            if (not rest and len(data["blocks"]) > 1) or touched:
+                continue
+            raise
+    if not touched:
+        known = {k for block in data["blocks"] for k in _known(block)} | set(_FRAME) | {"width", "depth", "vocab_size"}
+        raise ConfigError(f"unknown setting '{key}'.{suggest(key, known)} `orrery show {data['architecture']}` lists the settings.")
+
+
+def _part_names(block: dict[str, Any]) -> set[str]:
+    return {part["name"] for part in (block["mixer"], block["channel"]) if part}
+
+
+def _known(block: dict[str, Any]) -> set[str]:
+    known = set(_BLOCK)
+    for kind in ("mixer", "channel"):
+        if block[kind]:
+            known |= set(field_types(registry.load(block[kind]["name"], kind).Config))
+    return known
+
+
+def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None:
+    """Set `key` in a block: a field of the block, of its mixer, or of its channel mixer; the mixer is asked first."""
+    head, _, rest = key.partition(".")
+    if not rest and key in _BLOCK:
+        block[key] = value
+        return
+    for kind in ("mixer", "channel") if not rest else (head,):
+        spec = block.get(kind)
+        if not spec:
+            continue
+        known = field_types(registry.load(spec["name"], kind).Config)
+        if (rest or key) in known or rest == "name":
+            spec[rest or key] = value
+            return
+    names = sorted(_known(block))
+    raise ConfigError(f"unknown setting '{key}' of {name}.{suggest(rest or key, names)} Known: {', '.join(names)}")
+
+
+def _whole_model(name: str) -> registry.Entry | None:
+    """The entry when `name` is one whole model that fits no frame; its settings may stand in parentheses."""
+    plain = name.split("(")[0].strip()
+    if any(mark in name for mark in "+|*") or not plain:
+        return None
+    entry = registry.lookup(plain)
+    return entry if set(entry.kinds) & {"architecture", "mixer", "model"} == {"model"} else None
+
+
+def _build_whole(name: str, entry: registry.Entry, vocab_size: int | None, seed: int | None, overrides: dict[str, Any]) -> nn.Module:
+    ((branch,),) = parse_pattern(name)
+    cls = registry.load(entry.name, "model")
+    settings = {"vocab_size": vocab_size or DEFAULT_VOCAB, **dict(branch.settings), **overrides}
+    config = cls.Config.from_dict(settings, where=entry.name)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            seed_everything(seed)
+        return cast(nn.Module, cls(config))
+
+
+__all__ = ["Branch", "BlockConfig", "build", "create_model", "resolve"]

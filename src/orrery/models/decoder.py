@@ -1,0 +1,185 @@
+"""The decoder frame: embedding, blocks, final norm, head. Written once; a model differs by its blocks.
+
+    h = E[tokens] (+ P[positions]);  h = block_l(h) for every layer;  hidden = norm(h);  logits = W hidden
+
+B batch, T time, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from orrery.core.errors import ConfigError, StateError
+from orrery.models.config import DecoderConfig
+from orrery.models.output import Output
+from orrery.nn.block import Block, BlockState
+from orrery.nn.contract import Context, Place
+from orrery.nn.norms import make_norm
+from orrery.nn.state import state
+from orrery.nn.timeline import fresh_clock, gather_time, plan, spread_time
+
+
+@state
+class DecoderState(NamedTuple):
+    """One block state per layer, and the clock (B,2)."""
+
+    blocks: tuple[BlockState, ...]
+    clock: Tensor
+
+
+class DecoderLM(nn.Module):
+    """A causal language model: `model(tokens) -> Output`; pass `out.state` back to continue."""
+
+    checkpoint_blocks = False  # recompute each block in the backward pass; set by the trainer
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        learned = config.positions == "learned"
+        self.position_embed = nn.Embedding(config.max_positions, config.width) if learned else None
+        self.embed_norm = make_norm(config.norm, config.width, config.eps) if config.embed_norm else None
+        self.blocks = nn.ModuleList(
+            Block(config.blocks[kind], Place(width=config.width, layer=layer, depth=config.depth))
+            for layer, kind in enumerate(config.layout)
+        )
+        self.norm = make_norm(config.norm, config.width, config.eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embed.weight
+        self._reset_frame()
+
+    def forward(
+        self, tokens: Tensor | None = None, state: DecoderState | None = None, ctx: Context | None = None,
+        segments: Tensor | None = None, embeds: Tensor | None = None,
+    ) -> Output:
+        """Run on tokens (B,T) int64, or on embeds (B,T,D) in their place.
+
+        Args:
+            tokens: ids below the vocabulary size.
+            state: what an earlier call returned, to continue it.
+            ctx: anything beside (see :class:`Context`).
+            segments: (B,T) document ids, -1 padding; a shorthand for ctx.segments.
+            embeds: (B,T,D).
+
+        Raises:
+            StateError: for a state of another model or batch size, or for empty input.
+            ConfigError: for tokens outside the vocabulary, or more positions than the model has.
+        """
+        ctx = ctx or Context()
+        if segments is not None:
+            ctx = ctx.replace(segments=segments)
+        batch, length, device = self._check_input(tokens, embeds)
+        self._check_state(state, batch)
+        for block in self.blocks:
+            cast(Block, block).check_honoured(ctx)
+        time, order = plan(ctx.segments, None if state is None else state.clock, batch, length, device)
+        if ctx.positions is not None:
+            time = time._replace(positions=ctx.positions)
+        if order is not None:
+            tokens = tokens.gather(1, order) if tokens is not None else None
+            embeds = gather_time(embeds, order) if embeds is not None else None
+        ctx = ctx.replace(time=time, tokens=tokens)
+        h, blocks = self.run(self._embed(tokens, embeds, ctx), 0, len(self.blocks), None if state is None else state.blocks, ctx)
+        h = self.norm(h)
+        valid = time.valid(length)
+        if valid is not None:
+            h = h.masked_fill(~valid[..., None], 0.0)
+        if order is not None:
+            h = spread_time(h, order)
+        return Output(h, DecoderState(blocks, time.clock), ctx.aux, self.head)
+
+    def run(
+        self, h: Tensor, start: int, stop: int, state: tuple[BlockState, ...] | None, ctx: Context
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        """Blocks start..stop-1 on h (B,T,D); `state` holds one entry per layer of the whole model, or is None.
+
+        Returns h and the new states of these blocks. Early exit and layerwise distillation stand on it.
+        """
+        states = []
+        for layer in range(start, stop):
+            block, before = self.blocks[layer], None if state is None else state[layer]
+            if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
+                h, after = checkpoint(block, h, before, ctx, use_reentrant=False)
+            else:
+                h, after = block(h, before, ctx)
+            states.append(after)
+        return h, tuple(states)
+
+    def _embed(self, tokens: Tensor | None, embeds: Tensor | None, ctx: Context) -> Tensor:
+        h = embeds if embeds is not None else self.embed(tokens)
+        if self.position_embed is not None:
+            positions, time = ctx.timeline.positions, ctx.timeline
+            most = int(positions.max()) if time.past or ctx.positions is not None else h.shape[1] - 1
+            if most >= self.config.max_positions:
+                raise ConfigError(
+                    f"{self.config.architecture} has {self.config.max_positions} learned positions and cannot read position {most}; "
+                    "pass fewer tokens or build it with a larger max_positions"
+                )
+            h = h + self.position_embed(positions)
+        if self.embed_norm is not None:
+            h = self.embed_norm(h)
+        return nn.functional.dropout(h, self.config.dropout, self.training) if self.config.dropout else h
+
+    def _check_input(self, tokens: Tensor | None, embeds: Tensor | None) -> tuple[int, int, torch.device]:
+        given = tokens if tokens is not None else embeds
+        if given is None or (tokens is not None and embeds is not None):
+            raise ConfigError("pass either tokens (B,T) or embeds (B,T,D)")
+        if tokens is not None and (tokens.dim() != 2 or tokens.dtype != torch.int64):
+            raise ConfigError(f"tokens must be int64 of shape (batch, time), not {tokens.dtype} of shape {tuple(tokens.shape)}")
+        if embeds is not None and (embeds.dim() != 3 or embeds.shape[-1] != self.config.width):
+            raise ConfigError(f"embeds must have shape (batch, time, {self.config.width}), not {tuple(embeds.shape)}")
+        if tokens is not None and tokens.numel() and tokens.device.type == "cpu":
+            least, most = (int(bound) for bound in tokens.aminmax())
+            if least < 0 or most >= self.vocab_size:
+                raise ConfigError(f"token {least if least < 0 else most} is outside the vocabulary of {self.vocab_size}")
+        return given.shape[0], given.shape[1], given.device
+
+    def _check_state(self, state: DecoderState | None, batch: int) -> None:
+        if state is None:
+            return
+        if not isinstance(state, DecoderState) or len(state.blocks) != len(self.blocks):
+            raise StateError(f"the state does not belong to a {self.config.architecture} of {len(self.blocks)} layers")
+        for block, held in zip(self.blocks, state.blocks, strict=True):
+            cast(Block, block).check_state(held, batch)
+
+    def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DecoderState:
+        """The state before the first token."""
+        blocks = tuple(cast(Block, block).init_state(batch, device, dtype) for block in self.blocks)
+        return DecoderState(blocks, fresh_clock(batch, device))
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of state per sequence after `length` tokens."""
+        return sum(cast(Block, block).state_bytes(length) for block in self.blocks)
+
+    def flops(self, length: int, head: bool = True) -> int:
+        """Forward operations for one sequence of `length` tokens; training takes about three times as many."""
+        own = 2 * self.config.width * self.vocab_size * length if head else 0
+        return own + sum(cast(Block, block).flops(length) for block in self.blocks)
+
+    def num_parameters(self, embedding: bool = False) -> int:
+        """Parameters; without `embedding`, those of embedding, positions and head are left out (the size ladder's count)."""
+        total = sum(p.numel() for p in self.parameters())
+        if embedding:
+            return total
+        outside = {id(p): p.numel() for m in (self.embed, self.head, self.position_embed) if m is not None for p in m.parameters()}
+        return total - sum(outside.values())
+
+    def _reset_frame(self) -> None:
+        nn.init.normal_(self.embed.weight, std=self.config.embed_std)
+        if self.position_embed is not None:
+            nn.init.normal_(self.position_embed.weight, std=0.01)
+        if not self.config.tied:
+            nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, in a fixed order, from torch's global generator."""
+        self._reset_frame()
+        for part in (self.embed_norm, *self.blocks, self.norm):
+            if part is not None:
+                cast(Any, part).reset_parameters()

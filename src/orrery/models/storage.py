@@ -1,0 +1,127 @@
+"""Save and load: safetensors and JSON in one folder, never pickle, whole or absent.
+
+    config.json         {"format": 1, "kind": "decoder" | "model", "name": ..., "config": {...}, "orrery": version}
+    model.safetensors   every parameter and buffer once (a tied head is not stored twice)
+    manifest.json       SHA-256 and size of both
+
+A reader checks the manifest, then that names, shapes and dtypes are those the config implies, before it allocates.
+Names in a config are resolved through the registry only; nothing in a file can name code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from orrery import __version__
+from orrery.core import registry
+from orrery.core.errors import ConfigError, CorruptionError
+from orrery.core.files import atomic_directory, read_json, verify_directory, write_json
+from orrery.models.config import DecoderConfig
+from orrery.models.decoder import DecoderLM
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save(model: nn.Module, path: str | Path, extra: dict[str, bytes] | None = None) -> Path:
+    """Write a model to a folder, atomically.
+
+    Args:
+        model: what `create_model` built.
+        path: the folder; an older save there is replaced once the new one is complete.
+        extra: further files (a tokenizer's) by name, sealed by the same manifest.
+
+    Raises:
+        ConfigError: for a module that no config can rebuild (a wrapped one).
+        StorageError: when it cannot be written; what stood there is intact.
+    """
+    record = describe(model)
+    with atomic_directory(path) as folder:
+        save_file(stored_tensors(model), folder / WEIGHTS)
+        write_json(folder / CONFIG, record)
+        for name, data in (extra or {}).items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    return Path(path)
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """Read a model that :func:`save` wrote.
+
+    Raises:
+        CorruptionError: when a checksum, a name, a shape or a dtype is not what it should be.
+    """
+    path = Path(path)
+    verify_directory(path)
+    model = from_description(read_json(path / CONFIG), where=str(path / CONFIG))
+    read_weights(model, path / WEIGHTS)
+    return model.to(device=device, dtype=dtype)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The JSON that rebuilds a model without its weights."""
+    if isinstance(model, DecoderLM):
+        kind, name, config = "decoder", model.config.architecture, model.config.to_dict()
+    elif hasattr(model, "registered_name") and hasattr(model, "config"):
+        kind, name, config = "model", str(model.registered_name), cast(Any, model.config).to_dict()
+    else:
+        raise ConfigError(f"{type(model).__name__} was not built by create_model and cannot be saved; save its state_dict yourself")
+    return {"format": FORMAT, "kind": kind, "name": name, "config": config, "orrery": __version__}
+
+
+def from_description(record: Any, where: str) -> nn.Module:
+    """The inverse of :func:`describe`; parameters are freshly drawn."""
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CorruptionError(f"'{where}' is not a model config of format {FORMAT}")
+    if record.get("kind") == "decoder":
+        return DecoderLM(DecoderConfig.from_dict(record["config"]))
+    if record.get("kind") == "model":
+        cls = registry.load(record["name"], "model")
+        return cast(nn.Module, cls(cls.Config.from_dict(record["config"], where=record["name"])))
+    raise CorruptionError(f"'{where}' describes a '{record.get('kind')}', which this version cannot build")
+
+
+def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and persistent buffer under one name; tied ones once."""
+    seen: dict[int, str] = {}
+    kept = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen[id(tensor)] = name
+            kept[name] = tensor.detach().contiguous()
+    return kept
+
+
+def read_weights(model: nn.Module, file: str | Path) -> None:
+    """Fill a model's tensors from a safetensors file, which must hold exactly them.
+
+    Raises:
+        CorruptionError: naming the tensors that are missing, unexpected, or of another shape.
+    """
+    wanted = stored_tensors(model)
+    try:
+        with safe_open(str(file), framework="pt") as handle:
+            found = set(handle.keys())
+            missing, unknown = sorted(wanted.keys() - found), sorted(found - wanted.keys())
+            if missing or unknown:
+                raise CorruptionError(
+                    f"'{file}' does not belong to this architecture: {len(missing)} tensors missing {missing[:3]}, "
+                    f"{len(unknown)} unexpected {unknown[:3]}"
+                )
+            for name, tensor in wanted.items():
+                shape = tuple(handle.get_slice(name).get_shape())
+                if shape != tuple(tensor.shape):
+                    raise CorruptionError(f"'{file}': {name} has shape {shape}, the config implies {tuple(tensor.shape)}")
+            own = dict(model.state_dict(keep_vars=True))
+            with torch.no_grad():
+                for name in wanted:
+                    own[name].copy_(handle.get_tensor(name))
+    except SafetensorError as error:
+        raise CorruptionError(f"'{file}' is damaged: {error}") from error

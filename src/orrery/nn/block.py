@@ -1,0 +1,134 @@
+"""A block: a mixer and (mostly) a channel mixer, with norms, residual and Canon layers where the paper puts them.
+
+pre:       x += mixer(norm(x));  x += channel(norm(x))          (arXiv 2002.04745)
+post:      x = norm(x + mixer(x));  x = norm(x + channel(x))    (arXiv 1706.03762)
+parallel:  x += mixer(norm(x)) + channel(norm(x))
+
+Canon A stands after the mixer's norm, C after the channel mixer's; B and D are inside the parts.
+A block's state is the tuple (canon A, mixer, canon C, channel) of its parts' states.
+
+B batch, T time, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from orrery.core import registry
+from orrery.core.config import Config, require
+from orrery.core.errors import StateError
+from orrery.nn.contract import Context, Part, PartConfig, Place
+from orrery.nn.conv import Canon
+from orrery.nn.norms import make_norm
+
+PLACEMENTS = ("pre", "post", "parallel")
+BlockState = tuple[Any, Any, Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(Config):
+    """One layer. `mixer` and `channel` are {"name": registered name, **settings of its config}; channel None: no such part."""
+
+    mixer: dict[str, Any]
+    channel: dict[str, Any] | None = None
+    norm: str = "rmsnorm"
+    eps: float = 1e-6
+    placement: str = "pre"
+    canon: str = ""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.placement in PLACEMENTS, f"placement '{self.placement}' must be one of {', '.join(PLACEMENTS)}")
+        require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
+
+
+def part_config(spec: dict[str, Any], kind: str) -> PartConfig:
+    """The typed config behind a {"name": ..., **settings} of a block; unknown settings raise."""
+    settings = {key: value for key, value in spec.items() if key != "name"}
+    return cast(PartConfig, registry.load(spec["name"], kind).Config.from_dict(settings, where=spec["name"]))
+
+
+def make_part(spec: dict[str, Any], kind: str, place: Place) -> Part:
+    """Build a mixer or channel mixer from its spec."""
+    return cast(Part, registry.load(spec["name"], kind)(part_config(spec, kind), place))
+
+
+class Block(nn.Module):
+    """One layer of a model; `y, state = block(x, state, ctx)` with x, y (B,T,D) and a prepared ctx."""
+
+    def __init__(self, config: BlockConfig, place: Place) -> None:
+        super().__init__()
+        self.config, self.place = config, place
+        place = place.replace(canon=config.canon)
+        self.mixer_norm = make_norm(config.norm, place.width, config.eps)
+        self.mixer = make_part(config.mixer, "mixer", place)
+        self.channel = make_part(config.channel, "channel", place) if config.channel else None
+        second = self.channel is not None and config.placement != "parallel"
+        self.channel_norm = make_norm(config.norm, place.width, config.eps) if second else None
+        self.canon_a = Canon(place.width) if "a" in config.canon else None
+        self.canon_c = Canon(place.width) if "c" in config.canon and self.channel is not None else None
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
+        """X (B,T,D) and the block's state or None -> (B,T,D) and the new state."""
+        a, m, c, f = state if state is not None else (None, None, None, None)
+        if self.config.placement == "post":
+            y, m = self.mixer(x, m, ctx)
+            x = self.mixer_norm(x + self._drop(y))
+            if self.channel is not None and self.channel_norm is not None:
+                y, f = self.channel(x, f, ctx)
+                x = self.channel_norm(x + self._drop(y))
+            return x, (a, m, c, f)
+        h = self.mixer_norm(x)
+        if self.canon_a is not None:
+            h, a = self.canon_a(h, a, ctx)
+        y, m = self.mixer(h, m, ctx)
+        x = x + self._drop(y)
+        if self.channel is not None:
+            if self.channel_norm is not None:
+                h = self.channel_norm(x)
+            if self.canon_c is not None:
+                h, c = self.canon_c(h, c, ctx)
+            y, f = self.channel(h, f, ctx)
+            x = x + self._drop(y)
+        return x, (a, m, c, f)
+
+    def _drop(self, y: Tensor) -> Tensor:
+        return nn.functional.dropout(y, self.dropout, self.training) if self.dropout else y
+
+    def _parts(self) -> tuple[Any, ...]:
+        return (self.canon_a, self.mixer, self.canon_c, self.channel)
+
+    def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BlockState:
+        """States of the parts before the first token."""
+        return cast(BlockState, tuple(None if p is None else p.init_state(batch, device, dtype) for p in self._parts()))
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of state per sequence after `length` tokens."""
+        return sum(p.state_bytes(length) for p in self._parts() if p is not None)
+
+    def flops(self, length: int) -> int:
+        """Forward operations of the parts for one sequence; norms and residuals (under 1 %) are not counted."""
+        return sum(p.flops(length) for p in self._parts() if p is not None)
+
+    def check_honoured(self, ctx: Context) -> None:
+        """Raise for a context field that one of the parts would ignore."""
+        self.mixer.check_honoured(ctx.replace(cond=None) if self.channel is not None else ctx)
+
+    def check_state(self, state: BlockState, batch: int) -> None:
+        """Raise for a state of another block or batch size."""
+        if not isinstance(state, tuple) or len(state) != 4:
+            raise StateError("the state was made by another kind of block")
+        for part, held in zip(self._parts(), state, strict=True):
+            if isinstance(part, Part):
+                part.check_state(held, batch)
+
+    def reset_parameters(self) -> None:
+        """Every part's own initialisation."""
+        for part in (self.mixer_norm, self.channel_norm, *self._parts()):
+            if part is not None:
+                part.reset_parameters()

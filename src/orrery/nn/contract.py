@@ -1,0 +1,198 @@
+"""The contract of every part of a model: `y, state = part(x, state=None, ctx=None)`; x and y (B,T,D).
+
+Mixers, channel mixers and bricks alike obey it. A part is written as `mix`, which may count on three things: padding is
+trailing, documents and positions are worked out (`ctx.time`), and outputs at padding are zeroed for it. Any T continues
+a state: T = 1 is a decode step. A state is a value (:mod:`orrery.nn.state`); parts never detach.
+
+B batch, T time, D width, H heads, K key or head dimension, V value dimension, S cache length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from orrery.core.config import Config
+from orrery.core.errors import ConfigError, StateError
+from orrery.nn.state import map_state
+from orrery.nn.timeline import Timeline, fresh_clock, gather_time, plan, spread_time
+
+
+class Aux:
+    """What a caller asks parts to report, and where they leave it.
+
+    `Aux("attention_mass", "routing")` requests two reports; a part calls `ctx.aux.put("routing", layer, value)` for
+    what it has. `losses` collects additional training losses (load balancing) by name.
+    """
+
+    def __init__(self, *wanted: str) -> None:
+        self.wanted = frozenset(wanted)
+        self.reports: dict[str, dict[int, Any]] = {}
+        self.losses: dict[str, Tensor] = {}
+
+    def put(self, name: str, layer: int, value: Any) -> None:
+        """Leave a report, if anybody asked for it."""
+        if name in self.wanted:
+            self.reports.setdefault(name, {})[layer] = value
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add to a training loss that objectives put on top of their own."""
+        self.losses[name] = self.losses[name] + value if name in self.losses else value
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a call knows beside its input. The frame makes one and hands it to every part.
+
+    segments: (B,T) int64, document ids, -1 padding (see :mod:`orrery.nn.timeline`).
+    positions: (B,T) or (B,T,2) int64 given by the user in place of those that segments imply.
+    tokens: (B,T) int64, for token-aware parts.
+    bias: (B,H|1,T,T) float, added to attention scores.
+    memory, memory_segments: (B,M,D) and (B,M), what cross-attention reads.
+    cond: (B,D) or (B,T,D), conditioning (diffusion time, class).
+    aux: reports and extra losses, both ways.
+    time: derived once per call.
+    donate: the caller gives its state away; buffers may be overwritten in place (only `generate` sets it).
+    """
+
+    segments: Tensor | None = None
+    positions: Tensor | None = None
+    tokens: Tensor | None = None
+    bias: Tensor | None = None
+    memory: Tensor | None = None
+    memory_segments: Tensor | None = None
+    cond: Tensor | None = None
+    aux: Aux | None = None
+    time: Timeline | None = None
+    donate: bool = False
+
+    def replace(self, **changes: Any) -> Context:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def timeline(self) -> Timeline:
+        """`time`, which the base class has always filled in before `mix` runs."""
+        assert self.time is not None
+        return self.time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(Config):
+    """Where a part stands: width D, layer index (0-based), depth of the model, and which Canon layers are on."""
+
+    width: int
+    layer: int = 0
+    depth: int = 1
+    canon: str = ""
+
+    def __post_init__(self) -> None:
+        if set(self.canon) - set("abcd") or len(set(self.canon)) < len(self.canon):
+            raise ConfigError(f"canon '{self.canon}' must be some of the letters a, b, c, d, each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig(Config):
+    """Base of every mixer's and channel mixer's config."""
+
+
+class Part(nn.Module):
+    """Base of all parts. Subclasses set `Config`, build themselves in `__init__(config, place)`, and write `mix`."""
+
+    Config: ClassVar[type[PartConfig]] = PartConfig
+    State: ClassVar[Any] = None  # the NamedTuple that `mix` returns; None for a stateless part
+    honours: ClassVar[frozenset[str]] = frozenset()  # of: positions, bias, memory, cond; others raise when set
+
+    def __init__(self, config: PartConfig, place: Place) -> None:
+        super().__init__()
+        self.config = config
+        self.place = place
+
+    def mix(self, x: Tensor, state: Any, ctx: Context) -> tuple[Tensor, Any]:
+        """The part itself: x (B,T,D) -> y (B,T,D) and the state after the last valid token."""
+        raise NotImplementedError(f"{type(self).__name__} must define mix(x, state, ctx)")
+
+    def forward(self, x: Tensor, state: Any = None, ctx: Context | None = None) -> tuple[Tensor, Any]:
+        """Run on x (B,T,D), continuing `state`; returns y (B,T,D) and the new state.
+
+        Raises:
+            StateError: for a state of another part or batch size, or an input of another width.
+            ConfigError: when ctx sets a field that this part cannot honour.
+        """
+        if ctx is not None and ctx.time is not None:
+            return self._checked(x, state, ctx)
+        ctx = ctx or Context()
+        self._check_call(x, state, ctx)
+        batch, length, _ = x.shape
+        clock = None if state is None or self.State is None else state.clock
+        time, order = plan(ctx.segments, clock, batch, length, x.device)
+        if ctx.positions is not None:
+            time = time._replace(positions=ctx.positions)
+        ctx = ctx.replace(time=time)
+        if order is None:
+            return self._checked(x, state, ctx)
+        y, state = self._checked(gather_time(x, order), state, ctx)
+        return spread_time(y, order), state
+
+    def _checked(self, x: Tensor, state: Any, ctx: Context) -> tuple[Tensor, Any]:
+        y, state = self.mix(x, state, ctx)
+        valid = ctx.timeline.valid(x.shape[1])
+        return (y if valid is None else y.masked_fill(~valid[..., None], 0.0)), state
+
+    def _check_call(self, x: Tensor, state: Any, ctx: Context) -> None:
+        name = type(self).__name__
+        if x.dim() != 3 or x.shape[-1] != self.place.width:
+            raise StateError(f"{name} takes an input of shape (batch, time, {self.place.width}), not {tuple(x.shape)}")
+        self.check_honoured(ctx)
+        self.check_state(state, x.shape[0])
+
+    def check_honoured(self, ctx: Context) -> None:
+        """Raise for a context field that would otherwise be ignored in silence."""
+        for field in ("positions", "bias", "memory", "cond"):
+            if getattr(ctx, field) is not None and field not in self.honours:
+                raise ConfigError(f"{type(self).__name__} cannot honour '{field}'; leave it out or use a part that can")
+
+    def check_state(self, state: Any, batch: int) -> None:
+        """Raise unless `state` is one of this part's for `batch` rows."""
+        if state is None:
+            return
+        if self.State is None or not isinstance(state, self.State):
+            raise StateError(f"{type(self).__name__} was given a state of {type(state).__name__}, which belongs to another architecture")
+        if len(state.clock) != batch:
+            raise StateError(f"the state holds {len(state.clock)} rows, the input {batch}; use state.select(index) to choose rows")
+
+    def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+        """The state before the first token, for `batch` rows (None for a stateless part)."""
+        return None
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of state per sequence after `length` tokens, clock not counted."""
+        return 0
+
+    def flops(self, length: int) -> int:
+        """Forward floating-point operations for one sequence of `length` tokens (a multiply-add is two)."""
+        return 0
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the paper initialises them."""
+
+
+class Mixer(Part):
+    """A part that mixes over time."""
+
+
+def clock_after(ctx: Context) -> Tensor:
+    """The clock that a state returned from `mix` carries."""
+    return ctx.timeline.clock
+
+
+def cast_state(value: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:
+    """A state on another device, its floating tensors in another type."""
+    return map_state(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None), value)
+
+
+__all__ = ["Aux", "Context", "Mixer", "Part", "PartConfig", "Place", "cast_state", "clock_after", "fresh_clock"]

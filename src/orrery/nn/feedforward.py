@@ -1,0 +1,143 @@
+"""Channel mixers of the Transformer family: parts that mix over features, one token at a time.
+
+MLP:  y = W2 act(W1 x)                          (arXiv 1706.03762; GELU as in GPT-2)
+GLU:  y = W2 (act(Wg x) * Wu x)                 (arXiv 2002.05202; SwiGLU with SiLU)
+
+Canon-D (Physics of LMs 4.1) stands on the hidden features before the activation: 2F wide in a GLU, F in an MLP.
+
+B batch, T time, D width, F hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orrery.core.config import require
+from orrery.core.errors import ConfigError, suggest
+from orrery.core.registry import register
+from orrery.nn.contract import Context, Part, PartConfig, Place
+from orrery.nn.conv import ConvState, ShortConv
+from orrery.nn.timeline import fresh_clock
+from orrery.ops.swiglu import swiglu
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu-tanh": _gelu_tanh,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """An activation by its name in configs."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation '{name}'.{suggest(name, ACTIVATIONS)} Known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardConfig(PartConfig):
+    """hidden F (None: 8/3 D rounded up to a multiple of 8 in a GLU, 4 D in an MLP); init_std None: sqrt(2 / 5D)."""
+
+    hidden: int | None = None
+    activation: str = "silu"
+    bias: bool = False
+    init_std: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.hidden is None or self.hidden > 0, f"channel.hidden must be positive, not {self.hidden}")
+
+
+class _FeedForward(Part):
+    """What MLP and GLU share: `branches` hidden vectors side by side, an optional Canon-D on them, and the way out."""
+
+    Config = FeedForwardConfig
+    State = ConvState
+    config: FeedForwardConfig
+    branches: ClassVar[int] = 1
+
+    def __init__(self, config: FeedForwardConfig, place: Place) -> None:
+        super().__init__(config, place)
+        hidden = config.hidden or self.default_hidden(place.width)
+        self.hidden = hidden
+        self.wide = nn.Linear(place.width, self.branches * hidden, bias=config.bias)
+        self.conv = ShortConv(self.branches * hidden, residual=True) if "d" in place.canon else None
+        self.out = nn.Linear(hidden, place.width, bias=config.bias)
+        self.act = activation(config.activation)
+        if self.conv is None:
+            self.State = None  # type: ignore[misc, assignment]
+        self.reset_parameters()
+
+    @classmethod
+    def default_hidden(cls, width: int) -> int:
+        """The papers' sizes: 4 D, or 8/3 D where a gate adds a third matrix."""
+        return 4 * width if cls.branches == 1 else 8 * math.ceil(width / 3)
+
+    def reset_parameters(self) -> None:
+        """Normal with std sqrt(2 / 5D) (arXiv 1910.05895) or as configured; the way out is scaled by 1/sqrt(2 depth)."""
+        std = self.config.init_std or math.sqrt(2 / (5 * self.place.width))
+        nn.init.normal_(self.wide.weight, std=std)
+        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * self.place.depth))
+        for linear in (self.wide, self.out):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        if self.conv is not None:
+            self.conv.reset_parameters()
+
+    def mix(self, x: Tensor, state: ConvState | None, ctx: Context) -> tuple[Tensor, ConvState | None]:
+        h = self.wide(x)
+        if self.conv is None:
+            return self.out(self.activate(h)), None
+        h, inputs = self.conv(h, None if state is None else state.inputs, ctx)
+        return self.out(self.activate(h)), ConvState(inputs, ctx.timeline.clock)
+
+    def activate(self, h: Tensor) -> Tensor:
+        """H (B,T,branches*F) -> (B,T,F)."""
+        return self.act(h)
+
+    def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> ConvState | None:
+        if self.conv is None:
+            return None
+        return ConvState(self.conv.init_state(batch, device, dtype), fresh_clock(batch, device))
+
+    def state_bytes(self, length: int) -> int:
+        return 0 if self.conv is None else self.conv.state_bytes()
+
+    def flops(self, length: int) -> int:
+        matmuls = 2 * self.place.width * self.hidden * (self.branches + 1) * length
+        return matmuls + (0 if self.conv is None else self.conv.flops(length))
+
+
+class MLP(_FeedForward):
+    """Two layers with an activation between."""
+
+
+class GLU(_FeedForward):
+    """Gated linear unit; SwiGLU with the default activation."""
+
+    branches = 2
+
+    def activate(self, h: Tensor) -> Tensor:
+        if self.config.activation == "silu":
+            return swiglu(h)
+        gate, up = h.chunk(2, -1)
+        return self.act(gate) * up
+
+
+register("mlp", channel="MLP", summary="Two-layer feed-forward network", paper="1706.03762", year=2017, tags=("causal",))
+register("glu", channel="GLU", summary="Gated linear unit (SwiGLU)", paper="2002.05202", year=2020, tags=("causal",))

@@ -1,0 +1,60 @@
+"""The input projection of a mixer: one matrix product, optionally followed by a convolution over time.
+
+    p_t = W x_t (+ b);   with Canon-B:  p_t + sum_j w_j p_{t-K+1+j}
+
+Canon-B (Physics of LMs 4.1) stands on the concatenated projections, before they are split into heads. A mixer whose
+paper has a short convolution of its own already has that layer; it passes `canon=False`.
+
+B batch, T time, D width, E output size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orrery.nn.contract import Context, Place
+from orrery.nn.conv import ShortConv
+
+
+class Projection(nn.Module):
+    """Linear (D -> E) with Canon-B where `place.canon` asks for it.
+
+    Args:
+        place: where the mixer stands; `b` in `place.canon` turns the convolution on.
+        out: E.
+        bias: of the linear map.
+        canon: False for mixers that bring their own convolution.
+    """
+
+    def __init__(self, place: Place, out: int, bias: bool = False, canon: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(place.width, out, bias=bias)
+        self.conv = ShortConv(out, residual=True) if canon and "b" in place.canon else None
+
+    def forward(self, x: Tensor, inputs: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor]:
+        """X (B,T,D), last inputs (B,K-1,E) or None -> p (B,T,E) and the new last inputs ((B,0,E) without a convolution)."""
+        p = self.linear(x)
+        if self.conv is None:
+            return p, p.new_empty(len(p), 0, 0)
+        return self.conv(p, inputs, ctx)
+
+    def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Last inputs before the first token."""
+        if self.conv is None:
+            return torch.zeros(batch, 0, 0, device=device, dtype=dtype)
+        return self.conv.init_state(batch, device, dtype)
+
+    def state_bytes(self) -> int:
+        """Bytes per sequence."""
+        return 0 if self.conv is None else self.conv.state_bytes()
+
+    def flops(self, length: int) -> int:
+        """2 D E per token, and the convolution."""
+        own = 2 * self.linear.in_features * self.linear.out_features * length
+        return own + (0 if self.conv is None else self.conv.flops(length))
+
+
+def init_normal_(weight: Tensor, std: float) -> None:
+    """Normal(0, std) in place."""
+    nn.init.normal_(weight, mean=0.0, std=std)

@@ -1,0 +1,73 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864).
+
+    (q_{2i}, q_{2i+1})_t  is turned by the angle  t * theta^(-2i/R),  i = 0 .. R/2-1;  dimensions from R on stay
+
+Pairs are neighbours, as in the paper, so that a turn is one complex product; models that pair i with i + R/2 (Llama's
+code) differ by a fixed permutation of the projection's rows, which the exchange maps apply.
+
+B batch, T time, H heads, K head dimension, R rotated dimensions.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(positions: Tensor, rotated: int, theta: float) -> Tensor:
+    """Unit complex numbers for positions (T,) or (B,T): (T,R/2) or (B,T,R/2), computed in float64."""
+    rates = theta ** (-torch.arange(0, rotated, 2, dtype=torch.float64, device=positions.device) / rotated)
+    angles = positions.to(torch.float64)[..., None] * rates
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+@functools.lru_cache(maxsize=16)
+def _table(length: int, rotated: int, theta: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return rotary_table(torch.arange(length, device=device), rotated, theta)
+
+
+def cached_table(positions: Tensor, length: int, rotated: int, theta: float) -> Tensor:
+    """The same as :func:`rotary_table`, looked up: one table per size serves all layers and calls.
+
+    Args:
+        positions: (T,) counting from 0, or (B,T).
+        length: a bound: every position is below it.
+    """
+    size = 1 << max(6, (length - 1).bit_length())
+    table = _table(size, rotated, theta, positions.device)
+    return table[: len(positions)] if positions.dim() == 1 else table[positions]
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn the first R of K dimensions of x (B,T,H,K) by table (T,R/2) or (B,T,R/2)."""
+    rotated = 2 * table.shape[-1]
+    table = table[..., None, :]  # a head axis
+    if x.dtype == torch.float64:
+        table = table.to(torch.complex128)
+    if rotated == x.shape[-1]:
+        return _Rotate.apply(x, table)
+    return torch.cat([_Rotate.apply(x[..., :rotated], table), x[..., rotated:]], -1)
+
+
+def _turn(x: Tensor, table: Tensor) -> Tensor:
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    """The backward of a rotation is the rotation back; nothing but the table is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return _turn(x, table)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (table,) = ctx.saved_tensors
+        return _turn(dy.contiguous(), table.conj()), None
