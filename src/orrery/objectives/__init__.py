@@ -1,0 +1,27 @@
+"""Objectives: `objective(model, batch) -> (loss, metrics)`; one file per loss or pretext task, each by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from orrery.core import registry
+
+Batch = dict[str, Tensor]
+Objective = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]
+
+
+def create_objective(name: str, **settings: Any) -> Objective:
+    """The registered objective `name`, with settings of its own: `create_objective("next-token", z_loss=1e-4)`.
+
+    Raises:
+        UnknownNameError, ConfigError: with near matches.
+    """
+    cls = registry.load(name, "objective")
+    built: Objective = cls(cls.Config.from_dict(settings, where=name))
+    return built
+
+
+__all__ = ["Batch", "Objective", "create_objective"]
