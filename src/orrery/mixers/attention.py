@@ -136,7 +136,7 @@ class Attention(Mixer):
                 mask = (torch.arange(span, device=x.device) <= time.positions[..., None])[:, None]
             y = self._attend(q, kept[0][:, :span], kept[1][:, :span], mask, ctx.bias)
         else:
-            old = 0 if state is None else min(time.past, state.k.shape[1])
+            old = 0 if state is None else min(time.past, self.config.window or time.past)
             if state is not None and old:
                 k, v = torch.cat([state.k[:, :old], k], 1), torch.cat([state.v[:, :old], v], 1)
             y = self._attend(q, k, v, self._mask(state, time, x, old), ctx.bias)

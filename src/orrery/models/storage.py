@@ -62,6 +62,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     verify_directory(path)
     model = from_description(read_json(path / CONFIG), where=str(path / CONFIG))
     read_weights(model, path / WEIGHTS)
+    model.folder = path  # type: ignore[assignment]  # where a tokenizer saved beside it is found
     return model.to(device=device, dtype=dtype)
 
 

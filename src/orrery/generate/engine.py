@@ -1,0 +1,231 @@
+"""`generate` and `stream`: continue prompts with any model that obeys the frame's interface.
+
+The prompt is read once (prefill); every further token is one step through the state. Prompts of different lengths are
+one batch: they are padded on the right, padding is invisible to every part, and each row goes on from its own last
+token. Caches are set aside once and overwritten in place (`Context.donate`): nobody else holds them.
+
+B batch, T prompt length, N new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from orrery.core.errors import ConfigError
+from orrery.core.seeds import generator as seeded
+from orrery.generate.sampling import Sampling
+from orrery.nn.contract import Context
+from orrery.nn.state import reserve
+
+PADDING = -1
+
+
+def generate(
+    model: nn.Module,
+    prompt: Any,
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    tokenizer: Any = None,
+    on_text: Callable[[str], None] | None = None,
+    use_state: bool = True,
+) -> Any:
+    """Continue a prompt.
+
+    Args:
+        model: anything `create_model` or `load` returned, or a wrapped module.
+        prompt: text -> text; a list of texts -> a list of texts; ids (B,T) int64 -> ids (B,T+n).
+        max_new_tokens: at most so many; text ends earlier at a stop string or at the end of the document.
+        temperature, top_k, top_p, min_p, repetition_penalty: see :class:`Sampling`.
+        stop: strings that end a row; they are not part of the result.
+        seed: of the draws; None: from torch's global state.
+        tokenizer: for text; by default the one saved beside the model.
+        on_text: called with each new piece of text (a single text prompt only).
+        use_state: False reads everything again for every token; same tokens, only slower (a check of the state).
+
+    Returns:
+        As the prompt: continuations only for text; prompt and continuation for ids.
+
+    Raises:
+        ConfigError: for an impossible setting, or text without a tokenizer.
+    """
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
+    draws = None if seed is None else seeded(seed, "generate")
+    if isinstance(prompt, Tensor):
+        if prompt.dim() != 2 or prompt.dtype != torch.int64 or prompt.numel() == 0:
+            raise ConfigError(f"a prompt of ids must be int64 of shape (batch, time), not {prompt.dtype} of {tuple(prompt.shape)}")
+        new = list(decode_steps(model, prompt, None, max_new_tokens, sampling, draws, use_state))
+        return torch.cat([prompt, *(step[:, None] for step in new)], 1)
+    tokenizer = tokenizer or saved_tokenizer(model)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    tokens, segments = pad_prompts(texts, tokenizer)
+    rows = [TextRow(tokenizer, stops) for _ in texts]
+    for step in decode_steps(model, tokens, segments, max_new_tokens, sampling, draws, use_state):
+        for row, token in zip(rows, step.tolist(), strict=True):
+            piece = row.add(token)
+            if on_text is not None and len(rows) == 1 and piece:
+                on_text(piece)
+        if all(row.done for row in rows):
+            break
+    for row in rows:
+        piece = row.finish()
+        if on_text is not None and len(rows) == 1 and piece:
+            on_text(piece)
+    return rows[0].text if isinstance(prompt, str) else [row.text for row in rows]
+
+
+def stream(model: nn.Module, prompt: str, max_new_tokens: int = 64, *, sampling: Sampling | None = None, stop: Sequence[str] = (),
+           seed: int | None = None, tokenizer: Any = None) -> Iterator[str]:
+    """Pieces of text as they come; joined they are what :func:`generate` returns for the same settings."""
+    tokenizer = tokenizer or saved_tokenizer(model)
+    tokens, segments = pad_prompts([prompt], tokenizer)
+    row = TextRow(tokenizer, tuple(stop))
+    draws = None if seed is None else seeded(seed, "generate")
+    for step in decode_steps(model, tokens, segments, max_new_tokens, sampling or Sampling(), draws, True):
+        if piece := row.add(int(step[0])):
+            yield piece
+        if row.done:
+            break
+    if piece := row.finish():
+        yield piece
+
+
+def decode_steps(
+    model: nn.Module,
+    tokens: Tensor,
+    segments: Tensor | None,
+    count: int,
+    sampling: Sampling,
+    draws: torch.Generator | None,
+    use_state: bool,
+) -> Iterator[Tensor]:
+    """Yield `count` times the next token (B,) of every row.
+
+    Args:
+        tokens: (B,T); segments: (B,T), 0 at tokens and -1 at trailing padding, or None.
+    """
+    if count < 0:
+        raise ConfigError(f"max_new_tokens must be 0 or more, not {count}")
+    was_training = model.training
+    model.eval()
+    try:
+        yield from _steps(model, tokens, segments, count, sampling, draws, use_state)
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def _read(model: Any, tokens: Tensor, segments: Tensor | None, state: Any, ctx: Context | None) -> tuple[Tensor, Any]:
+    """Scores (B,V) after the last valid token of each row, and the state."""
+    out = model(tokens, state=state, ctx=ctx, segments=segments) if ctx is not None or segments is not None else model(tokens, state=state)
+    if segments is None:
+        hidden = out.hidden[:, -1]
+    else:
+        last = (segments >= 0).long().cumsum(1).argmax(1)  # first place where the count is full: padding may stand before
+        hidden = out.hidden[torch.arange(len(tokens), device=tokens.device), last]
+    head = getattr(model, "head", None)
+    return (head(hidden) if head is not None else hidden), out.state
+
+
+def _steps(
+    model: nn.Module, tokens: Tensor, segments: Tensor | None, count: int, sampling: Sampling, draws: torch.Generator | None, use_state: bool
+) -> Iterator[Tensor]:
+    if segments is not None and bool((segments >= 0).all()):
+        segments = None
+    seen, valid, state = tokens, None if segments is None else segments >= 0, None
+    donate = Context(donate=True)
+    for step in range(count):
+        if step == 0:
+            scores, state = _read(model, tokens, segments, None, None)
+            if use_state:
+                with torch.inference_mode():
+                    state = reserve(state, tokens.shape[1] + count)
+        elif use_state:
+            scores, state = _read(model, seen[:, -1:], None, state, donate)
+        else:
+            marks = None if valid is None else torch.where(valid, 0, PADDING)
+            scores, _ = _read(model, seen, marks, None, None)
+        new = sampling.choose(scores, seen, valid, draws)
+        if bool(torch.isnan(scores).any()):
+            raise ConfigError(f"the model's scores are not numbers (NaN) at new token {step}; its weights are damaged or diverged")
+        seen = torch.cat([seen, new[:, None]], 1)
+        if valid is not None:
+            valid = torch.cat([valid, torch.ones_like(new, dtype=torch.bool)[:, None]], 1)
+        yield new
+
+
+def pad_prompts(texts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Ids (B,T) padded on the right and segments (B,T). Each prompt begins with the document id, as documents do."""
+    rows = [[tokenizer.doc_id, *tokenizer.encode(text).tolist()] for text in texts]
+    if not rows:
+        raise ConfigError("no prompt was given")
+    longest = max(len(row) for row in rows)
+    tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+    segments = torch.full((len(rows), longest), PADDING, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+        segments[index, : len(row)] = 0
+    return tokens, segments
+
+
+class TextRow:
+    """Turns one row's tokens into text: whole characters only, up to a stop string or the end of the document."""
+
+    def __init__(self, tokenizer: Any, stops: tuple[str, ...]) -> None:
+        self.tokenizer, self.stops = tokenizer, tuple(s for s in stops if s)
+        self.ids: list[int] = []
+        self.text, self.done = "", False
+        self._shown = 0
+
+    def add(self, token: int) -> str:
+        """The text that has become certain with this token."""
+        if self.done:
+            return ""
+        if token == self.tokenizer.doc_id:
+            return self.finish()
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        cuts = [text.find(stop) for stop in self.stops if stop in text]
+        if cuts:
+            self.done = True
+            return self._show(text[: min(cuts)])
+        return self._show(text[: len(text) - self._open(text)])
+
+    def finish(self) -> str:
+        """No more tokens come: everything is certain."""
+        if self.done:
+            return ""
+        self.done = True
+        return self._show(self.tokenizer.decode(self.ids))
+
+    def _open(self, text: str) -> int:
+        """Trailing characters that the next token may still change: an unfinished character, a begun stop string."""
+        broken = len(text) - len(text.rstrip("\ufffd"))
+        held = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        return max(broken, held)
+
+    def _show(self, text: str) -> str:
+        piece, self._shown, self.text = text[self._shown :], len(text), text
+        return piece
+
+
+def saved_tokenizer(model: nn.Module) -> Any:
+    """The tokenizer that was saved beside a loaded model."""
+    folder = cast(Path | None, getattr(model, "folder", None))
+    if folder is None or not (folder / "tokenizer").is_dir():
+        raise ConfigError("this model was loaded without a tokenizer; pass tokenizer=..., or ids (B,T) in place of text")
+    from orrery.data.tokenizers import load_tokenizer
+
+    return load_tokenizer(folder / "tokenizer")
