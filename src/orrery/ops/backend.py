@@ -42,9 +42,7 @@ def installed(backend: str) -> bool:
     return backend == "torch" or importlib.util.find_spec(backend) is not None
 
 
-def choose(
-    requested: str | None, tensor: Tensor, *, op: str, offered: Sequence[str] = ("numba", "torch")
-) -> str:
+def choose(requested: str | None, tensor: Tensor, *, op: str, offered: Sequence[str] = ("numba", "torch")) -> str:
     """The backend that runs operation `op` on tensors like `tensor`, by the rule of this file.
 
     Args:
