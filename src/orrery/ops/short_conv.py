@@ -38,6 +38,8 @@ def short_conv(
     taps = weight.shape[1]
     if inputs is None:
         inputs = x.new_zeros(batch, taps - 1, channels)
+    weight = weight.to(x.dtype)  # autocast hands over 16-bit inputs beside float32 weights
+    bias = None if bias is None else bias.to(x.dtype)
     if taps == 1:
         y = x * weight[:, 0]
         return (y if bias is None else y + bias), inputs

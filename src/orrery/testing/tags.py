@@ -1,0 +1,60 @@
+"""Which tag disables which check, and why. The only such place; `benchmarks/PARITY.md` counts what it switches off."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+KNOWN_TAGS = {
+    "causal": "y_t depends on x_1 .. x_t only",
+    "bidirectional": "y_t may depend on the whole sequence; no state is carried",
+    "recurrent": "the state has a constant size",
+    "cache": "the state grows with the tokens seen",
+    "parallel": "a form exists that is parallel over time",
+    "sequential": "the recurrence must be computed token by token",
+    "positions": "uses positions",
+    "stochastic": "draws random numbers in its forward pass",
+    "frozen": "some parameters are drawn once and not trained",
+    "data-order": "the result depends on what else is in the batch",
+}
+
+_NO_STATE = "carries no state"
+_RANDOM = "draws differ where shapes differ"
+
+DISABLED: dict[str, dict[str, str]] = {
+    "bidirectional": {
+        "split": _NO_STATE,
+        "steps": _NO_STATE,
+        "state_twice": _NO_STATE,
+        "state_select": _NO_STATE,
+        "donated": _NO_STATE,
+        "lengths": "a longer sequence changes every output",
+        "causality": "sees the future by design",
+        "nan_future": "sees the future by design",
+    },
+    "parallel": {
+        "nan_future": "a product with a masked zero carries NaN; `causality` shows the same by gradient and by value"
+    },
+    "stochastic": {
+        "split": _RANDOM,
+        "steps": _RANDOM,
+        "lengths": _RANDOM,
+        "padding": _RANDOM,
+        "packing": _RANDOM,
+        "batch": _RANDOM,
+        "state_select": _RANDOM,
+        "donated": _RANDOM,
+        "compile": _RANDOM,
+        "oracle": _RANDOM,
+    },
+    "frozen": {"every_parameter": "some parameters are not trained by design"},
+    "data-order": {"batch": "the batch is part of the function by design"},
+}
+
+
+def disabled(check: str, tags: Collection[str]) -> str:
+    """Why `check` does not apply to something with these tags; empty when it applies."""
+    for tag in sorted(tags):
+        reason = DISABLED.get(tag, {}).get(check)
+        if reason:
+            return f"'{tag}': {reason}"
+    return ""
