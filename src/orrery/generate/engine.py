@@ -140,7 +140,13 @@ def _read(model: Any, tokens: Tensor, segments: Tensor | None, state: Any, ctx: 
 
 
 def _steps(
-    model: nn.Module, tokens: Tensor, segments: Tensor | None, count: int, sampling: Sampling, draws: torch.Generator | None, use_state: bool
+    model: nn.Module,
+    tokens: Tensor,
+    segments: Tensor | None,
+    count: int,
+    sampling: Sampling,
+    draws: torch.Generator | None,
+    use_state: bool,
 ) -> Iterator[Tensor]:
     if segments is not None and bool((segments >= 0).all()):
         segments = None
