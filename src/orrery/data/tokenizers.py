@@ -1,0 +1,481 @@
+"""Tokenizers: text to ids and back, each with one id more than text can produce, the document id.
+
+    bytes            UTF-8 bytes 0..255, document id 256
+    chars, chars:N   the characters of the training text (the N-2 most frequent), then unknown, then the document id
+    bpe:N            byte-pair encoding over bytes, trained here to N ids (default 8192), document id N-1
+    unigram:N        a unigram language model over bytes, trained here (default 8192), document id N-1
+    PATH             a `tokenizer.json` of the `tokenizers` library, or a folder that holds one or a saved tokenizer
+
+Text never produces the document id: markup such as `<|endoftext|>` in a text is encoded as the characters it is made of.
+All but `chars` (for characters it has not seen) and some loaded files give every text back unchanged; `lossless` says so.
+
+Papers: byte-pair encoding 1508.07909; unigram 1804.10959; byte-level vocabularies as in GPT-2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orrery.core.config import config_hash
+from orrery.core.errors import CorruptionError, DataError
+from orrery.core.files import read_json, write_json, write_text
+from orrery.core.registry import register
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DESCRIPTION = "orrery-tokenizer.json"
+LIBRARY_FILE = "tokenizer.json"
+FORMAT = 1
+LARGEST = 1 << 20  # ids
+DEFAULT = 8192
+_UNKNOWN = "\ufffd"
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|end|>", "[SEP]")
+_SAMPLE = "  The  quick\n\n\tbrown — fox: ÀÉ ß 漢字 \U0001f389 \x00 1234567 İi ﬁ e\u0301\r\n"
+
+
+class Tokenizer(ABC):
+    """Text to ids and back."""
+
+    name: str
+    vocab_size: int  # ids are 0 .. vocab_size - 1
+    doc_id: int  # starts every document of a token stream; never produced by text
+    lossless: bool = True  # decode(encode(text)) == text for every text
+    unknown_id: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, (n,), in the smallest unsigned type that holds the vocabulary."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """:meth:`encode` of several texts."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. Document ids give nothing; bytes that are no UTF-8 and ids out of range give U+FFFD."""
+        stream = self.stream()
+        return stream.push(ids) + stream.finish()
+
+    @abstractmethod
+    def stream(self) -> Stream:
+        """A decoder for ids that arrive one by one."""
+
+    @abstractmethod
+    def _content(self) -> dict[str, Any]:
+        """Everything that decides what the tokenizer does, as JSON."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned integer type that holds every id, little-endian."""
+        import numpy as np
+
+        return np.dtype("u1" if self.vocab_size <= 256 else "<u2" if self.vocab_size <= 65536 else "<u4")
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits; equal hashes encode every text equally."""
+        canonical = json.dumps(self._content(), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `orrery-tokenizer.json` (and the library's `tokenizer.json` where there is one) into a folder."""
+        content = self._content()
+        if (library := content.pop("library", None)) is not None:
+            write_text(Path(folder) / LIBRARY_FILE, library)
+        described = {"format": FORMAT, "name": self.name, "hash": self.hash, **content}
+        write_json(Path(folder) / DESCRIPTION, {**described, "check": config_hash(described)})
+
+    def __repr__(self) -> str:
+        return f"<tokenizer {self.name}: {self.vocab_size} ids, {self.hash}>"
+
+
+class Stream(ABC):
+    """Decodes ids as they come: text is handed out as soon as later ids cannot change it."""
+
+    @abstractmethod
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that the next ids complete; the start of an unfinished character is kept back."""
+
+    @abstractmethod
+    def finish(self) -> str:
+        """What was kept back: an unfinished character is U+FFFD."""
+
+
+class _ByteStream(Stream):
+    """For tokenizers whose ids are byte strings; ids without one (the document id) are None or out of range."""
+
+    def __init__(self, table: Sequence[bytes], silent: int) -> None:
+        import codecs
+
+        self._table, self._silent = table, silent
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        data = bytearray()
+        for token in ids:
+            if 0 <= token < len(self._table):
+                data += self._table[token]
+            elif token != self._silent:
+                data += _UNKNOWN.encode()
+        return self._decoder.decode(bytes(data))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes. Lone surrogates, which UTF-8 cannot hold, become `?`."""
+
+    name, vocab_size, doc_id = "bytes", 257, 256
+
+    @classmethod
+    def build(cls, argument: str, texts: Iterable[str]) -> ByteTokenizer:
+        """`bytes` takes no argument and looks at no text."""
+        if argument:
+            raise DataError(f"the tokenizer 'bytes' takes no size, but ':{argument}' was given")
+        return cls()
+
+    def encode(self, text: str) -> np.ndarray:
+        """The bytes of the text, (n,)."""
+        import numpy as np
+
+        return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(self.dtype)
+
+    def stream(self) -> Stream:
+        """A decoder for ids that arrive one by one."""
+        return _ByteStream([bytes([value]) for value in range(256)], self.doc_id)
+
+    def _content(self) -> dict[str, Any]:
+        return {"kind": "bytes"}
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character. Characters that are not in the alphabet become one unknown id and are lost."""
+
+    lossless = False
+
+    def __init__(self, alphabet: str, name: str = "chars") -> None:
+        import numpy as np
+
+        self.name, self.alphabet = name, alphabet
+        self.unknown_id, self.doc_id, self.vocab_size = len(alphabet), len(alphabet) + 1, len(alphabet) + 2
+        self._table = np.full(0x110000, self.unknown_id, dtype=self.dtype)
+        self._table[_codepoints(alphabet)] = np.arange(len(alphabet))
+
+    @classmethod
+    def build(cls, argument: str, texts: Iterable[str]) -> CharTokenizer:
+        """The alphabet of `texts`, in the order of Unicode; with an argument N its N-2 most frequent characters."""
+        import numpy as np
+
+        limit = _size(argument, "chars", least=3) - 2 if argument else LARGEST
+        counts = np.zeros(0x110000, dtype=np.int64)
+        for text in texts:
+            if len(text) > 100_000:
+                counts += np.bincount(_codepoints(text), minlength=0x110000)
+            else:
+                found, times = np.unique(_codepoints(text), return_counts=True)
+                counts[found] += times
+        frequent = np.argsort(-counts, kind="stable")[: min(limit, int((counts > 0).sum()))]
+        return cls("".join(map(chr, sorted(frequent.tolist()))), f"chars:{argument}" if argument else "chars")
+
+    def encode(self, text: str) -> np.ndarray:
+        """One id per character, (n,)."""
+        return self._table[_codepoints(text)]
+
+    def stream(self) -> Stream:
+        """A decoder for ids that arrive one by one."""
+        return _ByteStream([char.encode() for char in self.alphabet], self.doc_id)
+
+    def _content(self) -> dict[str, Any]:
+        return {"kind": "chars", "alphabet": self.alphabet}
+
+
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library, from its JSON text.
+
+    Args:
+        library: the JSON text.
+        doc_id: id of the document mark; None: the file's own special end mark, or else one id behind the last.
+    """
+
+    def __init__(self, library: str, name: str, doc_id: int | None = None) -> None:
+        import tokenizers
+
+        try:
+            self._inner = tokenizers.Tokenizer.from_str(library)
+        except Exception as error:  # the library raises bare Exception for anything it cannot parse
+            raise DataError(f"'{name}' is not a tokenizer of the tokenizers library: {str(error)[:200]}") from error
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        self._inner.encode_special_tokens = True  # a text that spells a mark is text, never the mark
+        self._library = self._inner.to_str()
+        self.name = name
+        size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
+        if not 0 < size <= LARGEST:
+            raise DataError(f"'{name}' has {size} ids; between 1 and {LARGEST} are supported")
+        self.doc_id = doc_id if doc_id is not None else _end_mark(self._inner, size)
+        self.vocab_size = max(size, self.doc_id + 1)
+        self._bytes = _byte_table(json.loads(self._library), self.vocab_size)
+        whole = self._bytes is not None and {bytes([value]) for value in range(256)} <= set(self._bytes)
+        self.lossless = whole and self.decode(self.encode(_SAMPLE)) == _SAMPLE
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, (n,)."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of several texts, on all cores."""
+        import numpy as np
+
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        batch = self._inner.encode_batch_fast(clean, add_special_tokens=False)
+        return [np.asarray(one.ids, dtype=self.dtype) for one in batch]
+
+    def stream(self) -> Stream:
+        """A decoder for ids that arrive one by one."""
+        return (
+            _ByteStream(self._bytes, self.doc_id)
+            if self._bytes is not None
+            else _LibraryStream(self._inner, self.doc_id, self.vocab_size)
+        )
+
+    def _content(self) -> dict[str, Any]:
+        return {"kind": "library", "doc_id": self.doc_id, "library": self._library}
+
+
+class _LibraryStream(Stream):
+    """For decoders that look at neighbours: what two decodings, with and without the newest ids, agree upon is final."""
+
+    def __init__(self, inner: Any, doc_id: int, size: int) -> None:
+        self._inner, self._doc_id, self._size = inner, doc_id, size
+        self._ids: list[int] = []
+        self._shown = 0  # ids whose text was handed out
+        self._start = 0  # ids before this one no longer matter for the text to come
+
+    def push(self, ids: Iterable[int]) -> str:
+        text = ""
+        for token in ids:
+            if token == self._doc_id:
+                text += self.finish()
+            elif 0 <= token < self._size:
+                self._ids.append(token)
+                text += self._advance()
+            else:
+                text += self.finish() + _UNKNOWN
+        return text
+
+    def _advance(self, final: bool = False) -> str:
+        before = self._inner.decode(self._ids[self._start : self._shown], skip_special_tokens=False)
+        after = self._inner.decode(self._ids[self._start :], skip_special_tokens=False)
+        if len(after) <= len(before) or (after.endswith(_UNKNOWN) and not final):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return after[len(before) :]
+
+    def finish(self) -> str:
+        text = self._advance(final=True)
+        self._ids, self._shown, self._start = [], 0, 0
+        return text
+
+
+class BPETokenizer(LibraryTokenizer):
+    """Byte-pair encoding over bytes, trained here (1508.07909): merge the most frequent neighbours until N ids."""
+
+    @classmethod
+    def build(cls, argument: str, texts: Iterable[str]) -> BPETokenizer:
+        """Train to `argument` ids (default 8192), the document id included; fewer when the text has no more merges."""
+        from tokenizers import models, trainers
+
+        size = _size(argument or str(DEFAULT), "bpe", least=257)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size - 1, initial_alphabet=sorted(_alphabet().values()), show_progress=False
+        )
+        inner = _train(models.BPE(), trainer, texts)
+        return cls(inner.to_str(), f"bpe:{size}", inner.get_vocab_size())
+
+
+class UnigramTokenizer(LibraryTokenizer):
+    """A unigram language model over bytes, trained here (1804.10959): of all segmentations the most probable."""
+
+    @classmethod
+    def build(cls, argument: str, texts: Iterable[str]) -> UnigramTokenizer:
+        """Train to `argument` ids (default 8192), the document id included."""
+        from tokenizers import models, trainers
+
+        size = _size(argument or str(DEFAULT), "unigram", least=258)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=size - 1, initial_alphabet=sorted(_alphabet().values()), show_progress=False
+        )
+        library = json.loads(_train(models.Unigram(), trainer, texts).to_str())
+        library["model"]["vocab"] = _settled(library["model"]["vocab"])
+        return cls(json.dumps(library, ensure_ascii=False), f"unigram:{size}", len(library["model"]["vocab"]))
+
+
+def _settled(vocab: list[list[Any]]) -> list[list[Any]]:
+    """Unigram pieces with scores that do not depend on the trainer's summation order, which changes from run to run.
+
+    Scores keep three decimals (the noise is 1e-10) and equal ones are ordered by piece. Bytes that the trainer adds at
+    the end for completeness get scores below all others in an arbitrary order; they get them in the order of bytes.
+    """
+    floor = min((score for piece, score in vocab if len(piece) > 1), default=0.0)
+    learned = [[piece, round(score, 3)] for piece, score in vocab if score >= floor or len(piece) > 1]
+    added = sorted(piece for piece, score in vocab if score < floor and len(piece) == 1)
+    learned.sort(key=lambda entry: (-entry[1], entry[0]))
+    return learned + [[piece, round(floor, 3) - 1 - 0.001 * rank] for rank, piece in enumerate(added)]
+
+
+def _train(model: Any, trainer: Any, texts: Iterable[str]) -> Any:
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, pre_tokenizers
+
+    inner = Inner(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator(texts, trainer)
+    return inner
+
+
+def _alphabet() -> dict[int, str]:
+    """Byte -> the printable character that stands for it in byte-level vocabularies (GPT-2's table).
+
+    Bytes that are printable in Latin-1 stand for themselves; the others take the characters from U+0100 on, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    return {value: chr(value) for value in printable} | {value: chr(0x100 + rank) for rank, value in enumerate(others)}
+
+
+def _byte_table(library: dict[str, Any], size: int) -> list[bytes] | None:
+    """The bytes of every id of a byte-level tokenizer; None when its decoder is of another sort."""
+    if (library.get("decoder") or {}).get("type") != "ByteLevel":
+        return None
+    back = {char: value for value, char in _alphabet().items()}
+    vocab = library["model"]["vocab"]
+    pairs = (
+        enumerate(entry[0] for entry in vocab)
+        if isinstance(vocab, list)
+        else ((token, piece) for piece, token in vocab.items())
+    )
+    table = [b""] * size
+    for token, piece in pairs:
+        if all(char in back for char in piece):
+            table[token] = bytes(back[char] for char in piece)
+        else:
+            table[token] = piece.encode()
+    for added in library.get("added_tokens", []):
+        table[added["id"]] = b"" if added["special"] else added["content"].encode()
+    return table
+
+
+def _end_mark(inner: Any, size: int) -> int:
+    """The file's special end-of-text mark; else a fresh id. A mark that is not special could be produced by text."""
+    special = {token.content: number for number, token in inner.get_added_tokens_decoder().items() if token.special}
+    return next((special[mark] for mark in _ENDS if mark in special), size)
+
+
+def _size(argument: str, kind: str, least: int) -> int:
+    if not argument.isdecimal() or not least <= int(argument) <= LARGEST:
+        raise DataError(
+            f"'{kind}:{argument}': the size of the vocabulary must be a whole number from {least} to {LARGEST}"
+        )
+    return int(argument)
+
+
+def _codepoints(text: str) -> np.ndarray:
+    import numpy as np
+
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """A tokenizer that :meth:`Tokenizer.save` wrote.
+
+    Raises:
+        StorageError: when there is none.
+        CorruptionError: when it does not match its hash.
+    """
+    path = Path(folder) / DESCRIPTION
+    stored = read_json(path)
+    try:
+        if stored.pop("check") != config_hash(stored):
+            raise CorruptionError(f"'{path}' is damaged: its content does not match its checksum")
+        if stored["format"] != FORMAT:
+            raise CorruptionError(f"'{path}' is of format {stored['format']}; this version reads format {FORMAT}")
+        tokenizer = _rebuild(stored, Path(folder))
+        wanted = stored["hash"]
+    except (KeyError, TypeError, AttributeError, DataError) as error:
+        raise CorruptionError(f"'{path}' is damaged: {error}") from error
+    if tokenizer.hash != wanted:
+        raise CorruptionError(f"the tokenizer in '{folder}' is damaged: its hash is {tokenizer.hash}, not {wanted}")
+    return tokenizer
+
+
+def _rebuild(stored: dict[str, Any], folder: Path) -> Tokenizer:
+    if stored["kind"] == "bytes":
+        return ByteTokenizer()
+    if stored["kind"] == "chars":
+        return CharTokenizer(stored["alphabet"], stored["name"])
+    if stored["kind"] != "library":
+        raise CorruptionError(f"'{folder / DESCRIPTION}' is damaged: unknown kind '{stored['kind']}'")
+    return LibraryTokenizer(_library_text(folder / LIBRARY_FILE), stored["name"], stored["doc_id"])
+
+
+def _library_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is not UTF-8 text (byte {error.start})") from error
+
+
+def open_tokenizer_file(path: Path) -> Tokenizer:
+    """A `tokenizer.json`, or a folder with one or with a saved tokenizer.
+
+    Raises:
+        DataError: when it is no tokenizer.
+    """
+    if path.is_dir():
+        if (path / DESCRIPTION).is_file():
+            return load_tokenizer(path)
+        path = path / LIBRARY_FILE
+    return LibraryTokenizer(_library_text(path), str(path))
+
+
+def parse_spec(spec: str) -> tuple[str, str]:
+    """Kind and argument of a spec: `"bpe:8192"` gives `("bpe", "8192")`."""
+    kind, _, argument = spec.partition(":")
+    return kind, argument
+
+
+def iter_decoded(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """The text of ids that arrive one by one, as it becomes final."""
+    stream = tokenizer.stream()
+    for token in ids:
+        if text := stream.push([token]):
+            yield text
+    if text := stream.finish():
+        yield text
+
+
+register("bytes", tokenizer="ByteTokenizer", summary="UTF-8 bytes; 257 ids, nothing to train, nothing unknown")
+register("chars", tokenizer="CharTokenizer", summary="characters of the training text; unseen ones are lost")
+register(
+    "bpe",
+    tokenizer="BPETokenizer",
+    summary="byte-pair encoding over bytes, trained here: bpe:8192",
+    paper="1508.07909",
+    year=2015,
+)
+register(
+    "unigram",
+    tokenizer="UnigramTokenizer",
+    summary="unigram language model over bytes, trained here: unigram:8192",
+    paper="1804.10959",
+    year=2018,
+)
