@@ -8,7 +8,8 @@ fades, is asked what it holds under key k_t, and the error is written back with 
     ``S_t  = S'_t + k_t u_t^T``                          ``= exp(g_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T``
     ``y_t  = scale S_t^T q_t``
 
-so the token reads the state that already holds its own correction. Stable for ``beta |k|^2`` in [0, 2].
+so the token reads the state that already holds its own correction. Stable for ``beta |k|^2`` in [0, 2]. With `l2_eps`,
+q and k are first divided by their norms, ``k <- k / sqrt(|k|^2 + eps)``: inside the chunks, where they are in the cache.
 
 Chunked form (WY representation, 2406.06484 section 3). Inside a chunk that starts at state S, with ``G_i`` the sum of g over the
 chunk up to i, ``D_ij = exp(G_i - G_j)`` for j <= i, ``N = D * K K^T`` below the diagonal, ``A = scale D * Q K^T``:
@@ -26,7 +27,8 @@ Gradients, by hand. With ``P`` the gradient of the right-hand side V - diag(e^G)
     ``dS = scale (diag(e^G) Q)^T dY + e^{G_C} dS_+ - (diag(beta e^G) K)^T P``
 
 and everything else is local to a chunk. The decay needs no matrices of its own: scaling the state at i and undoing it at
-the end of the chunk changes nothing, so ``dg_i = sum_{j >= i} (y_j dy_j - v_j dv_j) + <S_+, dS_+>`` over the chunk.
+the end of the chunk changes nothing, so ``dg_i = sum_{j >= i} (y_j dy_j - v_j dv_j) + <S_+, dS_+>`` over the chunk, or up
+to the next document start in it.
 
 Forms: :func:`delta_rule_reference` (the equation as a loop), :func:`delta_rule_chunked`, :func:`delta_rule_step` (one token);
 :func:`delta_rule` chooses. Decays are exact from e^g = 0 (g = -inf, which a document start uses) to 1 - 1e-7: their sums
@@ -67,6 +69,8 @@ def delta_rule(
     scale: float | None = None,
     chunk: int | None = None,
     backend: str | None = None,
+    *,
+    l2_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The (gated) delta rule over a sequence. For padding pass beta = 0 and g_log = 0: the state stays as it is.
 
@@ -80,6 +84,7 @@ def delta_rule(
         scale: factor on y; None is 1.
         chunk: chunk length of the chunked form; None is :data:`CHUNK`, or less for short inputs.
         backend: `torch`, or None to let :mod:`orrery.ops.backend` choose.
+        l2_eps: normalise q and k over K with this constant under the root; None: take them as they are.
 
     Returns:
         y (B,T,H,V) in v's type, and S after the last token (B,H,K,V) in float32 (float64 for float64 inputs).
@@ -91,8 +96,8 @@ def delta_rule(
     choose(backend, k, op="delta_rule", offered=("torch",))
     scale = 1.0 if scale is None else scale
     if k.shape[1] == 1:
-        return delta_rule_step(q, k, v, beta, g_log, state, starts, scale)
-    return delta_rule_chunked(q, k, v, beta, g_log, state, starts, scale, chunk)
+        return delta_rule_step(q, k, v, beta, g_log, state, starts, scale, l2_eps=l2_eps)
+    return delta_rule_chunked(q, k, v, beta, g_log, state, starts, scale, chunk, l2_eps=l2_eps)
 
 
 def delta_rule_reference(
@@ -104,8 +109,11 @@ def delta_rule_reference(
     state: Tensor | None = None,
     starts: Tensor | None = None,
     scale: float = 1.0,
+    *,
+    l2_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The equation, token by token, in the inputs' type. Shapes as in :func:`delta_rule`; gradients are autograd's."""
+    q, k = _normalised(q, l2_eps), _normalised(k, l2_eps)
     s = k.new_zeros(k.shape[0], *k.shape[2:], v.shape[-1]) if state is None else state
     out = []
     for t in range(k.shape[1]):
@@ -128,6 +136,8 @@ def delta_rule_step(
     state: Tensor | None = None,
     starts: Tensor | None = None,
     scale: float = 1.0,
+    *,
+    l2_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token, in few calls: shapes as in :func:`delta_rule` with T = 1."""
     batch, _, heads, key = k.shape
@@ -137,10 +147,10 @@ def delta_rule_step(
         s = s * g_log.to(kind).exp().view(rows, 1, 1)
     if starts is not None:
         s = s.masked_fill(starts.expand(batch, heads).reshape(rows, 1, 1), 0.0)
-    k = k.to(kind).reshape(rows, 1, key)
+    q, k = (_normalised(x.to(kind).reshape(rows, 1, key), l2_eps) for x in (q, k))
     error = torch.baddbmm(v.to(kind).reshape(rows, 1, value), k, s, alpha=-1)
     s = torch.baddbmm(s, k.transpose(1, 2), error * beta.to(kind).reshape(rows, 1, 1))
-    y = torch.bmm(q.to(kind).reshape(rows, 1, key), s)
+    y = torch.bmm(q, s)
     y = y if scale == 1.0 else y * scale
     return y.view(batch, 1, heads, value).to(v.dtype), s.view(batch, heads, key, value)
 
@@ -155,6 +165,8 @@ def delta_rule_chunked(
     starts: Tensor | None = None,
     scale: float = 1.0,
     chunk: int | None = None,
+    *,
+    l2_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Matrix products over chunks of tokens, in float32 (float64 for float64 inputs). Shapes as in :func:`delta_rule`."""
     kind = _kind(v)
@@ -165,11 +177,25 @@ def delta_rule_chunked(
         pieces = -(-k.shape[1] // CHUNK)
         chunk = -(-k.shape[1] // pieces)  # equal pieces: 65 tokens are three times 22, not 96 less 31 of padding
     state = None if state is None else state.to(kind)
-    return _ChunkedDeltaRule.apply(q, k, v, beta, g_log, state, scale, chunk)
+    return _ChunkedDeltaRule.apply(q, k, v, beta, g_log, state, _Options(scale, chunk, l2_eps, starts is not None))
 
 
 def _kind(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _normalised(x: Tensor, eps: float | None) -> Tensor:
+    """Rows of x (...,K) divided by sqrt(|x|^2 + eps)."""
+    return x if eps is None else x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+class _Options(NamedTuple):
+    """What is not a tensor. resets: some gates are document starts."""
+
+    scale: float
+    chunk: int
+    l2_eps: float | None
+    resets: bool
 
 
 def _check(
@@ -239,6 +265,8 @@ class _Kept(NamedTuple):
     since: Tensor | None  # e^G (M,C)
     until: Tensor | None  # e^{G_C - G} (M,C)
     whole: Tensor | None  # e^{G_C} (M,1)
+    q_size: Tensor | None  # 1 / sqrt(|q|^2 + eps) (M,C,1), None where q and k are taken as they are
+    k_size: Tensor | None
 
 
 def _decays(g_log: Tensor | None, at: tuple[slice, slice], chunk: int, kind: torch.dtype) -> tuple[Tensor | None, ...]:
@@ -269,13 +297,29 @@ def _past(x: Tensor, fade: Tensor | None, diagonal: bool) -> Tensor:
     return x
 
 
+def _unit(x: Tensor, eps: float | None) -> Tensor | None:
+    """Normalises the rows of x (M,C,K) in place; returns their factors (M,C,1)."""
+    if eps is None:
+        return None
+    size = x.square().sum(-1, keepdim=True).add_(eps).rsqrt_()
+    x.mul_(size)
+    return size
+
+
 def _forward_section(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decays: tuple[Tensor | None, ...], state: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decays: tuple[Tensor | None, ...],
+    state: Tensor,
+    options: _Options,
 ) -> tuple[Tensor, _Kept]:
-    """q, k (M,C,K), v (M,C,V), beta (M,C), state (G,K,V) -> Y (M,C,V) and what the backward pass needs."""
-    fade, since, until, whole = decays
+    """Y (M,C,V) and what the backward pass needs, from q, k (M,C,K), v (M,C,V), beta (M,C), state (G,K,V)."""
+    (fade, since, until, whole), scale = decays, options.scale
     (matrices, chunk, _), (rows, key, value) = k.shape, state.shape
     steps = matrices // rows
+    sizes = _unit(q, options.l2_eps), _unit(k, options.l2_eps)
     kt = k.transpose(1, 2)
     overlap = _past(torch.bmm(k, kt), fade, diagonal=False)
     scores = _past(torch.baddbmm(overlap, q, kt, beta=0, alpha=scale), fade, diagonal=True)
@@ -296,33 +340,31 @@ def _forward_section(
     y = torch.bmm(q, states[:steps].flatten(0, 1))
     y.mul_(scale) if since is None else y.mul_((since * scale)[:, :, None])
     y.baddbmm_(scores, correction)
-    return y, _Kept(states, correction, inverse, scores, overlap, fade, since, until, whole)
+    return y, _Kept(states, correction, inverse, scores, overlap, fade, since, until, whole, *sizes)
 
 
 def _backward_section(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, dy: Tensor, dstate: Tensor, kept: _Kept, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    dy: Tensor,
+    dstate: Tensor,
+    kept: _Kept,
+    scale: float,
+    documents: Tensor | None,
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of q, k, v, beta and, with decay, g_log (as chunks), and of the state before the section (G,K,V)."""
-    fade, since, until, whole = kept.fade, kept.since, kept.until, kept.whole
-    (steps, rows, key, value), chunk = (kept.states.shape[0] - 1, *kept.states.shape[1:]), k.shape[1]
-    before, after = kept.states[:-1].flatten(0, 1), kept.states[1:].flatten(0, 1)
-    flipped = kept.inverse.transpose(1, 2)
-    p = torch.bmm(flipped, torch.bmm(kept.scores.transpose(1, 2), dy))
-    reach = torch.bmm(flipped, _faded(k, until))
-    dy_read = dy * scale if since is None else dy * (since * scale)[:, :, None]
-    dstates = torch.empty_like(kept.states)
-    dstates[-1] = dstate
-    torch.bmm(q.transpose(1, 2), dy_read, out=dstates[:-1].view(-1, key, value))
+    fade, since, until = kept.fade, kept.since, kept.until
+    for x, size in ((q, kept.q_size), (k, kept.k_size)):
+        if size is not None:
+            x.mul_(size)
     strength = beta if since is None else beta * since
-    asks = (k * strength[:, :, None]).view(steps, rows, chunk, key).transpose(2, 3)
-    each, z = p.view(steps, rows, chunk, value), reach.view(steps, rows, chunk, key)
-    gates = None if whole is None else whole.view(steps, rows, 1, 1)
-    for n in range(steps - 1, -1, -1):
-        each[n].baddbmm_(z[n], dstates[n + 1])
-        dstates[n].add_(dstates[n + 1]) if gates is None else dstates[n].addcmul_(dstates[n + 1], gates[n])
-        dstates[n].baddbmm_(asks[n], each[n], alpha=-1)
+    dy_read = dy * scale if since is None else dy * (since * scale)[:, :, None]
+    p, dstates = _carry_back(q, k, strength, dy, dy_read, dstate, kept)
 
-    ut, later = kept.correction.transpose(1, 2), dstates[1:].flatten(0, 1)
+    before, after, later = kept.states[:-1].flatten(0, 1), kept.states[1:].flatten(0, 1), dstates[1:].flatten(0, 1)
+    ut = kept.correction.transpose(1, 2)
     dscores = _past(torch.baddbmm(kept.scores, dy, ut, beta=0, alpha=scale), fade, diagonal=True)
     doverlap = torch.bmm(p, ut)
     p_read = torch.bmm(p, before.transpose(1, 2))
@@ -337,10 +379,43 @@ def _backward_section(
     dk.addcmul_(p_read, strength[:, :, None], value=-1)
     dk.baddbmm_(dscores.transpose(1, 2), q).baddbmm_(doverlap + doverlap.transpose(1, 2), k)
     grads = [dq, dk, p.mul_(beta[:, :, None]), dbeta]
+    along = (dq * q).sum(-1)
     if fade is not None:
-        local = (dq * q).sum(-1) - beta * p_value
-        grads.append(local.flip(1).cumsum(1).flip(1) + (later * after).sum((1, 2))[:, None])
+        grads.append(_gate_gradient(along - beta * p_value, (later * after).sum((1, 2))[:, None], documents))
+    if kept.q_size is not None and kept.k_size is not None:
+        dq.addcmul_(q, along[:, :, None], value=-1).mul_(kept.q_size)
+        dk.addcmul_(k, (dk * k).sum(-1, keepdim=True), value=-1).mul_(kept.k_size)
     return grads, dstates[0]
+
+
+def _carry_back(
+    q: Tensor, k: Tensor, strength: Tensor, dy: Tensor, dy_read: Tensor, dstate: Tensor, kept: _Kept
+) -> tuple[Tensor, Tensor]:
+    """P (M,C,V) and the gradients of the states around the chunks (N+1,G,K,V): the transposed system, chunk by chunk."""
+    (steps, rows, key, value), chunk = (len(kept.states) - 1, *kept.states.shape[1:]), k.shape[1]
+    flipped = kept.inverse.transpose(1, 2)
+    p = torch.bmm(flipped, torch.bmm(kept.scores.transpose(1, 2), dy))
+    reach = torch.bmm(flipped, _faded(k, kept.until))
+    dstates = torch.empty_like(kept.states)
+    dstates[-1] = dstate
+    torch.bmm(q.transpose(1, 2), dy_read, out=dstates[:-1].view(-1, key, value))
+    asks = (k * strength[:, :, None]).view(steps, rows, chunk, key).transpose(2, 3)
+    each, z = p.view(steps, rows, chunk, value), reach.view(steps, rows, chunk, key)
+    gates = None if kept.whole is None else kept.whole.view(steps, rows, 1, 1)
+    for n in range(steps - 1, -1, -1):
+        each[n].baddbmm_(z[n], dstates[n + 1])
+        dstates[n].add_(dstates[n + 1]) if gates is None else dstates[n].addcmul_(dstates[n + 1], gates[n])
+        dstates[n].baddbmm_(asks[n], each[n], alpha=-1)
+    return p, dstates
+
+
+def _gate_gradient(local: Tensor, end: Tensor, documents: Tensor | None) -> Tensor:
+    """Sums of `local` (M,C) from each token to the end of the chunk, plus `end` (M,1); not beyond its own document."""
+    if documents is None:
+        return local.flip(1).cumsum(1).flip(1) + end
+    same = (documents[:, :, None] == documents[:, None, :]).tril().to(local.dtype)
+    last = (documents == documents[:, -1:]).to(local.dtype)
+    return torch.bmm(local[:, None, :], same)[:, 0] + end * last
 
 
 class _ChunkedDeltaRule(torch.autograd.Function):
@@ -355,10 +430,9 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         beta: Tensor,
         g_log: Tensor | None,
         state: Tensor | None,
-        scale: float,
-        chunk: int,
+        options: _Options,
     ) -> tuple[Tensor, Tensor]:
-        kind, (batch, _, heads, key), value = _kind(v), k.shape, v.shape[-1]
+        kind, chunk, (batch, _, heads, key), value = _kind(v), options.chunk, k.shape, v.shape[-1]
         final = k.new_zeros(batch, heads, key, value, dtype=kind) if state is None else state.clone()
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
         kept: list[Tensor | None] = []
@@ -366,31 +440,32 @@ class _ChunkedDeltaRule(torch.autograd.Function):
             for at in _sections(k, v, chunk):
                 q_, k_, v_, beta_ = (_to_chunks(x, at, chunk, kind) for x in (q, k, v, beta))
                 decays = _decays(g_log, at, chunk, kind)
-                section, keep = _forward_section(q_, k_, v_, beta_, decays, final[at[0]].flatten(0, 1), scale)
+                section, keep = _forward_section(q_, k_, v_, beta_, decays, final[at[0]].flatten(0, 1), options)
                 _from_chunks(section, y, at)
                 final[at[0]] = keep.states[-1].view(-1, heads, key, value)
                 kept += keep
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(q, k, v, beta, g_log, *kept)
-        ctx.scale, ctx.chunk, ctx.has_state = scale, chunk, state is not None
+        ctx.options, ctx.has_state = options, state is not None
         return y, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, g_log, *kept = ctx.saved_tensors
-        kind, chunk = _kind(v), ctx.chunk
+        scale, chunk, _, resets = ctx.options
+        kind, width = _kind(v), len(_Kept._fields)
         inputs = (q, k, v, beta) if g_log is None else (q, k, v, beta, g_log)
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
         dstate = dfinal.clone()
-        width = len(_Kept._fields)
         with torch.autocast(k.device.type, enabled=False):
             for n, at in reversed(list(enumerate(_sections(k, v, chunk)))):
                 q_, k_, v_, beta_, dy_ = (_to_chunks(x, at, chunk, kind) for x in (q, k, v, beta, dy))
-                keep = _Kept(*kept[n * width : (n + 1) * width])
-                parts, first = _backward_section(q_, k_, v_, beta_, dy_, dstate[at[0]].flatten(0, 1), keep, ctx.scale)
-                for part, grad in zip(parts, grads, strict=False):
+                keep, end = _Kept(*kept[n * width : (n + 1) * width]), dstate[at[0]].flatten(0, 1)
+                documents = _to_chunks(g_log <= _RESET, at, chunk, torch.int64).cumsum(1) if resets else None
+                parts, first = _backward_section(q_, k_, v_, beta_, dy_, end, keep, scale, documents)
+                for part, grad in zip(parts, grads, strict=True):
                     _from_chunks(part, grad, at)
                 dstate[at[0]] = first.view(-1, *dstate.shape[1:])
         dg = None if g_log is None else grads[4].masked_fill_(g_log <= _RESET, 0.0)
-        return *grads[:4], dg, dstate if ctx.has_state else None, None, None
+        return *grads[:4], dg, dstate if ctx.has_state else None, None
