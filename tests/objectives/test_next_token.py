@@ -83,15 +83,16 @@ def test_padding_counts_for_nothing(head):
 
 def test_given_targets_and_z_loss():
     model, data = Tiny("linear"), batch()
-    targets = torch.full((3, 12), IGNORE)
+    targets = torch.full((3, 13), IGNORE)
     targets[:, 5] = 4
     data["targets"] = targets
     loss, metrics = orrery.create_objective("next-token", z_loss=0.1)(model, data)
-    out = model(data["tokens"][:, :-1])
+    out = model(data["tokens"])
     logits = out.logits[:, 5]
     plain = F.cross_entropy(logits, targets[:, 5])
     torch.testing.assert_close(metrics["loss"], plain.detach())
     z = 0.1 * logits.logsumexp(-1).square().mean()
+    assert float(metrics["tokens"]) == 3
     torch.testing.assert_close(loss, plain + z + 0.5 * out.hidden.square().mean())
 
 

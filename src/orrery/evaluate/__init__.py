@@ -1,0 +1,1 @@
+"""Evaluation: bits per byte, tasks, and the statistics of comparisons."""

@@ -46,8 +46,8 @@ class NextToken:
 
         Args:
             model: any frame; one that gives only logits will do.
-            batch: "tokens" (B,T+1) int64; "segments" (B,T+1) int64, -1 at padding, or absent; "targets" (B,T) int64
-                with -100 where nothing is asked, in place of the tokens shifted by one (recall tasks), or absent.
+            batch: "tokens" (B,T+1) int64, and "segments" (B,T+1) int64, -1 at padding, or absent. Or, for tasks that
+                say what to answer where: "tokens" (B,T) and "targets" (B,T), -100 where nothing is asked.
 
         Returns:
             The loss to minimise, and metrics: "loss" (nats per target, without additions), "tokens" (targets that
@@ -57,11 +57,17 @@ class NextToken:
             DataError: for a batch without two tokens in a row.
         """
         tokens, segments = batch["tokens"], batch.get("segments")
-        if tokens.dim() != 2 or tokens.shape[1] < 2:
+        if tokens.dim() != 2 or (tokens.shape[1] < 2 and "targets" not in batch):
             raise DataError(f"a batch of tokens needs the shape (batch, 2 or more), not {tuple(tokens.shape)}")
-        targets, sparse = _targets(tokens, segments, batch.get("targets"))
+        targets = batch.get("targets")
+        sparse = targets is not None or segments is not None
+        if targets is None:
+            tokens, targets = tokens[:, :-1], tokens[:, 1:]
+            if segments is not None:
+                targets = targets.masked_fill(segments[:, 1:] < 0, IGNORE)
+                segments = segments[:, :-1]
         aux = Aux()
-        out = model(tokens[:, :-1], ctx=Context(aux=aux), segments=None if segments is None else segments[:, :-1])
+        out = model(tokens, ctx=Context(aux=aux), segments=segments)
         result = score(model, out, targets, z_loss=self.config.z_loss, ignore_index=IGNORE if sparse else None)
         metrics: dict[str, Any] = {"loss": result.nats / result.weight.clamp(min=1), "tokens": result.weight}
         loss = result.loss
@@ -69,14 +75,6 @@ class NextToken:
             loss = loss + value
             metrics[f"aux/{name}"] = value.detach()
         return loss, metrics
-
-
-def _targets(tokens: Tensor, segments: Tensor | None, given: Tensor | None) -> tuple[Tensor, bool]:
-    """Targets (B,T), and whether some of them may be ignored."""
-    targets = tokens[:, 1:] if given is None else given
-    if segments is not None:
-        targets = targets.masked_fill(segments[:, 1:] < 0, IGNORE)
-    return targets, segments is not None or given is not None
 
 
 register("next-token", objective="NextToken", summary="predict the next token (cross-entropy)", tags=("causal",))
