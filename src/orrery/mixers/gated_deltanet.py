@@ -1,0 +1,225 @@
+"""Gated DeltaNet: a matrix memory corrected by the delta rule and cleared by a decay gate. DeltaNet is one setting of it.
+
+Paper: Gated Delta Networks: Improving Mamba2 with Delta Rule (arXiv 2412.06464); DeltaNet (arXiv 2406.06484); beta up to 2,
+    for negative eigenvalues of the state's transition, 2411.12537.
+
+Equation: q, k, v = silu(conv(W x)), split;  q, k divided by their norms;  beta = sigmoid(W_b x);
+    g = -exp(A_log) softplus(W_a x + dt_bias);  and per head
+    S_t = exp(g_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T;  o_t = S_t^T q_t / sqrt(K);
+    y = W_o [ RMSNorm(o_1) * silu(z_1) .. RMSNorm(o_H) * silu(z_H) ],  z = W_z x
+
+Shapes: B batch, T time, D width, H heads, K key dimension of a head, V value dimension of a head, E = H (2 K + V) convolved.
+
+Cost: train and prefill 2 D H (2 K + 3 V) + 7 H K V a token (in chunks, as matrix products); decode the same, independent of
+    T; state H K V + 3 E numbers. With the paper's H K = 3/4 D, V = 2 K: 6 D^2 parameters.
+
+Differs from the paper: W_b has no bias (as in fla and Qwen3-Next; the authors' training code has one); A is drawn from
+    (0.0001, 16) instead of (0, 16), whose logarithm may be infinite; one convolution over q, k, v side by side, which is
+    the same as three.
+
+Oracle: tests/oracles/gated_deltanet.py (float64 loops); transformers' Qwen3NextGatedDeltaNet with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orrery.core.config import require
+from orrery.core.registry import register
+from orrery.nn.architecture import Architecture
+from orrery.nn.block import BlockConfig
+from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.conv import ShortConv
+from orrery.nn.norms import RMSNorm
+from orrery.nn.state import state
+from orrery.nn.timeline import fresh_clock
+from orrery.ops.delta_rule import delta_rule
+
+_L2_EPS = 1e-6  # under the root of |q|^2 + eps, as fla and transformers have it
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDeltaNetConfig(PartConfig):
+    """heads None: key_ratio * width / head_dim, rounded. head_dim: K; V is expand_v times it. conv: taps of the convolution.
+    decay, gate: with the decay g, with the output gate z (DeltaNet has neither). negative: beta in (0, 2) instead of (0, 1)."""
+
+    heads: int | None = None
+    head_dim: int = 128
+    key_ratio: float = 0.75
+    expand_v: float = 2.0
+    conv: int = 4
+    decay: bool = True
+    gate: bool = True
+    negative: bool = False
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(self.head_dim > 0, f"head_dim must be positive, not {self.head_dim}")
+        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        require(self.conv >= 1, f"conv must be 1 tap or more, not {self.conv}")
+        value = self.expand_v * self.head_dim
+        require(
+            value >= 1 and value == int(value),
+            f"expand_v {self.expand_v} times head_dim {self.head_dim} must be a whole number",
+        )
+
+
+@state
+class GatedDeltaNetState(NamedTuple):
+    """conv: the last inputs of the convolution (B,conv-1,E); memory: S (B,H,K,V), float32; clock: (B,2)."""
+
+    conv: Tensor
+    memory: Tensor
+    clock: Tensor
+
+
+class GatedDeltaNet(Mixer):
+    """The gated delta rule over heads, with its convolution and output gate."""
+
+    Config = GatedDeltaNetConfig
+    State = GatedDeltaNetState
+    config: GatedDeltaNetConfig
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"head_dim": 8},
+        {"heads": 2, "head_dim": 6, "expand_v": 1.5, "negative": True, "conv": 3},
+        {"head_dim": 8, "expand_v": 1.0, "key_ratio": 1.0, "decay": False, "gate": False},
+    )
+
+    def __init__(self, config: GatedDeltaNetConfig, place: Place) -> None:
+        super().__init__(config, place)
+        self.key = config.head_dim
+        self.value = int(config.expand_v * config.head_dim)
+        self.heads = config.heads or max(1, round(config.key_ratio * place.width / config.head_dim))
+        self.convolved = self.heads * (2 * self.key + self.value)
+        inner = self.heads * self.value
+        self._parts = [self.convolved, inner if config.gate else 0, self.heads, self.heads if config.decay else 0]
+        self.inputs = nn.Linear(place.width, sum(self._parts), bias=False)  # of q, k, v; z; beta; g, in this order
+        self.conv = ShortConv(self.convolved, config.conv, activation="silu")
+        self.decay_log = nn.Parameter(torch.empty(self.heads)) if config.decay else None
+        self.decay_bias = nn.Parameter(torch.empty(self.heads)) if config.decay else None
+        self.norm = RMSNorm(self.value, config.norm_eps)
+        self.out = nn.Linear(inner, place.width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Linear maps uniform +-1/sqrt(fan in); A uniform up to 16; softplus(dt_bias) log-uniform in [0.001, 0.1] (Mamba-2's)."""
+        for linear in (self.inputs, self.out):
+            nn.init.uniform_(linear.weight, -(linear.in_features**-0.5), linear.in_features**-0.5)
+        self.conv.reset_parameters()
+        self.norm.reset_parameters()
+        if self.decay_log is not None and self.decay_bias is not None:
+            with torch.no_grad():
+                self.decay_log.uniform_(1e-4, 16).log_()
+                step = self.decay_bias.uniform_(math.log(1e-3), math.log(1e-1)).exp_()
+                self.decay_bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def mix(self, x: Tensor, state: GatedDeltaNetState | None, ctx: Context) -> tuple[Tensor, GatedDeltaNetState]:
+        time = ctx.timeline
+        q, k, v, z, beta, g_log, conv = self._project(x, None if state is None else state.conv, ctx)
+        o, memory = delta_rule(
+            q, k, v, beta, g_log, None if state is None else state.memory, time.starts, self.key**-0.5, l2_eps=_L2_EPS
+        )
+        o = self.norm(o)
+        if self.config.gate:
+            o = o * F.silu(z).view(o.shape)
+        return self.out(o.flatten(2)), GatedDeltaNetState(conv, memory, time.clock)
+
+    def _project(
+        self, x: Tensor, conv: Tensor | None, ctx: Context
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """Q, k (B,T,H,K), v (B,T,H,V), z (B,T,H*V), beta and g (B,T,H), and the convolution's last inputs."""
+        time, keys = ctx.timeline, self.heads * self.key
+        mixed, z, b, a = self.inputs(x).split(self._parts, -1)
+        mixed, conv = self.conv(mixed, conv, ctx)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)) for part in mixed.split([keys, keys, self.heads * self.value], -1)
+        )
+        wide = torch.promote_types(x.dtype, torch.float32)
+        beta, g_log = torch.sigmoid(b.to(wide)), None
+        if self.config.negative:
+            beta = 2 * beta  # 2411.12537
+        if self.decay_log is not None and self.decay_bias is not None:
+            g_log = -self.decay_log.to(wide).exp() * F.softplus(
+                a.to(wide) + self.decay_bias
+            )  # 2412.06464, after Mamba-2
+        valid = time.valid(x.shape[1])
+        if valid is not None:  # padding leaves the memory as it is
+            beta = beta.masked_fill(~valid[..., None], 0.0)
+            g_log = None if g_log is None else g_log.masked_fill(~valid[..., None], 0.0)
+        return q, k, v, z, beta, g_log, conv
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices M (B,H,T,T) with o = M v: the delta rule, given unit vectors as values."""
+        q, k, _, _, beta, g_log, _ = self._project(x, None, ctx)
+        batch, length = x.shape[:2]
+        units = torch.eye(length, dtype=k.dtype, device=x.device)[None, :, None].expand(batch, -1, self.heads, -1)
+        rows, _ = delta_rule(q, k, units, beta, g_log, None, ctx.timeline.starts, self.key**-0.5, l2_eps=_L2_EPS)
+        return rows.transpose(1, 2)
+
+    def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> GatedDeltaNetState:
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        memory = torch.zeros(batch, self.heads, self.key, self.value, device=device, dtype=wide)
+        return GatedDeltaNetState(self.conv.init_state(batch, device, dtype), memory, fresh_clock(batch, device))
+
+    def state_bytes(self, length: int) -> int:
+        wide = 8 if self.out.weight.dtype == torch.float64 else 4
+        return self.conv.state_bytes() + wide * self.heads * self.key * self.value
+
+    def flops(self, length: int) -> int:
+        linear = 2 * self.place.width * (self.inputs.out_features + self.out.in_features)
+        recurrence = 7 * self.heads * self.key * self.value  # fade, ask, write, read
+        return (linear + recurrence) * length + self.conv.flops(length)
+
+
+ARCHITECTURE = Architecture(
+    block=BlockConfig(mixer={"name": "gated-deltanet"}, channel={"name": "glu"}, eps=1e-5),
+    frame={"tied": True, "eps": 1e-5},
+    head="mixer.head_dim",
+    presets={  # the authors' training code; both have 9 heads
+        "gated-deltanet-0.4b": {
+            "width": 1536, "depth": 11, "vocab_size": 32000, "heads": 9, "head_dim": 128, "channel.hidden": 6144
+        },
+        "gated-deltanet-1.3b": {
+            "width": 2400, "depth": 16, "vocab_size": 32000, "heads": 9, "head_dim": 200, "channel.hidden": 5888
+        },
+    },
+)  # fmt: skip
+
+DELTANET = Architecture(
+    block=BlockConfig(
+        mixer={"name": "gated-deltanet", "key_ratio": 1.0, "expand_v": 1.0, "decay": False, "gate": False},
+        channel={"name": "glu"},
+    ),
+    frame={"tied": True},
+    head="mixer.head_dim",
+    presets={
+        "deltanet-340m": {"width": 1024, "depth": 24, "vocab_size": 32000, "head_dim": 128, "channel.hidden": 2816},
+        "deltanet-1.3b": {"width": 2048, "depth": 24, "vocab_size": 32000, "head_dim": 128, "channel.hidden": 5632},
+    },
+)
+
+register(
+    "deltanet",
+    architecture="DELTANET",
+    summary="DeltaNet: the delta rule without decay or output gate",
+    paper="2406.06484",
+    year=2024,
+    tags=("causal", "recurrent", "parallel"),
+    presets=("deltanet-340m", "deltanet-1.3b"),
+)
+register(
+    "gated-deltanet",
+    mixer="GatedDeltaNet",
+    architecture="ARCHITECTURE",
+    summary="Gated DeltaNet: a matrix memory, corrected by the delta rule and cleared by a decay gate",
+    paper="2412.06464",
+    year=2024,
+    tags=("causal", "recurrent", "parallel"),
+    presets=("gated-deltanet-0.4b", "gated-deltanet-1.3b"),
+)
