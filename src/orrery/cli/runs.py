@@ -34,10 +34,10 @@ def list_runs(
     if as_json:
         output.say_json({"runs": [r.to_dict() for r in records], "problems": [p.__dict__ for p in problems], "notes": store.notes})
         return
-    rows = [
-        (r.folder, r.status, "" if r.seed is None else r.seed, f"{r.result['bits_per_byte']:.4f}" if "bits_per_byte" in r.result else "", r.created)
-        for r in records
-    ]
+    rows = []
+    for r in records:
+        quality = r.result.get("bits_per_byte")
+        rows.append((r.folder, r.status, "" if r.seed is None else r.seed, "" if quality is None else f"{quality:.4f}", r.created))
     output.say_table(("run", "status", "seed", "bits/byte", "created"), rows, right=(2, 3))
     for problem in problems:
         output.remark(f"skipped '{problem.folder}': {problem.why}")
@@ -46,7 +46,9 @@ def list_runs(
 
 
 @app.command("show")
-def show_run(name: str = typer.Argument(..., help="A folder name, an id, or its beginning."), root: Path = ROOT, as_json: bool = JSON) -> None:
+def show_run(
+    name: str = typer.Argument(..., help="A folder name, an id, or its beginning."), root: Path = ROOT, as_json: bool = JSON
+) -> None:
     """One run: what it was, how it ended, its numbers; every checksum is verified.
 
     Example:  orrery runs show transformer-3fa9

@@ -27,6 +27,7 @@ Oracle: the loop of the test beside this file.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ class {cls}(Mixer):
         """Memories spread evenly, on a logarithmic scale, from 2 tokens to `slowest`."""
         self.inputs.reset_parameters()
         self.out.reset_parameters()
-        memory = torch.logspace(1, torch.log2(torch.tensor(self.config.slowest)).item(), len(self.p), base=2.0)
+        memory = torch.logspace(1, math.log2(self.config.slowest), len(self.p), base=2.0)
         with torch.no_grad():
             self.p.copy_(torch.logit(1 - 1 / memory))
 
@@ -132,16 +133,21 @@ from orrery.core.registry import add_file
 add_file(Path(__file__).with_name("{file}"))
 
 
-def oracle(parameters, x):
-    """The equation as a loop in float64; parameters by name, x (T,D) -> y (T,D)."""
-    width = x.shape[1]
+def oracle(parameters, config, x, segments):
+    """The equation as a loop in float64: parameters by name, x (B,T,D), segments (B,T) or None -> y (B,T,D)."""
     a = 1 / (1 + np.exp(-parameters["p"]))
-    h, rows = np.zeros(width), []
-    for token in x:
-        value, gate = np.split(parameters["inputs.weight"] @ token, 2)
-        h = a * h + (1 - a) * value
-        rows.append(parameters["out.weight"] @ (h * gate / (1 + np.exp(-gate))))
-    return np.stack(rows)
+    y = np.zeros_like(x)
+    for b in range(x.shape[0]):
+        h, document = np.zeros(x.shape[2]), None
+        for t in range(x.shape[1]):
+            if segments is not None and segments[b, t] < 0:
+                continue  # padding: nothing happens
+            if segments is not None and segments[b, t] != document:
+                h, document = np.zeros(x.shape[2]), segments[b, t]
+            value, gate = np.split(parameters["inputs.weight"] @ x[b, t], 2)
+            h = a * h + (1 - a) * value
+            y[b, t] = parameters["out.weight"] @ (h * gate / (1 + np.exp(-gate)))
+    return y
 
 
 @pytest.mark.parametrize("check", orrery.testing.checks_for("{name}", oracle=oracle), ids=str)

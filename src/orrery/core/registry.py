@@ -31,7 +31,8 @@ from orrery.core.errors import ConfigError, UnknownNameError, suggest
 KINDS = ("mixer", "architecture", "model", "channel", "objective", "optimizer", "schedule", "task", "corpus", "tokenizer", "method")
 MODEL_KINDS = ("mixer", "architecture", "model")
 ENTRY_POINTS = ("orrery.mixers", "orrery.models", "orrery.objectives", "orrery.methods")
-_FACTS = ("summary", "paper", "year", "tags", "presets")
+_FACTS = ("summary", "paper", "year", "tags", "presets", "exchange")
+_LISTS = ("tags", "presets", "exchange")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Entry:
     year: int | None = None
     tags: tuple[str, ...] = ()
     presets: tuple[str, ...] = field(default=())  # published sizes that this file builds
+    exchange: tuple[str, ...] = field(default=())  # Hugging Face model types that it reads and writes
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able facts."""
@@ -60,6 +62,7 @@ class Entry:
             "year": self.year,
             "tags": list(self.tags),
             "presets": list(self.presets),
+            "exchange": list(self.exchange),
         }
 
 
@@ -221,5 +224,5 @@ def _entry(call: ast.Call, file: Path, module: str, room: str) -> Entry:
     if unknown or not kinds:
         what = f"has unknown facts {unknown}" if unknown else "names no kind"
         raise ConfigError(f"'{file}': register('{name}') {what}")
-    rest: dict[str, Any] = {key: tuple(facts[key]) if key in ("tags", "presets") else facts[key] for key in facts if key in _FACTS}
+    rest: dict[str, Any] = {key: tuple(facts[key]) if key in _LISTS else facts[key] for key in facts if key in _FACTS}
     return Entry(name=name, kinds=kinds, module=module, room=room, file=str(file), **rest)

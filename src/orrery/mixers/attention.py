@@ -87,6 +87,7 @@ class Attention(Mixer):
     State = AttentionState
     config: AttentionConfig
     honours = frozenset({"positions", "bias"})
+    examples = ({"head_dim": 8}, {"head_dim": 16, "heads": 4, "kv_heads": 2, "window": 7, "qk_norm": True, "rope": 0.5, "bias": True})
 
     def __init__(self, config: AttentionConfig, place: Place) -> None:
         super().__init__(config, place)
@@ -153,7 +154,7 @@ class Attention(Mixer):
         if self.rotated:
             time = ctx.timeline
             length = int(ctx.positions.max()) + 1 if ctx.positions is not None else time.past + x.shape[1]
-            table = cached_table(time.positions, length, self.rotated, self.config.rope_theta)  # 2104.09864 eq. 34
+            table = cached_table(time.positions, length, self.rotated, self.config.rope_theta, x.dtype)  # 2104.09864 eq. 34
             if self.q_norm is None:
                 q, k = rotate(heads[:, :, : self.heads + self.kv_heads], table).split([self.heads, self.kv_heads], 2)
             else:

@@ -106,6 +106,7 @@ class Part(nn.Module):
     Config: ClassVar[type[PartConfig]] = PartConfig
     State: ClassVar[Any] = None  # the NamedTuple that `mix` returns; None for a stateless part
     honours: ClassVar[frozenset[str]] = frozenset()  # of: positions, bias, memory, cond; others raise when set
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ()  # small settings (for width 32) that the contract checks run with
 
     def __init__(self, config: PartConfig, place: Place) -> None:
         super().__init__()

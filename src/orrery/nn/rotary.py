@@ -17,28 +17,32 @@ import torch
 from torch import Tensor
 
 
-def rotary_table(positions: Tensor, rotated: int, theta: float) -> Tensor:
-    """Unit complex numbers for positions (T,) or (B,T): (T,R/2) or (B,T,R/2), computed in float64."""
+def rotary_table(positions: Tensor, rotated: int, theta: float, double: bool = False) -> Tensor:
+    """Unit complex numbers for positions (T,) or (B,T): (T,R/2) or (B,T,R/2), computed in float64.
+
+    They are kept in single precision unless `double`.
+    """
     rates = theta ** (-torch.arange(0, rotated, 2, dtype=torch.float64, device=positions.device) / rotated)
     angles = positions.to(torch.float64)[..., None] * rates
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex128 if double else torch.complex64)
 
 
 @functools.lru_cache(maxsize=16)
-def _table(length: int, rotated: int, theta: float, device: torch.device) -> Tensor:
+def _table(length: int, rotated: int, theta: float, device: torch.device, double: bool) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        return rotary_table(torch.arange(length, device=device), rotated, theta)
+        return rotary_table(torch.arange(length, device=device), rotated, theta, double)
 
 
-def cached_table(positions: Tensor, length: int, rotated: int, theta: float) -> Tensor:
+def cached_table(positions: Tensor, length: int, rotated: int, theta: float, dtype: torch.dtype) -> Tensor:
     """The same as :func:`rotary_table`, looked up: one table per size serves all layers and calls.
 
     Args:
         positions: (T,) counting from 0, or (B,T).
         length: a bound: every position is below it.
+        dtype: of what will be rotated; float64 gets a table in double precision.
     """
     size = 1 << max(6, (length - 1).bit_length())
-    table = _table(size, rotated, theta, positions.device)
+    table = _table(size, rotated, theta, positions.device, dtype == torch.float64)
     return table[: len(positions)] if positions.dim() == 1 else table[positions]
 
 
@@ -46,8 +50,6 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the first R of K dimensions of x (B,T,H,K) by table (T,R/2) or (B,T,R/2)."""
     rotated = 2 * table.shape[-1]
     table = table[..., None, :]  # a head axis
-    if x.dtype == torch.float64:
-        table = table.to(torch.complex128)
     if rotated == x.shape[-1]:
         return _Rotate.apply(x, table)
     return torch.cat([_Rotate.apply(x[..., :rotated], table), x[..., rotated:]], -1)
