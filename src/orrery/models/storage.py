@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from orrery import __version__
@@ -90,7 +90,9 @@ def from_description(record: Any, where: str) -> nn.Module:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and persistent buffer under one name; tied ones once."""
+    """Every parameter and persistent buffer under one name; tied ones once. A model may name its own (`stored_tensors`)."""
+    if hasattr(model, "stored_tensors"):
+        return cast(dict[str, torch.Tensor], cast(Any, model).stored_tensors())
     seen: dict[int, str] = {}
     kept = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -106,6 +108,12 @@ def read_weights(model: nn.Module, file: str | Path) -> None:
     Raises:
         CorruptionError: naming the tensors that are missing, unexpected, or of another shape.
     """
+    if hasattr(model, "restore_tensors"):  # tables whose sizes only the file knows
+        try:
+            cast(Any, model).restore_tensors(load_file(file))
+        except SafetensorError as error:
+            raise CorruptionError(f"'{file}' is damaged: {error}") from error
+        return
     wanted = stored_tensors(model)
     try:
         with safe_open(str(file), framework="pt") as handle:

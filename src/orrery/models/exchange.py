@@ -1,0 +1,228 @@
+"""`from_transformers` and `to_transformers`: the interpreter of exchange maps.
+
+A Hugging Face model, or a folder with its `config.json` and safetensors, becomes a model here with equal outputs, and
+back. transformers itself is not needed for folders. Pickled checkpoints are refused.
+
+Every parameter of ours must be filled and every tensor of theirs used, or the exchange fails by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from orrery.core import registry
+from orrery.core.errors import ConfigError, CorruptionError, suggest
+from orrery.core.files import atomic_directory, read_json, write_json
+from orrery.models.build import create_model
+from orrery.models.decoder import DecoderLM
+from orrery.nn.exchange import ExchangeMap, Rule
+
+
+def from_transformers(source: Any, dtype: torch.dtype | None = None) -> DecoderLM:
+    """A model with equal outputs.
+
+    Args:
+        source: a `transformers` model, or a folder that `save_pretrained` wrote.
+        dtype: of the result; None keeps float64 as it is and makes everything else float32.
+
+    Raises:
+        ConfigError: for a model type or a setting that has no counterpart here.
+        CorruptionError: for missing, unexpected or misshapen tensors.
+    """
+    config, tensors = _read_source(source)
+    exchange, name = find_map(str(config.get("model_type")))
+    arguments = exchange.read(config)
+    width, depth, vocab_size = (int(arguments.pop(key)) for key in ("width", "depth", "vocab_size"))
+    with torch.device("meta"):
+        model = cast(DecoderLM, create_model(name, vocab_size=vocab_size, width=width, depth=depth, **arguments))
+    wide = any(t.dtype == torch.float64 for t in tensors.values())
+    dtype = dtype or (torch.float64 if wide else torch.float32)
+    model = model.to_empty(device="cpu").to(dtype)
+    if model.config.tied:
+        model.head.weight = model.embed.weight  # to_empty separates what was shared
+    _fill(model, exchange, tensors)
+    return model
+
+
+def to_transformers(model: nn.Module, path: str | Path) -> Path:
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained(path)` reads.
+
+    Raises:
+        ConfigError: when the architecture has no map, or uses a setting that they cannot express.
+    """
+    if not isinstance(model, DecoderLM):
+        raise ConfigError(f"{type(model).__name__} has no exchange map; only models of `create_model` can be exchanged")
+    exchange = _map_of(model)
+    config = {**exchange.write(model.config.to_dict()), "model_type": exchange.model_type, "architectures": [exchange.cls]}
+    config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
+    tensors = export_tensors(model, exchange)
+    with atomic_directory(path) as folder:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        write_json(folder / "config.json", config)
+    return Path(path)
+
+
+def find_map(model_type: str) -> tuple[ExchangeMap, str]:
+    """The map for their model type and the architecture that has it."""
+    known = {}
+    for entry in registry.entries("architecture"):
+        for each in entry.exchange:
+            known[each] = entry.name
+    if model_type not in known:
+        raise ConfigError(f"no exchange for the model type '{model_type}'.{suggest(model_type, known)} Known: {', '.join(sorted(known))}")
+    name = known[model_type]
+    maps = registry.load(name, "architecture").exchange
+    return next(each for each in maps if each.model_type == model_type), name
+
+
+def _map_of(model: DecoderLM) -> ExchangeMap:
+    name = model.config.architecture.split("(")[0].strip()
+    try:
+        maps = registry.load(registry.lookup(name, "architecture").name, "architecture").exchange
+    except (ConfigError, registry.UnknownNameError):
+        maps = ()
+    if not maps:
+        raise ConfigError(f"'{model.config.architecture}' has no exchange map to transformers; use orrery.save to keep it")
+    return cast(ExchangeMap, maps[0])
+
+
+def _read_source(source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if isinstance(source, (str, Path)):
+        return _read_folder(Path(source))
+    if not hasattr(source, "config") or not hasattr(source, "state_dict"):
+        raise ConfigError(f"from_transformers takes a transformers model or a folder, not {type(source).__name__}")
+    return source.config.to_dict(), dict(source.state_dict())
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"'{folder}' holds no config.json; pass a folder that save_pretrained wrote")
+    config = read_json(folder / "config.json")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = any(folder.glob("*.bin"))
+        reason = "only pickled weights, which are not read because they can run code" if pickled else "no safetensors file"
+        raise ConfigError(f"'{folder}' holds {reason}; save it with safe_serialization=True")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors.update(load_file(file))
+        except SafetensorError as error:
+            raise CorruptionError(f"'{file}' is damaged: {error}") from error
+    return config, tensors
+
+
+def _fill(model: DecoderLM, exchange: ExchangeMap, tensors: Mapping[str, Tensor]) -> None:
+    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not (model.config.tied and name == "head.weight")}
+    theirs = _named(tensors, exchange)
+    filled: set[str] = set()
+    used: set[str] = set()
+    for rule in _expand(exchange.rules, model.config.depth):
+        if rule.ours not in own:
+            continue
+        missing = [name for name in rule.theirs if name not in theirs]
+        if missing:
+            raise CorruptionError(f"the {exchange.model_type} checkpoint lacks {missing[0]}, which {rule.ours} needs")
+        parts = [_step(theirs[name], rule.step(k), model) for k, name in enumerate(rule.theirs)]
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if value.shape != own[rule.ours].shape:
+            raise CorruptionError(f"{' + '.join(rule.theirs)} has shape {tuple(value.shape)}, {rule.ours} {tuple(own[rule.ours].shape)}")
+        with torch.no_grad():
+            own[rule.ours].copy_(value)
+        filled.add(rule.ours)
+        used.update(rule.theirs)
+    if unfilled := sorted(own.keys() - filled):
+        raise CorruptionError(f"no rule fills {unfilled[0]} (and {len(unfilled) - 1} more) from a {exchange.model_type} checkpoint")
+    tied = {"lm_head.weight"} if model.config.tied else set()
+    left = [name for name in theirs if name not in used and name not in tied and not name.endswith(exchange.ignored or ("\0",))]
+    if left:
+        raise CorruptionError(f"the {exchange.model_type} checkpoint holds {left[0]} (and {len(left) - 1} more), which nothing here uses")
+
+
+def export_tensors(model: DecoderLM, exchange: ExchangeMap) -> dict[str, Tensor]:
+    """The model's tensors under their names and in their layout."""
+    own = model.state_dict()
+    result: dict[str, Tensor] = {}
+    done = set()
+    for rule in _expand(exchange.rules, model.config.depth):
+        if rule.ours not in own or (model.config.tied and rule.ours == "head.weight"):
+            continue
+        value = own[rule.ours]
+        sizes = _part_sizes(rule, value, model)
+        for k, (name, part) in enumerate(zip(rule.theirs, value.split(sizes), strict=True)):
+            result[name] = _unstep(part, rule.step(k), model).contiguous().clone()
+        done.add(rule.ours)
+    left = sorted(set(own) - done - ({"head.weight"} if model.config.tied else set()))
+    if left:
+        raise ConfigError(f"{exchange.model_type} has no place for {left[0]} (and {len(left) - 1} more); this setting cannot be exchanged")
+    return result
+
+
+def _part_sizes(rule: Rule, value: Tensor, model: DecoderLM) -> list[int]:
+    """Rows of each part of a stacked tensor: equal, or q, k, v of grouped-query attention."""
+    if len(rule.theirs) == 1:
+        return [len(value)]
+    mixer = cast(Any, model.blocks[0]).mixer
+    if len(rule.theirs) == 3 and hasattr(mixer, "kv_heads"):
+        return [mixer.heads * mixer.head_dim, *[mixer.kv_heads * mixer.head_dim] * 2]
+    return [len(value) // len(rule.theirs)] * len(rule.theirs)
+
+
+def _expand(rules: tuple[Rule, ...], depth: int) -> list[Rule]:
+    expanded = []
+    for rule in rules:
+        layers = range(depth) if "{i}" in rule.ours else (0,)
+        for i in layers:
+            names = tuple(name.replace("{i}", str(i)) for name in rule.theirs)
+            expanded.append(Rule(rule.ours.replace("{i}", str(i)), names, rule.steps))
+    return expanded
+
+
+def _named(tensors: Mapping[str, Tensor], exchange: ExchangeMap) -> dict[str, Tensor]:
+    """Their tensors under full names: a bare backbone is saved without its prefix."""
+    for prefix in exchange.prefixes:
+        if not any(name.startswith(prefix) for name in tensors):
+            return {(name if name.startswith("lm_head") else prefix + name): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def _rotary_order(rows: int, model: DecoderLM) -> Tensor:
+    """Their row for each of ours: pairs (j, j + R/2) become neighbours, head by head."""
+    mixer = cast(Any, model.blocks[0]).mixer
+    head, rotated = mixer.head_dim, mixer.rotated
+    order = torch.arange(head)
+    order[:rotated] = torch.arange(rotated).view(2, -1).t().flatten()
+    return (torch.arange(rows // head)[:, None] * head + order).flatten()
+
+
+def _step(tensor: Tensor, step: str, model: DecoderLM) -> Tensor:
+    if step == "transpose":
+        return tensor.t()
+    if step == "rotary":
+        return tensor[_rotary_order(len(tensor), model)]
+    if step == "squeeze":
+        return tensor.squeeze(1)
+    if step == "flat":
+        return tensor.flatten()
+    return tensor
+
+
+def _unstep(tensor: Tensor, step: str, model: DecoderLM) -> Tensor:
+    if step == "transpose":
+        return tensor.t()
+    if step == "rotary":
+        back = torch.empty_like(tensor)
+        back[_rotary_order(len(tensor), model)] = tensor
+        return back
+    if step == "squeeze":
+        return tensor.unsqueeze(1)
+    if step == "flat":
+        return tensor[None, None]
+    return tensor

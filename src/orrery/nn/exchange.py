@@ -1,0 +1,72 @@
+"""Exchange maps: how an architecture's config and weights are named in other libraries' checkpoints.
+
+An architecture's file states its maps as data: two small functions translate the config, a list of rules names the
+weights. :mod:`orrery.models.exchange` interprets them in both directions.
+
+    Rule("blocks.{i}.mixer.inputs.linear.weight",                              ours; {i} runs over the layers
+         ("h.{i}.attn.q.weight", "h.{i}.attn.k.weight", "h.{i}.attn.v.weight"),  theirs, stacked along rows
+         ("rotary", "rotary", ""))                                             what happens to each of theirs first
+
+Steps, from theirs to ours (the way back is their inverse):
+    ""           as it is
+    transpose    swap the two dimensions (GPT-2 stores its linear maps as (in, out))
+    rotary       reorder the rows of each head: pairs (j, j + R/2) become neighbours (2j, 2j + 1)
+    squeeze      drop the middle dimension of size 1 (depthwise convolutions are (C,1,K))
+    flat         drop all dimensions of size 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of ours from one or several of theirs."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    steps: tuple[str, ...] = ()
+
+    def step(self, index: int) -> str:
+        """What happens to the index-th of theirs."""
+        return self.steps[index] if self.steps else ""
+
+
+@dataclass(frozen=True)
+class ExchangeMap:
+    """Between one architecture here and one `model_type` there.
+
+    model_type, cls: the type in their config.json, and the class name that their loader looks for.
+    read: their config (dict) -> arguments of `create_model` (width, depth, vocab_size and dotted settings).
+        Raises ConfigError for settings that have no counterpart here.
+    write: our resolved config (dict) -> their config. Raises ConfigError for what they cannot express.
+    rules: weights; a rule whose `ours` the model does not have (no bias, a tied head) is skipped.
+    ignored: endings of their tensors that hold no parameters (masks, frequency tables).
+    prefixes: prefixes that their tensors may lack, depending on how they were saved.
+    """
+
+    model_type: str
+    cls: str
+    read: Callable[[dict[str, Any]], dict[str, Any]]
+    write: Callable[[dict[str, Any]], dict[str, Any]]
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+
+
+def linear_rules(ours: str, theirs: str | tuple[str, ...], *steps: str) -> tuple[Rule, Rule]:
+    """Rules for the weight and the bias of a linear map; a transposition does not concern the bias."""
+    names = (theirs,) if isinstance(theirs, str) else theirs
+    bias_steps = tuple("" if step == "transpose" else step for step in steps)
+    return (
+        Rule(f"{ours}.weight", tuple(f"{name}.weight" for name in names), steps),
+        Rule(f"{ours}.bias", tuple(f"{name}.bias" for name in names), bias_steps),
+    )
+
+
+def norm_rules(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    """Rules for a norm's weight and bias."""
+    return linear_rules(ours, theirs)
