@@ -58,6 +58,7 @@ class Parallel(Mixer):
     Config = ParallelConfig
     State = ParallelState
     config: ParallelConfig
+    examples = ({"branches": [{"name": "attention", "head_dim": 8}, {"name": "attention", "head_dim": 16, "window": 5}]},)
 
     def __init__(self, config: ParallelConfig, place: Place) -> None:
         super().__init__(config, place)
@@ -99,5 +100,5 @@ register(
     summary="Several mixers side by side in one layer, normed and averaged",
     paper="2411.13676",
     year=2024,
-    tags=("causal",),
+    tags=("causal", "parallel"),
 )

@@ -51,10 +51,30 @@ DISABLED: dict[str, dict[str, str]] = {
 }
 
 
-def disabled(check: str, tags: Collection[str]) -> str:
-    """Why `check` does not apply to something with these tags; empty when it applies."""
+_NO_BLOCKS = "has no blocks"
+_NO_GRADIENT = "is counted, not trained by gradients"
+
+MODELS_DISABLED: dict[str, dict[str, str]] = {
+    "stochastic": DISABLED["stochastic"],
+    "whole": {
+        "parts": _NO_BLOCKS,
+        "ladder": "has a size of its own",
+        "canon": _NO_BLOCKS,
+        "costs": "counts by its own formula",
+    },
+    "counts": {
+        "every_parameter": _NO_GRADIENT,
+        "learns": _NO_GRADIENT,
+        "seeds": "draws nothing",
+    },
+}
+
+
+def disabled(check: str, tags: Collection[str], kind: str = "mixer") -> str:
+    """Why `check` does not apply to something of a kind (mixer, model) with these tags; empty when it applies."""
+    table = MODELS_DISABLED if kind == "model" else DISABLED
     for tag in sorted(tags):
-        reason = DISABLED.get(tag, {}).get(check)
+        reason = table.get(tag, {}).get(check)
         if reason:
             return f"'{tag}': {reason}"
     return ""

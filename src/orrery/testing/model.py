@@ -1,0 +1,316 @@
+"""The contract checks of whole models: one function of tokens, however it is called, stored, or grown.
+
+Every check takes a :class:`ModelSubject` and raises AssertionError with numbers. B batch, T time, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from orrery.core import registry
+from orrery.core.errors import ConfigError, StateError
+from orrery.core.seeds import generator
+from orrery.models.build import create_model, resolve
+from orrery.models.ladder import LADDER, TOLERANCE
+from orrery.models.storage import load, save
+from orrery.nn.state import state_bytes
+from orrery.testing.check import Check, run_all
+from orrery.testing.count import counting
+from orrery.testing.subject import perturb
+from orrery.testing.tags import disabled
+from orrery.testing.tolerance import FLOPS, assert_close, assert_finite, assert_same
+
+VOCAB = 61
+
+
+@dataclass(frozen=True)
+class ModelSubject:
+    """A model's name or pattern, and the settings it is built with."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"width": 32, "depth": 2})
+    tags: frozenset[str] = frozenset()
+
+    def build(self, dtype: torch.dtype = torch.float64, seed: int = 1, randomise: bool = True, **overrides: Any) -> Any:
+        """A model in evaluation mode, its parameters moved off their initial values."""
+        model = create_model(self.name, vocab_size=VOCAB, seed=seed, **{**self.settings, **overrides})
+        if randomise:
+            perturb(model, seed)
+        return model.to(dtype).eval()
+
+
+def tokens_for(batch: int, length: int, seed: int = 0) -> Tensor:
+    """Uniform tokens (B,T) int64 below the vocabulary of the checks."""
+    return torch.randint(VOCAB, (batch, length), generator=generator(seed, "tokens", batch, length))
+
+
+def interface(subject: ModelSubject) -> None:
+    """Shapes, lazy logits, and clear errors for tokens, states and settings that do not fit."""
+    model, tokens = subject.build(torch.float32), tokens_for(2, 7)
+    out = model(tokens)
+    assert model.vocab_size == VOCAB, f"vocab_size is {model.vocab_size}, not {VOCAB}"
+    assert out.logits.shape == (2, 7, VOCAB), f"logits have shape {tuple(out.logits.shape)}"
+    assert_finite(out.logits, "the logits")
+    assert out.hidden.shape[:2] == (2, 7), f"hidden has shape {tuple(out.hidden.shape)}"
+    too_large, empty = tokens.clone(), tokens[:, :0]
+    too_large[1, 3] = VOCAB
+    _must_raise(lambda: model(too_large), ConfigError, "a token outside the vocabulary")
+    _must_raise(lambda: model(empty), StateError, "an empty input")
+    _must_raise(lambda: model(tokens[:1], state=out.state), StateError, "a state of another batch size")
+    _must_raise(lambda: model(tokens, state=(1, 2, 3)), StateError, "a state of another kind")
+    _must_raise(lambda: subject.build(no_such_setting=1), ConfigError, "an unknown setting")
+
+
+def _must_raise(call: Callable[[], Any], error: type[Exception], what: str) -> None:
+    try:
+        call()
+    except error:
+        return
+    raise AssertionError(f"{what} was accepted without a {error.__name__}")
+
+
+def split(subject: ModelSubject) -> None:
+    """Cut anywhere, or token by token, a sequence has the same logits."""
+    model, tokens = subject.build(), tokens_for(2, 40)
+    with torch.no_grad():
+        whole = model(tokens)
+        for cuts in ([0, 17, 40], [0, 1, 2, 33, 40], list(range(41))):
+            state, found = None, []
+            for begin, stop in pairwise(cuts):
+                out = model(tokens[:, begin:stop], state=state)
+                state = out.state
+                found.append(out.logits)
+            assert_close(torch.cat(found, 1), whole.logits, f"the logits of a sequence cut at {cuts[1:-1]}")
+
+
+def documents(subject: ModelSubject) -> None:
+    """Packed and padded rows have the logits of each document alone; a document may cross a cut."""
+    model = subject.build()
+    sizes = [9, 1, 14]
+    texts = [tokens_for(1, n, seed=n) for n in sizes]
+    packed = torch.cat([*texts, tokens_for(1, 4)], 1)
+    segments = torch.repeat_interleave(torch.tensor([0, 2, 3, -1]), torch.tensor([*sizes, 4]))[None]
+    with torch.no_grad():
+        out = model(packed, segments=segments)
+        begin = 0
+        for text in texts:
+            assert_close(
+                out.logits[:, begin : begin + text.shape[1]],
+                model(text).logits,
+                f"the document at {begin} of a packed row",
+            )
+            begin += text.shape[1]
+        assert not bool(out.hidden[:, begin:].any()), "hidden is not zero at padding"
+        first = model(packed[:, :12], segments=segments[:, :12])
+        second = model(packed[:, 12:], state=first.state, segments=segments[:, 12:])
+        assert_close(torch.cat([first.hidden, second.hidden], 1), out.hidden, "a packed row cut inside a document")
+        left = model(torch.cat([tokens_for(1, 3), texts[0]], 1), segments=torch.tensor([[-1] * 3 + [0] * 9]))
+        assert_close(left.logits[:, 3:], model(texts[0]).logits, "a row with padding on the left")
+
+
+def causality(subject: ModelSubject) -> None:
+    """Logits do not depend on later tokens."""
+    model, tokens = subject.build(), tokens_for(2, 70)
+    with torch.no_grad():
+        whole = model(tokens).logits
+        for time in (0, 30, 63, 64):
+            other = tokens.clone()
+            other[:, time + 1 :] = tokens_for(2, 70, seed=4)[:, time + 1 :]
+            assert_close(
+                model(other).logits[:, : time + 1],
+                whole[:, : time + 1],
+                f"the logits up to {time} under another future",
+            )
+
+
+def batch(subject: ModelSubject) -> None:
+    """A row's logits do not depend on the rows beside it."""
+    model, tokens = subject.build(torch.float32), tokens_for(4, 20)
+    with torch.no_grad():
+        together = model(tokens).logits
+        for row in range(4):
+            assert_close(
+                together[row : row + 1],
+                model(tokens[row : row + 1]).logits,
+                f"row {row} of a batch, compared to the row alone,",
+            )
+
+
+def seeds(subject: ModelSubject) -> None:
+    """A seed names the initial parameters, leaves the global generator alone, and repeated calls give the same bits."""
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    first, again, other = (subject.build(torch.float32, seed, randomise=False) for seed in (5, 5, 6))
+    assert_same(torch.rand(3), expected, "torch's global generator after create_model(seed=...)")
+    for name, value in first.state_dict().items():
+        assert_same(again.state_dict()[name], value, f"{name} of a second model with the same seed")
+        assert_finite(value, name)
+    drawn = [name for name, value in first.state_dict().items() if not torch.equal(value, other.state_dict()[name])]
+    assert drawn or not list(first.parameters()), "two seeds build the same model"
+    tokens = tokens_for(3, 33)
+    assert_same(first(tokens).logits, first(tokens).logits, "the logits of a second call")
+
+
+def saved(subject: ModelSubject) -> None:
+    """save and load keep every bit, and what is loaded is independent of what was saved."""
+    model, tokens = subject.build(torch.float32), tokens_for(2, 20)
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder + "/model")
+        other = cast(Any, load(folder + "/model")).eval()
+        with torch.no_grad():
+            assert_same(other(tokens).logits, model(tokens).logits, "the logits after save and load")
+            for parameter in other.parameters():
+                parameter.zero_()
+        again = cast(Any, load(folder + "/model")).eval()
+    assert_same(again(tokens).logits, model(tokens).logits, "the logits after a second load")
+
+
+def every_parameter(subject: ModelSubject) -> None:
+    """Every parameter receives a finite gradient that is not zero."""
+    model, tokens = subject.build(torch.float32), tokens_for(3, 30)
+    logits = model(tokens).logits
+    nn.functional.cross_entropy(logits.flatten(0, 1)[:-1], tokens.flatten()[1:]).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} receives no gradient"
+            assert_finite(parameter.grad, f"the gradient of {name}")
+            assert bool(parameter.grad.any()), f"the gradient of {name} is zero everywhere"
+
+
+def parts(subject: ModelSubject) -> None:
+    """embed, run and norm put together are the model; embeds may stand for tokens; recomputed blocks change no gradient."""
+    model, tokens = subject.build(), tokens_for(2, 12)
+    whole = model(tokens)
+    assert_close(model(embeds=model.embed(tokens)).hidden, whole.hidden, "embeds in place of tokens")
+    found = {}
+    for recompute in (False, True):
+        model.train().checkpoint_blocks = recompute
+        found[recompute] = torch.autograd.grad(
+            model(tokens).hidden.square().sum(), list(model.parameters()), allow_unused=True
+        )
+    for (name, _), a, b in zip(model.named_parameters(), *found.values(), strict=True):
+        if a is not None and b is not None:
+            assert_close(b, a, f"the gradient of {name} with recomputed blocks", gradient=True)
+        assert (a is None) == (b is None), f"{name} has a gradient only with or without recomputed blocks"
+
+
+def costs(subject: ModelSubject) -> None:
+    """state_bytes and flops are what is held and counted; the parameters without embedding are counted right."""
+    model, tokens = subject.build(torch.float32), tokens_for(2, 24)
+    out = model(tokens)
+    held, declared = state_bytes(out.state) / 2, model.state_bytes(24)
+    assert declared == held, f"state_bytes(24) says {declared}, the state holds {held:g} bytes per sequence"
+    with counting() as counter:
+        state = None
+        for time in range(24):
+            out = model(tokens[:, time : time + 1], state=state)
+            state = out.state
+            assert out.logits is not None
+    flops, least = model.flops(24), counter.products / 2
+    most = least + counter.elementwise / 2
+    assert (1 - FLOPS) * least <= flops <= (1 + FLOPS) * most, (
+        f"flops(24) says {flops}; counted {least:.0f} to {most:.0f}"
+    )
+    every = sum(p.numel() for p in model.parameters())
+    assert model.num_parameters(embedding=True) == every, (
+        f"num_parameters says {model.num_parameters(embedding=True)}, there are {every}"
+    )
+    outside = {
+        id(p): p.numel()
+        for m in (model.embed, model.head, model.position_embed)
+        if m is not None
+        for p in m.parameters()
+    }
+    assert model.num_parameters() == every - sum(outside.values()), (
+        "num_parameters() does not leave out embedding and head alone"
+    )
+
+
+def ladder(subject: ModelSubject) -> None:
+    """Every rung of the size ladder is met within its tolerance."""
+    for size, step in LADDER.items():
+        config = resolve(subject.name, size, vocab_size=VOCAB)
+        with torch.device("meta"):
+            from orrery.models.decoder import DecoderLM
+
+            count = DecoderLM(config).num_parameters()
+        share = count / step.parameters - 1
+        assert abs(share) <= TOLERANCE, (
+            f"size {size} has {count} parameters, {100 * share:+.1f} % from {step.parameters}"
+        )
+
+
+def canon(subject: ModelSubject) -> None:
+    """`canon="abcd"` adds parameters to any architecture, and keeps cuts, documents and time's arrow."""
+    wide = ModelSubject(subject.name, {**subject.settings, "canon": "abcd"}, subject.tags)
+    plain, layered = (s.build(torch.float32).num_parameters() for s in (subject, wide))
+    assert layered > plain, f"canon='abcd' adds no parameter ({layered} and {plain})"
+    for check in (split, documents, causality, saved, every_parameter, costs):
+        check(wide)
+
+
+def learns(subject: ModelSubject) -> None:
+    """Forty steps of plain AdamW on a repeating text at least halve its loss."""
+    model = subject.build(torch.float32, randomise=False).train()
+    tokens = (torch.arange(33) % 7)[None].expand(4, -1) * 3 + torch.arange(4)[:, None]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0], f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in 40 steps"
+
+
+MODEL_CHECKS: dict[str, Callable[[ModelSubject], None]] = {
+    "interface": interface,
+    "split": split,
+    "documents": documents,
+    "causality": causality,
+    "batch": batch,
+    "seeds": seeds,
+    "saved": saved,
+    "every_parameter": every_parameter,
+    "parts": parts,
+    "costs": costs,
+    "ladder": ladder,
+    "canon": canon,
+    "learns": learns,
+}
+
+
+def model_checks_for(name: str, settings: Mapping[str, Any] | None = None) -> list[Check]:
+    """The checks of a model by its name or pattern; `settings` are those of a small one (width 32, depth 2)."""
+    tags = set()
+    if all(c.isalnum() or c in "-_." for c in name):
+        entry = registry.lookup(name)
+        tags |= set(entry.tags) | ({"whole"} if "model" in entry.kinds else set())
+    subject = ModelSubject(name, **({} if settings is None else {"settings": settings}), tags=frozenset(tags))
+    return [
+        Check(f"model {name}", key, partial(run, subject), disabled(key, tags, "model"))
+        for key, run in MODEL_CHECKS.items()
+    ]
+
+
+def check_model(name: str, settings: Mapping[str, Any] | None = None) -> list[Check]:
+    """Run every check of a model.
+
+    Args:
+        name: a registered name, or a pattern such as "mamba2 + attention".
+        settings: arguments of `create_model` that make it small; width 32 and depth 2 by default.
+
+    Raises:
+        AssertionError: with one paragraph for each failed check.
+    """
+    return run_all(model_checks_for(name, settings))
