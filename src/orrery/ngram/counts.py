@@ -91,7 +91,7 @@ class KneserNey:
             raise DataError(f"token {stream.max()} is outside the vocabulary of {vocabulary}")
         ends = _unique_ends(stream, vocabulary, order, document)
         levels = []
-        for n, (keys, ids, first) in enumerate(ends):
+        for n, (keys, ids, _) in enumerate(ends):
             if n + 1 < len(ends):  # continuation counts: over the different n-grams one longer, their suffix of this order
                 longer_first = ends[n + 1][2]
                 counts = np.bincount(ids[longer_first], minlength=len(keys))

@@ -133,7 +133,7 @@ class KneserNeyLM(nn.Module):
 
     def stored_tensors(self) -> dict[str, Tensor]:
         """The tables as tensors, for `orrery.save`; restored by :meth:`restore_tensors`."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for n, level in enumerate(self.counts.levels if self.counts else ()):
             tensors |= {f"{n}.{field}": torch.from_numpy(np.ascontiguousarray(getattr(level, field))) for field in _FIELDS}
             tensors[f"{n}.discounts"] = torch.tensor(level.discounts, dtype=torch.float64)
@@ -145,7 +145,7 @@ class KneserNeyLM(nn.Module):
         Raises:
             CorruptionError: when a table is missing or they do not fit each other.
         """
-        levels = []
+        levels: list[Level] = []
         for n in range(self.config.order):
             names = [f"{n}.{field}" for field in (*_FIELDS, "discounts")]
             if not any(name in tensors for name in names):
@@ -157,7 +157,8 @@ class KneserNeyLM(nn.Module):
             if len(arrays[0]) != len(arrays[1]) or any(len(array) != contexts for array in arrays[2:]):
                 raise CorruptionError(f"the tables of order {n + 1} of this {self.registered_name} do not fit each other")
             d1, d2, d3 = tensors[names[-1]].tolist()
-            levels.append(Level(*arrays, discounts=(d1, d2, d3)))
+            keys, counts, total, one, two, more = arrays
+            levels.append(Level(keys, counts, total, one, two, more, (d1, d2, d3)))
         self.counts = KneserNey(levels, self.vocab_size, self.config.document) if levels else None
 
 
