@@ -9,17 +9,17 @@ Forms: :func:`scalar_decay_reference` is the equation as a loop; :func:`scalar_d
 :func:`scalar_decay_chunked` works on chunks of C tokens as batched matrix products. :func:`scalar_decay` chooses.
 Within a chunk, with a_t the sum of g over the chunk's tokens up to t, P the state before it and S the one after:
 
-    y = M V + exp(a) (Q P),    M_ij = exp(a_i - a_j) b_j (Q K^T)_ij for j <= i  (+ d on the diagonal)
+    y = M V + exp(a) (Q P) + d V,   M_ij = exp(a_i - a_j) b_j (Q K^T)_ij for j <= i
     S = exp(a_C) P + K^T (w V),    w_j = exp(a_C - a_j) b_j
 
 Gradients, with dS that of the state after the chunk: dP = exp(a_C) dS + Q^T (exp(a) dY) carries it backwards, and
 
     u = exp(a_C - a) (K dS) + (M/b)^T dY,   dV = b u + d dY,   db = v.u,   dQ = (exp(a) dY) P^T + dA K
     dA = sum over a group's heads of (dY V^T) M / (Q K^T),     dK = (w V) dS^T + dA^T Q
-    dg_t = sum over s >= t of (y_s.dy_s - v_s.dv_s) + <S, dS>      (a_t scales q_t, and k_t by its inverse)
+    dg_t = sum over s >= t of (r_s.dy_s - b_s db_s) + <S, dS>,   r = y - d v      (a_t scales q_t, and k_t by its inverse)
 
 Cost: q k^T and the products with states are shared by all heads of a group: with one group they are plain large matrix
-products. Kept for the backward pass are the inputs, y, and one K x V state per head and chunk. Everything else is
+products. Kept for the backward pass are the inputs, r, and one K x V state per head and chunk. Everything else is
 recomputed: keeping the C x C matrices would save 3 % of the backward pass and double the memory.
 
 The gradient of g is a difference of terms that cancel where gates are strong: its error is 1e-6 of y.dy, not of itself.
@@ -33,6 +33,7 @@ length, N = B * chunks.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -123,6 +124,17 @@ def _check(q: Tensor, k: Tensor, v: Tensor, g_log: Tensor, state: Tensor | None,
         )
 
 
+def _kind(v: Tensor) -> torch.dtype:
+    """The type of states and of all arithmetic."""
+    return torch.float64 if v.dtype == torch.float64 else torch.float32
+
+
+def _exact(v: Tensor) -> Any:
+    """Switches autocast off: the operands have been brought to the type they are meant to have."""
+    device = v.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
 def scalar_decay_reference(
     q: Tensor,
     k: Tensor,
@@ -172,7 +184,7 @@ def scalar_decay_step(
     """
     batch, heads, width = v.shape
     groups, keys = k.shape[1:]
-    kind = torch.float64 if v.dtype == torch.float64 else torch.float32
+    kind = _kind(v)
     values = v if v.dtype == kind else v.to(kind)
     written = values if beta is None else values * beta[..., None]
     shape = (batch, groups, heads // groups, keys, width)
@@ -187,10 +199,37 @@ def scalar_decay_step(
         S = state.mul_(decay) if donate else state.to(kind) * decay
         S = S.view(shape).addcmul_(*outer).view(batch, heads, keys, width)
     queries = q.to(kind) if scale is None else q.to(kind) * scale
-    y = torch.matmul(queries.view(batch, groups, 1, 1, keys), S.view(shape)).view(batch, heads, width)
+    with _exact(v):
+        y = torch.matmul(queries.view(batch, groups, 1, 1, keys), S.view(shape)).view(batch, heads, width)
     if skip is not None:
         y = torch.addcmul(y, values, skip[:, None])
     return (y if y.dtype == v.dtype else y.to(v.dtype)), S
+
+
+def scalar_decay_matrix(
+    q: Tensor,
+    k: Tensor,
+    g_log: Tensor,
+    starts: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    beta: Tensor | None = None,
+    skip: Tensor | None = None,
+) -> Tensor:
+    """The matrix M (B,H,T,T) with y = M v that the recurrence is from a zero state; arguments as :func:`scalar_decay`.
+
+    O(T^2): for pictures and for distillation of short sequences. Differentiable.
+    """
+    a = g_log.double().clamp(min=FORGET)
+    if starts is not None:
+        a = a.masked_fill(starts[..., None], FORGET)
+    a = a.cumsum(1).transpose(1, 2)
+    mask = (a[..., :, None] - a[..., None, :]).clamp(max=0.0).exp().tril().to(q.dtype)  # (B,H,T,T)
+    scores = torch.einsum("btgk,bsgk->bgts", q, k).repeat_interleave(g_log.shape[2] // q.shape[2], 1)
+    matrix = mask * (scores if scale is None else scores * scale)
+    if beta is not None:
+        matrix = matrix * beta.transpose(1, 2)[:, :, None]
+    return matrix if skip is None else matrix + torch.diag_embed(skip[:, None].expand(-1, a.shape[2]))
 
 
 def chunk_length(time: int, target: int = 64) -> int:
@@ -214,7 +253,7 @@ def scalar_decay_chunked(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence in chunks; arguments as :func:`scalar_decay`. Differentiable once, in all of its tensors."""
     time = v.shape[1]
-    kind = torch.float64 if v.dtype == torch.float64 else torch.float32
+    kind = _kind(v)
     chunk = min(chunk, time) if chunk is not None else chunk_length(time)
     compiled_loops = choose(backend, v, op="scalar_decay") == "numba"
     operands = [x if x is None else x.to(kind) for x in (q, k, v, g_log, beta)]
@@ -223,7 +262,8 @@ def scalar_decay_chunked(
         operands = [x if x is None else F.pad(x, (0, 0) * (x.dim() - 2) + (0, rest)) for x in operands]
         starts = starts if starts is None else F.pad(starts, (0, rest))
     extra = [x if x is None else x.to(kind) for x in (skip, state)]
-    y, after = _Chunked.apply(*operands, *extra, starts, scale, chunk, compiled_loops)
+    with _exact(v):
+        y, after = _Chunked.apply(*operands, *extra, starts, scale, chunk, compiled_loops)
     y = y[:, :time] if rest else y
     return y.to(v.dtype), after
 
@@ -273,18 +313,24 @@ def _headed(x: Tensor, size: Sizes) -> Tensor:
 def _weighted(x: Tensor, weight: Tensor, size: Sizes) -> Tensor:
     """Product of x (B,T,H,V) and weight (N,C,H) -> (N*G,C,R*V)."""
     shape = (size.all, size.chunk, size.groups, size.repeat)
-    out = x.new_empty(size.all, size.groups, size.chunk, size.repeat, size.values)
-    torch.mul(x.reshape(*shape, size.values).transpose(1, 2), weight.view(*shape, 1).transpose(1, 2), out=out)
+    operands = x.reshape(*shape, size.values).transpose(1, 2), weight.view(*shape, 1).transpose(1, 2)
+    out = _in_order(torch.mul, *operands)
     return out.view(size.all * size.groups, size.chunk, size.repeat * size.values)
 
 
 def _natural(heads: Tensor, groups: Tensor, weight: Tensor, size: Sizes) -> Tensor:
     """Sum of heads (N*H,C,V) and weight (N,C,H) times groups (N*G,C,R*V) -> (B,T,H,V)."""
     n, c, g, r, v = size.all, size.chunk, size.groups, size.repeat, size.values
-    out = heads.new_empty(n, c, g, r, v)
     by_head = heads.view(n, g, r, c, v).permute(0, 3, 1, 2, 4)
-    torch.addcmul(by_head, groups.view(n, g, c, r, v).transpose(1, 2), weight.view(n, c, g, r, 1), out=out)
+    out = _in_order(torch.addcmul, by_head, groups.view(n, g, c, r, v).transpose(1, 2), weight.view(n, c, g, r, 1))
     return out.view(size.batch, size.chunks * c, size.heads, v)
+
+
+def _in_order(function: Any, first: Tensor, *others: Tensor) -> Tensor:
+    """function(first, ...) in contiguous memory, of the shape of the first; operands may be permuted."""
+    if torch.compiler.is_compiling():
+        return function(first, *others).contiguous()
+    return function(first, *others, out=first.new_empty(first.shape))
 
 
 class _Chunked(torch.autograd.Function):
@@ -313,19 +359,19 @@ class _Chunked(torch.autograd.Function):
         states = torch.bmm(kg.transpose(1, 2), _weighted(v, decays.outer * write, size))
         after = loops.scan(states.view(size.batch, size.chunks, *size.row), decays.whole, state, False, size)
         scores = torch.bmm(qg, kg.transpose(1, 2))
-        product = loops.product(scores, decays, write, skip, size)
-        y = _natural(torch.bmm(product, _headed(v, size)), torch.bmm(qg, states), decays.inner, size)
-        ctx.save_for_backward(q, k, v, g_log, beta, skip, state, starts, y, states, after)
+        product = loops.product(scores, decays, write, size)
+        read = _natural(torch.bmm(product, _headed(v, size)), torch.bmm(qg, states), decays.inner, size)
+        ctx.save_for_backward(q, k, v, g_log, beta, skip, state, starts, read, states, after)
         ctx.scale, ctx.chunk, ctx.loops = scale, chunk, loops
         ctx.set_materialize_grads(False)
-        return y, after
+        return read if skip is None else torch.addcmul(read, v, skip[:, None]), after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, g_log, beta, skip, state, starts, y, states, after = ctx.saved_tensors
+        q, k, v, g_log, beta, skip, state, starts, read, states, after = ctx.saved_tensors
         size, loops = _sizes(q, v, ctx.chunk), ctx.loops
-        dy = torch.zeros_like(y) if dy is None else dy
+        dy = torch.zeros_like(read) if dy is None else dy
         decays = _decays(g_log, starts, size)
         write = _write(beta, g_log, size)
         qg, kg = _grouped(q if ctx.scale is None else q * ctx.scale, size), _grouped(k, size)
@@ -343,12 +389,8 @@ class _Chunked(torch.autograd.Function):
         dk.baddbmm_(dscores.transpose(1, 2), qg)
         dq = _ungrouped(dq if ctx.scale is None else dq.mul_(ctx.scale), size)
         dbeta = (u * v).sum(-1)
-        direct = (y * dy).sum(-1) - (dbeta if beta is None else dbeta * beta)
-        dskip = None
-        if skip is not None:
-            passed = (dy * v).sum(-1)
-            dskip = passed.sum((0, 1))
-            direct -= passed * skip
+        direct = (read * dy).sum(-1) - (dbeta if beta is None else dbeta * beta)
+        dskip = None if skip is None else (dy * v).sum((0, 1, 3))
         dg = _gate_gradient(direct, g_log, starts, states, dstates, after, dafter, size)
         dv = u if beta is None else u.mul_(beta[..., None])
         if skip is not None:
@@ -373,22 +415,33 @@ def _gate_gradient(
     dafter: Tensor | None,
     size: Sizes,
 ) -> Tensor:
-    """Sum of `direct` (B,T,H) over all later tokens of a span of chunks, plus <S, dS> at the span's end.
+    """Sum of `direct` (B,T,H) over a token and all later ones of a span of chunks, plus <S, dS> at the span's end.
 
     One sum over all of T would be as exact on paper; in float32 the rounding of 64k terms would drown the gradient of a
-    strong gate.
+    strong gate. Nothing is summed across a gate that forgets all.
     """
-    shape = (size.batch, size.chunks, *size.row)
-    states, dstates = states.view(shape), dstates.view(shape)
-    sums = direct.double().flip(1).cumsum(1).flip(1)  # (B,T,H): over s >= t, to the end of the sequence
-    ends = torch.zeros_like(sums[:, :1]) if dafter is None else (after * dafter).sum((2, 3)).double()[:, None]
-    if size.chunks > _SPAN:
-        # the state before chunk n is the state after chunk n-1, whose gradient is stored with the latter
-        inner = (states[:, _SPAN::_SPAN] * dstates[:, _SPAN - 1 : -1 : _SPAN]).sum((3, 5)).flatten(2).double()
-        tail = sums[:, _SPAN * size.chunk :: _SPAN * size.chunk]
-        ends = torch.cat([inner - tail, ends], 1)
-        sums = sums + ends.repeat_interleave(_SPAN * size.chunk, 1)[:, : sums.shape[1]]
-    else:
-        sums = sums + ends
-    sums = sums.to(g_log.dtype).masked_fill_(g_log <= FORGET, 0.0)
-    return sums if starts is None else sums.masked_fill_(starts[..., None], 0.0)
+    length = min(_SPAN, size.chunks) * size.chunk
+    spans = -(-g_log.shape[1] // length)
+    rest = spans * length - g_log.shape[1]
+    shape = (size.batch, spans, length, size.heads)
+    sums = F.pad(direct.double(), (0, 0, 0, rest)).view(shape).flip(2).cumsum(2).flip(2)
+
+    ends = sums.new_zeros(size.batch, spans, size.heads)
+    if dafter is not None:
+        ends[:, -1] = (after * dafter).sum((2, 3))
+    if spans > 1:  # the state before chunk n is the state after chunk n-1, whose gradient is stored with the latter
+        rows = (size.batch, size.chunks, *size.row)
+        states, dstates = states.view(rows)[:, _SPAN::_SPAN], dstates.view(rows)[:, _SPAN - 1 : -1 : _SPAN]
+        ends[:, :-1] = (states * dstates).sum((3, 5)).flatten(2)
+    sums = F.pad(sums, (0, 0, 0, 1))
+
+    cut = g_log <= FORGET
+    if starts is not None:
+        cut |= starts[..., None]
+    steps = torch.arange(length, device=cut.device)[:, None]
+    cut = F.pad(cut, (0, 0, 0, rest)).view(shape)
+    later = torch.where(cut, steps, length).flip(2).cummin(2).values.flip(2)  # next cut, the token itself included
+    later = F.pad(later[:, :, 1:], (0, 0, 0, 1), value=length)
+    dg = sums[:, :, :-1] - sums.gather(2, later)
+    dg = torch.where(later == length, dg + ends[:, :, None], dg).masked_fill_(cut, 0.0)
+    return dg.view(size.batch, -1, size.heads)[:, : g_log.shape[1]].to(g_log.dtype)

@@ -113,20 +113,18 @@ class TorchLoops:
         return mask.clamp_(max=0.0).exp_().tril_()
 
     @staticmethod
-    def product(scores: Tensor, decays: Decays, write: Tensor, skip: Tensor | None, size: Sizes) -> Tensor:
+    def product(scores: Tensor, decays: Decays, write: Tensor, size: Sizes) -> Tensor:
         """From the scores Q K^T (N*G,C,C) of every group, M (N*H,C,C) of every head."""
         shape = (size.all, size.groups, size.repeat, size.chunk, size.chunk)
         mask = TorchLoops.mask(decays, size).mul_(write.transpose(1, 2)[:, :, None, :])
         mask.view(shape).mul_(scores.view(size.all, size.groups, 1, size.chunk, size.chunk))
-        if skip is not None:
-            mask.diagonal(dim1=2, dim2=3).add_(skip[:, None])
         return mask.view(-1, size.chunk, size.chunk)
 
     @staticmethod
     def product_gradient(
         scores: Tensor, dproduct: Tensor, decays: Decays, write: Tensor, size: Sizes
     ) -> tuple[Tensor, Tensor]:
-        """From dM (N*H,C,C): M without b and d (N*H,C,C), and the gradient of the scores (N*G,C,C)."""
+        """From dM (N*H,C,C): M without b (N*H,C,C), and the gradient of the scores (N*G,C,C)."""
         shape = (size.all, size.groups, size.repeat, size.chunk, size.chunk)
         mask = TorchLoops.mask(decays, size)
         dscores = dproduct.view(mask.shape).mul_(write.transpose(1, 2)[:, :, None, :]).mul_(mask).view(shape).sum(2)
@@ -147,11 +145,10 @@ class CompiledLoops(TorchLoops):
         return _from_rows(carry.to(rows.dtype), size)
 
     @staticmethod
-    def product(scores: Tensor, decays: Decays, write: Tensor, skip: Tensor | None, size: Sizes) -> Tensor:
+    def product(scores: Tensor, decays: Decays, write: Tensor, size: Sizes) -> Tensor:
         """As in torch; one pass over the product."""
         product = scores.new_empty(size.all * size.heads, size.chunk, size.chunk)
-        diagonal = scores.new_zeros(size.heads) if skip is None else skip.detach().contiguous()
-        arrays = (x.numpy() for x in (scores, decays.token, write, diagonal, product))
+        arrays = (x.numpy() for x in (scores, decays.token, write, product))
         run_blocks(_product, len(product), product.numel(), *arrays, _smallest(scores))
         return product
 
@@ -189,9 +186,7 @@ def _scan(first: int, last: int, rows: Any, decay: Any, carry: Any, backwards: b
 
 
 @compiled
-def _product(
-    first: int, last: int, scores: Any, decay: Any, write: Any, diagonal: Any, product: Any, least: Any
-) -> None:
+def _product(first: int, last: int, scores: Any, decay: Any, write: Any, product: Any, least: Any) -> None:
     chunk, heads = decay.shape[1:]
     repeat = len(product) // len(scores)
     row = np.zeros(chunk, scores.dtype)  # row i of the mask, times b_j: row i-1 times the decay of token i
@@ -205,7 +200,6 @@ def _product(
             row[i] = write[n, i, h]
             for j in range(i + 1):
                 product[block, i, j] = row[j] * scores[block // repeat, i, j]
-            product[block, i, i] += diagonal[h]
             for j in range(i + 1, chunk):
                 product[block, i, j] = 0
 

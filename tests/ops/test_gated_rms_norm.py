@@ -1,0 +1,64 @@
+"""The gated RMSNorm against a float64 loop, finite differences and autograd of the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oracles.gated_rms_norm import gated_rms_norm as oracle
+from orrery.ops.gated_rms_norm import gated_rms_norm, gated_rms_norm_reference
+
+EPS = 1e-5
+
+
+def make(rows=(3, 5), width=24, dtype=torch.float64, size=1.0):
+    g = torch.Generator().manual_seed(0)
+    x, gate, w = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((*rows, width), (*rows, width), (width,)))
+    return (size * x).to(dtype), (2 * gate).to(dtype), w.to(dtype)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 2**-7)], ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e6])
+def test_values(dtype, limit, groups, grad, size):
+    x, gate, weight = make(dtype=dtype, size=size)
+    want = oracle(*(t.double().reshape(-1, 24).numpy() for t in (x, gate)), weight.double().numpy(), EPS, groups)
+    y = gated_rms_norm(x.requires_grad_(grad), gate, weight, EPS, groups)
+    assert y.dtype == dtype and y.shape == x.shape
+    want = torch.from_numpy(want).reshape(x.shape)
+    assert (y.double() - want).abs().max() <= limit * want.abs().max()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gradcheck(groups):
+    leaves = [t.requires_grad_() for t in make()]
+    assert torch.autograd.gradcheck(lambda *args: gated_rms_norm(*args, EPS, groups), leaves)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 3e-6), (torch.bfloat16, 3e-2)], ids=str)
+def test_gradients_in_lower_precision(dtype, limit):
+    exact = [t.requires_grad_() for t in make(rows=(4, 50), width=64)]
+    low = [t.detach().to(dtype).requires_grad_() for t in exact]
+    weight = torch.randn(4, 50, 64, dtype=torch.float64)
+    want = torch.autograd.grad((gated_rms_norm_reference(*exact, EPS, 2) * weight).sum(), exact)
+    got = torch.autograd.grad((gated_rms_norm(*low, EPS, 2) * weight.to(dtype)).sum(), low)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - b).norm() <= limit * b.norm()
+
+
+def test_huge_gates_and_zero_inputs_stay_finite():
+    x, gate, weight = make(dtype=torch.float32)
+    gate = torch.where(gate > 0, torch.tensor(1e4), torch.tensor(-1e4))
+    for inputs in (x, torch.zeros_like(x)):
+        leaves = [t.clone().requires_grad_() for t in (inputs, gate, weight)]
+        y = gated_rms_norm(*leaves, EPS)
+        found = torch.autograd.grad(y.sum(), leaves)
+        assert all(torch.isfinite(t).all() for t in (y, *found))
+
+
+def test_strided_gates():
+    x, gate, weight = make(dtype=torch.float32)
+    wide = torch.cat([gate, gate, gate], -1)
+    assert torch.equal(gated_rms_norm(x, wide[..., 24:48], weight, EPS), gated_rms_norm(x, gate, weight, EPS))
