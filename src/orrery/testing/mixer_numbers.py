@@ -17,7 +17,7 @@ from orrery.nn.contract import Mixer
 from orrery.ops.backend import use_backend
 from orrery.testing.poison import poisoned_memory
 from orrery.testing.subject import Subject, copied, floating, inputs, run
-from orrery.testing.tolerance import DIFFERENCE, TOLERANCES, assert_close, assert_finite, assert_same, error
+from orrery.testing.tolerance import DIFFERENCE, ORACLE, TOLERANCES, assert_close, assert_finite, assert_same, error
 
 
 def gradients(subject: Subject) -> None:
@@ -280,7 +280,7 @@ def determinism(subject: Subject) -> None:
 def oracle(subject: Subject) -> None:
     """Outputs equal an independent float64 implementation; so do gradients, by differences of that implementation."""
     forward, gradient = oracle_errors(subject)
-    limit = TOLERANCES[torch.float64].value
+    limit = ORACLE
     assert forward <= limit, f"the output differs from the oracle's by {forward:.3g} (allowed {limit:.3g})"
     assert gradient <= DIFFERENCE, (
         f"the gradient differs from differences of the oracle by {gradient:.3g} (allowed {DIFFERENCE:.3g})"
