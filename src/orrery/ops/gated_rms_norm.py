@@ -57,7 +57,7 @@ class _Gated(torch.autograd.Function):
         silu = sigmoid * wide
         normed = (silu * x).unflatten(-1, (groups, -1)).mul_(r)
         dy = dy.to(kind)
-        dw = torch.einsum("nd,nd->d", dy.reshape(-1, dy.shape[-1]), normed.flatten(-2).reshape(-1, dy.shape[-1]))
+        dw = (dy * normed.flatten(-2)).flatten(0, -2).sum(0)
         g = (dy * weight).unflatten(-1, (groups, -1))
         inner = torch.linalg.vecdot(g, normed)[..., None].div_(-g.shape[-1])
         dh = torch.addcmul(g, normed, inner).mul_(r).flatten(-2)

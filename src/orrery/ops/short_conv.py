@@ -53,7 +53,7 @@ def short_conv(
 
 def _one_step(padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """padded (B,K,C) -> (B,1,C)."""
-    y = torch.einsum("bkc,ck->bc", padded, weight)[:, None]
+    y = (padded * weight.t()).sum(1, keepdim=True)
     return y if bias is None else y + bias
 
 
@@ -113,7 +113,7 @@ class _Taps(torch.autograd.Function):
             for j in range(taps):
                 dx[:, j : j + length].addcmul_(dy, columns[j])
         if ctx.needs_input_grad[1]:
-            dw = torch.stack([torch.einsum("btc,btc->c", padded[:, j : j + length], dy) for j in range(taps)], 1)
+            dw = torch.stack([(padded[:, j : j + length] * dy).sum((0, 1)) for j in range(taps)], 1)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             db = dy.sum((0, 1))
         return dx, dw, db
