@@ -1,0 +1,160 @@
+"""Loops that numba compiles: plain functions over arrays, compiled at their first call, run on threads of our own.
+
+A kernel is a module-level function of numpy arrays, marked with :func:`compiled`; numba is imported and the function
+compiled when it is first called, so importing an op costs nothing. Kernels release the interpreter lock and take a range
+of blocks `first, last` as their first two arguments, which :func:`run_blocks` spreads over threads. A block writes only
+its own part of the output, so results do not depend on the number of threads. (numba's own parallel loops are not used:
+their work queue aborts the process when two Python threads enter it, as a server or autograd may do.)
+
+What kernels call instead of the C library, without branches, so that the compiler vectorises the loop around it (times on
+one core with AVX-512): `exp`, always float64, 0.7 ns against 2.2 ns, within 1 unit in the last place, exactly 0 below -708
+and infinity above 709; `sigmoid` and `tanh`, in the type of their argument, 0.5 and 0.6 ns in float32 with a relative error
+below 2e-7 (sigmoid below -87 stays at 2e-38).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+_LOG2_HIGH, _LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # their sum is log 2 to 90 bits
+_INVERSE_LOG2 = 1.0 / math.log(2.0)
+_C2, _C3, _C4, _C5, _C6, _C7 = (1.0 / math.factorial(n) for n in range(2, 8))
+_C8, _C9, _C10, _C11, _C12, _C13 = (1.0 / math.factorial(n) for n in range(8, 14))
+
+# Numbers below which starting a second thread (some 30 microseconds) costs more than it gains.
+_WORTH_A_THREAD = 1 << 16
+
+
+def exp(x: float) -> float:
+    """e^x in float64 without a branch or a call, so that the compiler can vectorise the loop around it."""
+    inside = -708.0 if x < -708.0 else x
+    inside = 709.0 if inside > 709.0 else inside
+    n = np.floor(inside * _INVERSE_LOG2 + 0.5)
+    r = (inside - n * _LOG2_HIGH) - n * _LOG2_LOW  # |r| <= log(2) / 2: the Taylor series to r^13 is exact to rounding
+    p = ((((_C13 * r + _C12) * r + _C11) * r + _C10) * r + _C9) * r + _C8
+    p = (((((p * r + _C7) * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2
+    p = (p * r + 1.0) * r + 1.0
+    result = p * np.int64((np.int64(n) + 1023) << 52).view(np.float64)
+    result = 0.0 if x < -708.0 else result
+    return np.inf if x > 709.0 else result
+
+
+_F = np.float32
+_ONE, _TWO, _HALF, _LOWEST, _HIGHEST = _F(1.0), _F(2.0), _F(0.5), _F(-87.0), _F(87.0)
+_INVERSE_LOG2_F, _LOG2_HIGH_F, _LOG2_LOW_F = _F(1.0 / math.log(2.0)), _F(0.693359375), _F(math.log(2.0) - 0.693359375)
+_F2, _F3, _F4, _F5, _F6, _F7 = (_F(1.0 / math.factorial(n)) for n in range(2, 8))
+
+
+def _split_exp(x):  # type: ignore[no-untyped-def]
+    """float32 (e^r - 1, 2^n) with x = n log 2 + r, for x between -87 and 87."""
+    n = np.floor(x * _INVERSE_LOG2_F + _HALF)
+    r = (x - n * _LOG2_HIGH_F) - n * _LOG2_LOW_F
+    p = ((((_F7 * r + _F6) * r + _F5) * r + _F4) * r + _F3) * r + _F2
+    return p * r * r + r, np.int32((np.int32(n) + 127) << 23).view(np.float32)
+
+
+def _sigmoid_float32(x):  # type: ignore[no-untyped-def]
+    y = _LOWEST if -x < _LOWEST else -x
+    y = _HIGHEST if y > _HIGHEST else y
+    p, scale = _split_exp(y)
+    return _ONE / (_ONE + (scale * p + scale))
+
+
+def _tanh_float32(x):  # type: ignore[no-untyped-def]
+    y = -_TWO * abs(x)
+    y = _LOWEST if y < _LOWEST else y
+    p, scale = _split_exp(y)
+    e = scale * p + (scale - _ONE)  # e^{-2|x|} - 1 without cancellation
+    t = -e / (_TWO + e)
+    return t if x > 0 else -t
+
+
+def _sigmoid_float64(x):  # type: ignore[no-untyped-def]
+    return 1.0 / (1.0 + exp(-x))
+
+
+def _tanh_float64(x):  # type: ignore[no-untyped-def]
+    square = x * x  # below 0.05, where 1 - e^{-2|x|} would cancel, the continued fraction to its sixth term is exact
+    small = x / (1.0 + square / (3.0 + square / (5.0 + square / (7.0 + square / (9.0 + square / 11.0)))))
+    e = exp(-2.0 * abs(x))
+    large = (1.0 - e) / (1.0 + e)
+    large = large if x > 0 else -large
+    return small if abs(x) < 0.05 else large
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x); inside a kernel, in the type of x."""
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def tanh(x: float) -> float:
+    """The hyperbolic tangent; inside a kernel, in the type of x."""
+    return math.tanh(x)
+
+
+@functools.cache
+def _numba() -> Any:
+    import numba
+    from numba import extending
+
+    for function in (exp, _split_exp, _sigmoid_float32, _tanh_float32, _sigmoid_float64, _tanh_float64):
+        extending.register_jitable(function)
+    single = numba.types.float32
+    extending.overload(sigmoid)(lambda x: _sigmoid_float32 if x == single else _sigmoid_float64)
+    extending.overload(tanh)(lambda x: _tanh_float32 if x == single else _tanh_float64)
+    return numba
+
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Mark a kernel. It is compiled at its first call for the argument types it meets, and cached on disk where possible."""
+    made: list[Callable[..., None]] = []
+
+    @functools.wraps(function)
+    def call(*args: Any) -> None:
+        if not made:
+            made.append(_compile(function))
+        made[0](*args)
+
+    return call
+
+
+def _compile(function: Callable[..., None]) -> Callable[..., None]:
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return _numba().njit(function, cache=True, **options)
+    except RuntimeError:  # no folder that numba may write its cache into
+        return _numba().njit(function, **options)
+
+
+@functools.cache
+def _pool(process: int, workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="orrery-kernel")
+
+
+def run_blocks(kernel: Callable[..., None], blocks: int, work: int, *args: Any) -> None:
+    """Run `kernel(first, last, *args)` over all of `blocks`, on as many threads as torch uses.
+
+    Args:
+        kernel: a function marked with :func:`compiled`.
+        blocks: number of independent blocks.
+        work: numbers touched in all; small work stays on one thread.
+        args: arrays and numbers, the same for every thread.
+    """
+    threads = min(torch.get_num_threads(), blocks, max(1, work // _WORTH_A_THREAD))
+    if threads <= 1:
+        kernel(0, blocks, *args)
+        return
+    edges = [blocks * n // threads for n in range(threads + 1)]
+    pool = _pool(os.getpid(), threads - 1)
+    waiting = [pool.submit(kernel, edges[n], edges[n + 1], *args) for n in range(threads - 1)]
+    kernel(edges[-2], edges[-1], *args)
+    for future in waiting:
+        future.result()

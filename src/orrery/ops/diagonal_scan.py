@@ -1,0 +1,229 @@
+"""The diagonal linear recurrence: every channel decays by its own gate and adds its own input.
+
+Equation: ``h_t = exp(a_log_t) h_{t-1} + b_t``, elementwise. QRNN (1611.01576), SRU (1709.02755), Mamba's selective scan
+(2312.00752), RG-LRU (2402.19427), minGRU and minLSTM (2410.01201) and, with its running maximum as a gate, RWKV-4
+(2305.13048) are this recurrence.
+
+Forms: :func:`diagonal_scan_reference` is the equation as a loop; :func:`diagonal_scan_chunked` scans all chunks at once
+and then carries the state from chunk to chunk (torch, any device); :func:`diagonal_scan_step` is one token; the compiled
+loop (numba, CPU) carries the state in float64 and reads every number once. :func:`diagonal_scan` chooses.
+
+Gradients, with ``G_t`` the gradient of ``h_t`` through everything after it: ``G_t = dh_t + exp(a_log_{t+1}) G_{t+1}``,
+``db_t = G_t``, ``da_log_t = G_t exp(a_log_t) h_{t-1}``: the same recurrence, run backwards in time.
+
+Gates: ``a_log = -inf`` (forget everything) is exact, and so are gates as near to 1 as 1 - 1e-7.
+
+B batch, T time, D width, N chunks, C chunk length.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from orrery.core.errors import StateError
+from orrery.ops.backend import choose
+from orrery.ops.compiled import compiled, exp, run_blocks
+
+_BLOCK = 64  # channels that one thread scans together: a row of them is four AVX-512 registers of float32
+
+
+def diagonal_scan(
+    a_log: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    starts: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All states of ``h_t = exp(a_log_t) h_{t-1} + b_t``.
+
+    Args:
+        a_log: logarithm of the gates, (B,T,D) or broadcastable to it; -inf forgets everything.
+        b: inputs (B,T,D).
+        state: h before the first token (B,D), zero when None.
+        starts: (B,T) bool; True zeroes the state before the token is consumed.
+        lengths: (B,) int64, valid tokens per row; tokens after them leave the state as it is.
+        backend: `numba` or `torch`; None lets :mod:`orrery.ops.backend` choose.
+
+    Returns:
+        h (B,T,D) in b's type, and h after the last valid token (B,D) in float32 (float64 for float64 inputs).
+
+    Raises:
+        StateError: when the state or `starts` has another shape.
+    """
+    batch, time, width = b.shape
+    kind = torch.float64 if b.dtype == torch.float64 else torch.float32
+    if state is not None and state.shape != (batch, width):
+        raise StateError(
+            f"diagonal_scan was given a state of shape {tuple(state.shape)}; the input needs {(batch, width)}"
+        )
+    if starts is not None and starts.shape != (batch, time):
+        raise StateError(
+            f"diagonal_scan was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}"
+        )
+    gate, inputs = a_log.to(kind).expand(b.shape), b.to(kind)
+    before = inputs.new_zeros(batch, width) if state is None else state.to(kind)
+    if time == 1 and lengths is None:
+        h, after = diagonal_scan_step(gate, inputs, before, starts)
+        return h.to(b.dtype), after
+    if starts is not None:
+        gate = gate.masked_fill(starts[..., None], -math.inf)
+    if lengths is not None:
+        padding = (torch.arange(time, device=b.device) >= lengths[:, None])[..., None]
+        gate, inputs = gate.masked_fill(padding, 0.0), inputs.masked_fill(padding, 0.0)
+    if choose(backend, b, op="diagonal_scan") == "numba":
+        h, after = _CompiledScan.apply(gate, inputs, before)
+    else:
+        h, after = diagonal_scan_chunked(gate, inputs, before)
+    return h.to(b.dtype), after
+
+
+def diagonal_scan_reference(
+    a_log: Tensor, b: Tensor, state: Tensor | None = None, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The equation, token by token. Shapes as in :func:`diagonal_scan`; gradients are autograd's."""
+    h = torch.zeros_like(b[:, 0]) if state is None else state
+    out = []
+    for t in range(b.shape[1]):
+        if starts is not None:
+            h = torch.where(starts[:, t, None], 0.0, h)
+        h = a_log[:, t].exp() * h + b[:, t]
+        out.append(h)
+    return torch.stack(out, 1), h
+
+
+def diagonal_scan_step(a_log: Tensor, b: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One token: a_log, b (B,1,D), state (B,D), starts (B,1). Returns h (B,1,D) and (B,D)."""
+    if starts is not None:
+        state = torch.where(starts, 0.0, state)
+    h = torch.addcmul(b[:, 0], a_log[:, 0].exp(), state)
+    return h[:, None], h
+
+
+def diagonal_scan_chunked(a_log: Tensor, b: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Parallel over chunks, some 2 sqrt(T) steps in all; starts must already be gates of -inf. Shapes as above."""
+    state = torch.zeros_like(b[:, 0]) if state is None else state
+    return _ChunkedScan.apply(a_log, b, state)
+
+
+def _scan_chunks(a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Scan every chunk from zero, all at once; carry the state over chunks; add what each carried state still counts."""
+    batch, time, width = b.shape
+    chunk = max(1, math.isqrt(time))
+    chunks = -(-time // chunk)
+    short = (0, 0, 0, chunks * chunk - time)  # a gate of 1 and an input of 0 leave the state as it is
+    log_gate = F.pad(a_log, short).view(batch, chunks, chunk, width)
+    h = (F.pad(b, short) if short[-1] else b.clone(memory_format=torch.contiguous_format)).view_as(log_gate)
+    gate = log_gate.exp()
+    for i in range(1, chunk):
+        h[:, :, i].addcmul_(gate[:, :, i], h[:, :, i - 1])
+    reach = log_gate.cumsum(2).exp()  # a sum of logarithms, so that 1 - 1e-7 survives thousands of float32 tokens
+    wide = h.dtype if h.device.type == "mps" else torch.float64  # the chain of chunks must not collect rounding errors
+    carried, carry = torch.empty_like(h[:, :, 0]), state.to(wide)
+    last, through = h[:, :, -1].to(wide), log_gate.sum(2, dtype=wide).exp()
+    for n in range(chunks):
+        carried[:, n] = carry
+        carry = torch.addcmul(last[:, n], through[:, n], carry)
+    h.addcmul_(reach, carried[:, :, None])
+    return h.view(batch, chunks * chunk, width)[:, :time], carry.to(h.dtype)
+
+
+def _gradients_from(grad: Tensor, a_log: Tensor, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """From G_t (B,T,D) to the gradients of a_log and of the initial state."""
+    previous = torch.cat([state[:, None], h[:, :-1]], 1)
+    through = grad * a_log.exp()
+    return through * previous, through[:, 0]
+
+
+class _ChunkedScan(torch.autograd.Function):
+    """The parallel form with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        h, after = _scan_chunks(a_log, b, state)
+        ctx.save_for_backward(a_log, h, state)
+        return h, after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dh: Tensor, dafter: Tensor) -> tuple[Tensor, ...]:
+        a_log, h, state = ctx.saved_tensors
+        later = F.pad(a_log[:, 1:], (0, 0, 0, 1)).flip(1)  # in reversed time, the gate of the token after
+        grad = _scan_chunks(later, dh.flip(1), dafter)[0].flip(1)
+        da_log, dstate = _gradients_from(grad, a_log, h, state)
+        return da_log, grad, dstate
+
+
+class _CompiledScan(torch.autograd.Function):
+    """The compiled loop with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        a_log, b, state = a_log.contiguous(), b.contiguous(), state.contiguous()
+        batch, _, width = b.shape
+        h, after = torch.empty_like(b), torch.empty_like(state)
+        arrays = [x.detach().numpy() for x in (a_log, b, state, h, after)]
+        run_blocks(_scan_forward, batch * -(-width // _BLOCK), 2 * b.numel(), *arrays)
+        ctx.save_for_backward(a_log, h, state)
+        return h, after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dh: Tensor, dafter: Tensor) -> tuple[Tensor, ...]:
+        a_log, h, state = ctx.saved_tensors
+        batch, _, width = h.shape
+        da_log, db, dstate = torch.empty_like(h), torch.empty_like(h), torch.empty_like(state)
+        arrays = [x.contiguous().numpy() for x in (a_log, h, state, dh, dafter)]
+        outputs = [x.numpy() for x in (da_log, db, dstate)]
+        run_blocks(_scan_backward, batch * -(-width // _BLOCK), 3 * h.numel(), *arrays, *outputs)
+        return da_log, db, dstate
+
+
+# Rows are taken as slices and indexed by the loop variable alone: numba cannot tell that `low + i` is not negative, and
+# the test for it would keep the compiler from vectorising.
+
+
+@compiled
+def _scan_forward(first, last, a_log, b, state, h, after):  # type: ignore[no-untyped-def]
+    width = b.shape[2]
+    columns = -(-width // _BLOCK)
+    carry = np.empty(_BLOCK)
+    for block in range(first, last):
+        row, low = block // columns, (block % columns) * _BLOCK
+        high = min(low + _BLOCK, width)
+        carry[: high - low] = state[row, low:high]
+        for t in range(b.shape[1]):
+            gate, given, out = a_log[row, t, low:high], b[row, t, low:high], h[row, t, low:high]
+            for i in range(high - low):
+                value = carry[i] * exp(np.float64(gate[i])) + given[i]
+                carry[i] = value
+                out[i] = value
+        after[row, low:high] = carry[: high - low]
+
+
+@compiled
+def _scan_backward(first, last, a_log, h, state, dh, dafter, da_log, db, dstate):  # type: ignore[no-untyped-def]
+    width = h.shape[2]
+    columns = -(-width // _BLOCK)
+    carry = np.empty(_BLOCK)
+    for block in range(first, last):
+        row, low = block // columns, (block % columns) * _BLOCK
+        high = min(low + _BLOCK, width)
+        carry[: high - low] = dafter[row, low:high]
+        for t in range(h.shape[1] - 1, -1, -1):
+            gate, given = a_log[row, t, low:high], dh[row, t, low:high]
+            before = h[row, t - 1, low:high] if t > 0 else state[row, low:high]
+            dgate, dinput = da_log[row, t, low:high], db[row, t, low:high]
+            for i in range(high - low):
+                grad = carry[i] + given[i]
+                carry[i] = grad * exp(np.float64(gate[i]))
+                dinput[i] = grad
+                dgate[i] = carry[i] * before[i]
+        dstate[row, low:high] = carry[: high - low]
