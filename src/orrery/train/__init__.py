@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orrery.core.rooms import make_callable
 from orrery.train.config import (
     CheckpointSpec,
     DataSpec,
@@ -25,3 +26,5 @@ __all__ = [
     "ValidationSpec",
     "train",
 ]
+
+make_callable(__name__)

@@ -1,0 +1,97 @@
+"""Exchange with transformers: equal logits both ways, every parameter randomised; mistakes by name."""
+
+import pytest
+import torch
+
+import orrery
+from orrery.core.errors import ConfigError, CorruptionError
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `hf`)")
+TINY = {"vocab_size": 61}
+CASES = {
+    "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=48, bos_token_id=0, eos_token_id=0, **TINY),
+    "gpt2-untied": lambda: transformers.GPT2Config(
+        n_embd=32, n_layer=1, n_head=2, n_inner=40, tie_word_embeddings=False, activation_function="gelu", bos_token_id=0, eos_token_id=0, **TINY
+    ),
+    "llama-grouped": lambda: transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, attention_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0}, **TINY
+    ),
+    "llama-tied": lambda: transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=8, intermediate_size=40, tie_word_embeddings=True, mlp_bias=True, **TINY
+    ),
+}  # fmt: skip
+
+
+def theirs(case):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CASES[case]()).eval()
+    for p in model.parameters():  # default norms and biases would hide mistakes
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def logits(model, x):
+    with torch.no_grad():
+        return model.eval()(x).logits
+
+
+X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_equal_there_and_back(case, tmp_path):
+    hf = theirs(case)
+    own = orrery.from_transformers(hf)
+    assert torch.allclose(logits(own, X), logits(hf, X), atol=1e-4)
+    orrery.to_transformers(own, tmp_path / "hf")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert type(again) is type(hf) and torch.equal(logits(again, X), logits(hf, X))
+    assert torch.equal(logits(orrery.from_transformers(tmp_path / "hf"), X), logits(own, X))
+
+
+@pytest.mark.parametrize(("case", "bound"), [("gpt2", 1e-8), ("llama-grouped", 2e-5)])
+def test_float64(case, bound):
+    """Llama there computes its rotary angles in float32 whatever the model's type, hence its bound."""
+    hf = theirs(case).double()
+    assert torch.allclose(logits(orrery.from_transformers(hf), X), logits(hf, X), atol=bound)
+
+
+def test_decoding_equals_their_cached_generation():
+    hf = theirs("llama-grouped")
+    own = orrery.from_transformers(hf)
+    expected = hf.generate(X, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(orrery.generate(own, X, 12, temperature=0), expected)
+
+
+def test_what_has_no_counterpart_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no exchange map"):
+        orrery.to_transformers(orrery.create_model("kneser-ney"), tmp_path / "x")
+    with pytest.raises(ConfigError, match="window"):
+        orrery.to_transformers(orrery.create_model("transformer", width=32, window=4), tmp_path / "x")
+    with pytest.raises(ConfigError, match="one kind of block"):
+        orrery.to_transformers(orrery.create_model("gpt2", width=32, canon="a"), tmp_path / "x")
+    with pytest.raises(ConfigError, match="no exchange for the model type"):
+        orrery.from_transformers(transformers.BertModel(transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)))
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        orrery.from_transformers(tmp_path)
+    assert not (tmp_path / "x").exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    theirs("gpt2").config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ConfigError, match="can run code"):
+        orrery.from_transformers(tmp_path)
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    theirs("gpt2").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CorruptionError, match="damaged"):
+        orrery.from_transformers(tmp_path)
+    hf = theirs("gpt2")
+    del hf.transformer.h[0].ln_1.bias
+    with pytest.raises((CorruptionError, AttributeError), match=r"ln_1\.bias"):
+        orrery.from_transformers(hf)
