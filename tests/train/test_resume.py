@@ -24,6 +24,14 @@ FAMILIES = [name for name in ("transformer", "mamba2", "gated-deltanet", "lstm",
 DEATHS = Path(__file__).with_name("deaths.py")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus")
@@ -95,10 +103,7 @@ def whole(corpus, tmp_path_factory):
     def get(name):
         if name not in made:
             folder = tmp_path_factory.mktemp("whole") / name
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
             train(configure(corpus, name), folder, quiet=True)
-            torch.set_num_threads(threads)
             made[name] = outcome(folder)
         return made[name]
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from orrery.core import registry
 from orrery.core.config import config_hash
 from orrery.core.errors import BudgetError, ConfigError, NonFiniteError
-from orrery.core.files import write_text
+from orrery.core.files import atomic_directory, write_text
 from orrery.core.progress import Progress, progress
 from orrery.core.seeds import seed_everything
 from orrery.data import Dataset, Loader, prepare, validation_windows
@@ -45,7 +46,7 @@ from orrery.train.system import (
     pick_device,
     recompute_blocks,
     seat,
-    set_threads,
+    threads,
 )
 
 Observer = Callable[[str, dict[str, Any]], None]
@@ -95,10 +96,10 @@ def train(
     finished = _finished(folder, config)
     if finished is not None:
         return finished
-    set_threads(config.system)
-    work = _Work(config, model, data, parallel, quiet)
-    with _open(folder, config, work, command) as run, interruptible() as interrupt:
-        return _Loop(run, work, observer, interrupt, quiet).go()
+    with threads(config.system.threads):
+        work = _Work(config, model, data, parallel, quiet)
+        with _open(folder, config, work, command, quiet) as run, interruptible() as interrupt:
+            return _Loop(run, work, observer, interrupt, quiet).go()
 
 
 class _Work:
@@ -337,8 +338,7 @@ class _Loop:
     def _end(self) -> dict[str, Any]:
         if self.config.validation.every >= 0:
             self.validation = self._validate(self.steps)
-        if self.work.given is None:
-            save(self.work.model, self.run.path / "weights")
+        _save_weights(self.work.model, self.run.path / "weights")
         self._tell("end", status="done", step=self.steps)
         result = self._result("done", self.steps)
         self.run.finish(result, "done")
@@ -395,10 +395,11 @@ def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     return run.result() if run.record["status"] == "done" else None
 
 
-def _open(folder: Path, config: TrainConfig, work: _Work, command: list[str] | None) -> Run:
+def _open(folder: Path, config: TrainConfig, work: _Work, command: list[str] | None, quiet: bool) -> Run:
     """The run's folder, new or to be continued, held by this process."""
     if not (folder / "run.json").exists():
-        plan = work.steps(quiet=True)
+        plan = work.steps(quiet)
+        work.engine(work.pair, plan["steps"])  # impossible settings are refused before a folder is made
         name = config.model.name if work.given is None else type(work.given).__name__
         return Run.create(folder, config.to_dict(), name, config.seed, command, work.facts(plan))
     run = Run.open(folder)
@@ -436,6 +437,15 @@ def _forget_after(run: Run, step: int) -> int:
     if len(kept) < len(events):
         write_text(run.path / "log.jsonl", "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept))
     return len(events) - len(kept)
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    """As `orrery.save`; of a module that no config can rebuild, the tensors alone."""
+    if _description(model)["kind"] != "given":
+        save(model, path)
+        return
+    with atomic_directory(path) as folder:
+        save_file(stored_tensors(model), folder / "model.safetensors")
 
 
 def _description(model: nn.Module) -> dict[str, Any]:

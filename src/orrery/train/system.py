@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from orrery.core.errors import ConfigError
-from orrery.train.config import SystemSpec
 
 _COMPILE_ERRORS = (RuntimeError, OSError, ImportError, AssertionError, AttributeError, TypeError, ValueError)
 
@@ -38,11 +37,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_threads(spec: SystemSpec) -> int:
-    """Give torch the threads a run asks for; the number it has."""
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
-    return torch.get_num_threads()
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch use `number` threads on the CPU for the time of the block; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
