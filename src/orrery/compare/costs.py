@@ -28,18 +28,21 @@ from orrery.compare import instruments
 from orrery.compare.energy import Joules, meter
 from orrery.compare.result import Costs, Point, Quantity, Series
 from orrery.core import registry
+from orrery.core.config import Config
 from orrery.core.errors import OrreryError
 from orrery.generate.engine import decode_steps
 from orrery.generate.sampling import Sampling
+from orrery.objectives import create_objective
 from orrery.ops.backend import current_backend, forget_backends
 from orrery.train.budget import training_flops
+from orrery.train.engine import Engine, Pair
 
 AXIS = "context length in tokens"
 LONGEST_WAIT = 8.0  # seconds: a longer prefill or decode is left out, and the series says so
 
 
-@dataclass(frozen=True)
-class CostPlan:
+@dataclass(frozen=True, kw_only=True)
+class CostPlan(Config):
     """What is measured; the defaults suit small models on a desk."""
 
     batch: int = 16
@@ -91,17 +94,13 @@ def random_batch(vocab_size: int, batch: int, length: int) -> dict[str, Tensor]:
     return {"tokens": tokens}
 
 
-def train_step(model: nn.Module, batch: dict[str, Tensor], clip: float) -> Callable[[], None]:
-    """One whole optimizer step as a function of nothing; the learning rate is tiny, so that weights stay sound."""
-    objective = registry.load("next-token", "objective")()
-    optimizer = registry.load("adamw", "optimizer")(model, 1e-6)
+def train_step(model: nn.Module, batch: dict[str, Tensor], clip: float = 1.0) -> Callable[[], None]:
+    """One whole optimizer step, the trainer's own, as a function of nothing; the rate is tiny, so weights stay sound."""
+    pair = Pair(model, create_objective("next-token"))
+    engine = Engine(pair, registry.load("adamw", "optimizer")(pair, 1e-6), lambda step: 1e-6, clip)
 
     def step() -> None:
-        loss, _ = objective(model, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        engine.step(0, batch)
 
     return step
 
@@ -137,7 +136,7 @@ def _operations(model: Any, plan: CostPlan, costs: Costs) -> None:
     note = "three times the forward formula of the model, output layer included"
     costs.train_flops = Quantity(analytic, "FLOP/token", "analytic", note)
     batch = random_batch(vocabulary(model), 1, plan.length)
-    objective = registry.load("next-token", "objective")()
+    objective = create_objective("next-token")
     with FlopCounterMode(display=False) as counter:
         objective(model, batch)[0].backward()
     model.zero_grad(set_to_none=True)
