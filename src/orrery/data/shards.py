@@ -103,8 +103,9 @@ class TokenWriter:
         self.close()
         if not self.text_bytes:
             raise DataError("no document was written: there is nothing to make a token file of")
-        np.asarray(self.offsets, dtype="<i8").tofile(self.folder / "offsets.bin")
-        np.asarray(self.text_bytes, dtype="<i8").tofile(self.folder / "bytes.bin")
+        for name, numbers in (("offsets.bin", self.offsets), ("bytes.bin", self.text_bytes)):
+            with open(self.folder / name, "wb") as file:
+                file.write(np.asarray(numbers, dtype="<i8").tobytes())
         description = {
             "format": FORMAT,
             "vocab_size": self.vocab_size,

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orrery.core.errors import DataError
-from orrery.data.text import Document, Tally
+from orrery.data.text import Document, Tally, character_start
 
 RULE = "orrery-split-1"
 SHARE = 0.05  # of the documents are held out
@@ -126,15 +126,18 @@ def locate_cut(document: Document, size: int, share: float = SHARE) -> tuple[int
     low = int((1 - share) * size)
     low = max(1, min(low, size - 1))
     high = min(size, low + min(_LARGEST_SEARCH, max(8, int(share * size / 2))))
-    start, window = max(0, low - 2), bytearray()
+    start, window = max(0, low - 4), bytearray()
     position = 0
     for piece in document.pieces(Tally()):
         data = piece.encode("utf-8")
         if position + len(data) > start and position < high + 4:
             window += data[max(0, start - position) : high + 4 - position]
         position += len(data)
-    offset, boundary = cut_within(bytes(window), low - start, high - start)
-    if not 0 < start + offset < size:
+    data = bytes(window)
+    offset, boundary = cut_within(data, low - start, high - start)
+    if start + offset >= size:
+        offset = character_start(data, len(data) - 1)  # the last character alone
+    if not 0 < start + offset < size or data[offset] & 0xC0 == 0x80:
         raise DataError(f"the corpus is one text of {size} bytes, too short to hold out a part of it for validation")
     return start + offset, boundary
 

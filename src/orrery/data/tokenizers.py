@@ -87,6 +87,7 @@ class Tokenizer(ABC):
         content = self._content()
         if (library := content.pop("library", None)) is not None:
             write_text(Path(folder) / LIBRARY_FILE, library)
+            content["library_check"] = config_hash(library)
         described = {"format": FORMAT, "name": self.name, "hash": self.hash, **content}
         write_json(Path(folder) / DESCRIPTION, {**described, "check": config_hash(described)})
 
@@ -107,22 +108,20 @@ class Stream(ABC):
 
 
 class _ByteStream(Stream):
-    """For tokenizers whose ids are byte strings; ids without one (the document id) are None or out of range."""
+    """For tokenizers whose ids are byte strings; the `silent` id (the document's) gives nothing."""
 
     def __init__(self, table: Sequence[bytes], silent: int) -> None:
         import codecs
 
-        self._table, self._silent = table, silent
+        self._table = [*table, *[_UNKNOWN.encode()] * max(0, silent + 1 - len(table))]
+        self._table[silent] = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        data = bytearray()
-        for token in ids:
-            if 0 <= token < len(self._table):
-                data += self._table[token]
-            elif token != self._silent:
-                data += _UNKNOWN.encode()
-        return self._decoder.decode(bytes(data))
+        known = [token if 0 <= token < len(self._table) else -1 for token in _listed(ids)]
+        return self._decoder.decode(
+            b"".join([self._table[token] if token >= 0 else _UNKNOWN.encode() for token in known])
+        )
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -259,7 +258,7 @@ class _LibraryStream(Stream):
 
     def push(self, ids: Iterable[int]) -> str:
         text = ""
-        for token in ids:
+        for token in _listed(ids):
             if token == self._doc_id:
                 text += self.finish()
             elif 0 <= token < self._size:
@@ -319,14 +318,14 @@ class UnigramTokenizer(LibraryTokenizer):
 def _settled(vocab: list[list[Any]]) -> list[list[Any]]:
     """Unigram pieces with scores that do not depend on the trainer's summation order, which changes from run to run.
 
-    Scores keep three decimals (the noise is 1e-10) and equal ones are ordered by piece. Bytes that the trainer adds at
-    the end for completeness get scores below all others in an arbitrary order; they get them in the order of bytes.
+    Scores keep three decimals (the noise is 1e-10) and equal ones are ordered by piece. The bytes that the trainer adds
+    for completeness get scores 1e-4 apart, from the lowest up, in an arbitrary order; here they all get the lowest. No
+    segmentation depends on that: a byte without a piece of its own length has no rival.
     """
-    floor = min((score for piece, score in vocab if len(piece) > 1), default=0.0)
-    learned = [[piece, round(score, 3)] for piece, score in vocab if score >= floor or len(piece) > 1]
-    added = sorted(piece for piece, score in vocab if score < floor and len(piece) == 1)
-    learned.sort(key=lambda entry: (-entry[1], entry[0]))
-    return learned + [[piece, round(floor, 3) - 1 - 0.001 * rank] for rank, piece in enumerate(added)]
+    lowest = min(score for piece, score in vocab if len(piece) == 1)
+    added = lowest + 1e-4 * 256 + 1e-6
+    settled = [[piece, round(lowest if len(piece) == 1 and score <= added else score, 3)] for piece, score in vocab]
+    return sorted(settled, key=lambda entry: (-entry[1], entry[0]))
 
 
 def _train(model: Any, trainer: Any, texts: Iterable[str]) -> Any:
@@ -386,6 +385,11 @@ def _size(argument: str, kind: str, least: int) -> int:
     return int(argument)
 
 
+def _listed(ids: Any) -> list[int]:
+    """Ids as Python integers, from a list, an array or a tensor (n,)."""
+    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
+
+
 def _codepoints(text: str) -> np.ndarray:
     import numpy as np
 
@@ -422,7 +426,10 @@ def _rebuild(stored: dict[str, Any], folder: Path) -> Tokenizer:
         return CharTokenizer(stored["alphabet"], stored["name"])
     if stored["kind"] != "library":
         raise CorruptionError(f"'{folder / DESCRIPTION}' is damaged: unknown kind '{stored['kind']}'")
-    return LibraryTokenizer(_library_text(folder / LIBRARY_FILE), stored["name"], stored["doc_id"])
+    library = _library_text(folder / LIBRARY_FILE)
+    if config_hash(library) != stored["library_check"]:
+        raise CorruptionError(f"'{folder / LIBRARY_FILE}' is damaged: it does not match {DESCRIPTION}")
+    return LibraryTokenizer(library, stored["name"], stored["doc_id"])
 
 
 def _library_text(path: Path) -> str:
