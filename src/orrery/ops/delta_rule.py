@@ -14,16 +14,22 @@ q and k are first divided by their norms, ``k <- k / sqrt(|k|^2 + eps)``: inside
 Chunked form (WY representation, 2406.06484 section 3). Inside a chunk that starts at state S, with ``G_i`` the sum of g over the
 chunk up to i, ``D_ij = exp(G_i - G_j)`` for j <= i, ``N = D * K K^T`` below the diagonal, ``A = scale D * Q K^T``:
 
-    ``(I + diag(beta) N) U = diag(beta) (V - diag(e^G) K S)``          so ``U = T diag(beta) V - T diag(beta e^G) K S``
+    ``(I + diag(beta) N) U = diag(beta) (V - diag(e^G) K S)``
     ``Y    = scale diag(e^G) Q S + A U``
     ``S_+  = e^{G_C} S + (diag(e^{G_C - G}) K)^T U``
 
-The inverse ``T = (I + diag(beta) N)^{-1}`` is one triangular solve per chunk (substitution, which stays accurate where the
-Neumann series does not: equal keys). All of it is done for all chunks at once; only U and S are carried from chunk to chunk.
+Let T be the inverse of ``I + diag(beta) K K^T`` (below the diagonal): one triangular solve per chunk, by substitution, which
+stays accurate where the Neumann series does not (equal keys). Its entries are at most 2 for keys of norm 1. Since D is a
+ratio of a factor of the row and one of the column, the inverse with decay is ``D * T``, and
+
+    ``U = (D * T) diag(beta) V - diag(e^G) T diag(beta) K S``
+
+in which no two decays are multiplied, so that none underflows. All of it is done for all chunks at once; only U and S are
+carried from chunk to chunk.
 
 Gradients, by hand. With ``P`` the gradient of the right-hand side V - diag(e^G) K S divided by beta (so ``dV = beta P``):
 
-    ``(I + N^T diag(beta)) P = A^T dY + diag(e^{G_C - G}) K dS_+``      the same system, transposed, run backwards over chunks
+    ``P  = (D * T)^T (A^T dY + diag(e^{G_C - G}) K dS_+)``      the same system, transposed, run backwards over chunks
     ``dS = scale (diag(e^G) Q)^T dY + e^{G_C} dS_+ - (diag(beta e^G) K)^T P``
 
 and everything else is local to a chunk. The decay needs no matrices of its own: scaling the state at i and undoing it at
@@ -55,7 +61,11 @@ CHUNK = 32
 """Default chunk length. Measured on two cores: 16, 24, 48 and 64 are 5 to 25 % slower for K, V of 64 to 128."""
 
 _RESET = -1000.0  # e^-1000 is 0 in float64 too, and sums of it over a chunk keep eleven digits for the other gates
-_SECTION = 1 << 18  # numbers of one (B,T,H,K) operand in a section: 1 MB in float32, half of it in each core's cache
+_LEAST = {
+    torch.float32: -60.0,
+    torch.float64: -700.0,
+}  # e^x is 0 below: a denormal factor makes products 10 times slower
+_SECTION = 600_000  # numbers of k and v together in a section: 2.4 MB in float32, half of it in each core's cache
 
 
 def delta_rule(
@@ -222,7 +232,7 @@ def _sections(k: Tensor, v: Tensor, chunk: int) -> Iterator[tuple[slice, slice]]
     if k.device.type != "cpu":
         yield slice(0, batch), slice(0, time)
         return
-    tokens = max(chunk, _SECTION // (heads * max(key, v.shape[-1])))
+    tokens = max(chunk, _SECTION // (heads * (key + v.shape[-1])))
     length = min(time, tokens // chunk * chunk)
     rows = max(1, tokens // length)
     for row in range(0, batch, rows):
@@ -258,7 +268,7 @@ class _Kept(NamedTuple):
 
     states: Tensor  # (N+1,G,K,V), before each chunk and after the last; G rows times heads
     correction: Tensor  # U (M,C,V)
-    inverse: Tensor  # T (M,C,C)
+    inverse: Tensor  # T, without decay (M,C,C)
     scores: Tensor  # A (M,C,C)
     overlap: Tensor  # N (M,C,C)
     fade: Tensor | None  # D (M,C,C), None without decay
@@ -270,21 +280,20 @@ class _Kept(NamedTuple):
 
 
 def _decays(g_log: Tensor | None, at: tuple[slice, slice], chunk: int, kind: torch.dtype) -> tuple[Tensor | None, ...]:
-    """D, e^G, e^{G_C - G}, e^{G_C}. Sums in float64: in float32 one gate of 1e-30 would cost its neighbours four digits."""
+    """D, e^G, e^{G_C - G}, e^{G_C}. Sums are float64: in float32 one gate of 1e-30 would cost its neighbours four digits."""
     if g_log is None:
         return None, None, None, None
     wide = torch.float64 if g_log.device.type != "mps" else torch.float32
     total = _to_chunks(g_log, at, chunk, wide).clamp_(min=_RESET).cumsum(1)
-    fade = (total[:, :, None] - total[:, None, :]).to(kind)
-    future = torch.ones(chunk, chunk, dtype=torch.bool, device=fade.device).triu_(1)
-    fade = fade.masked_fill_(future, -torch.inf).exp_()
     last = total[:, -1:]
-    return fade, total.exp().to(kind), (last - total).exp().to(kind), last.exp().to(kind)
+    logs = (total[:, :, None] - total[:, None, :], total, last - total, last)
+    fade, *rest = (torch.threshold(x.to(kind), _LEAST[kind], _RESET).exp_() for x in logs)
+    return fade.tril_(), *rest
 
 
-def _faded(x: Tensor, rows: Tensor | None) -> Tensor:
-    """diag(rows) x, where None stands for ones."""
-    return x if rows is None else x * rows[:, :, None]
+def _rows_times(factors: Tensor | None, x: Tensor) -> Tensor:
+    """Multiplies the rows of x (M,C,...) in place; None stands for ones."""
+    return x if factors is None else x.mul_(factors[:, :, None])
 
 
 def _past(x: Tensor, fade: Tensor | None, diagonal: bool) -> Tensor:
@@ -321,17 +330,19 @@ def _forward_section(
     steps = matrices // rows
     sizes = _unit(q, options.l2_eps), _unit(k, options.l2_eps)
     kt = k.transpose(1, 2)
-    overlap = _past(torch.bmm(k, kt), fade, diagonal=False)
-    scores = _past(torch.baddbmm(overlap, q, kt, beta=0, alpha=scale), fade, diagonal=True)
+    overlap = torch.bmm(k, kt)
     eye = torch.eye(chunk, dtype=k.dtype, device=k.device).expand(matrices, chunk, chunk)
     inverse = torch.linalg.solve_triangular(overlap * beta[:, :, None], eye, upper=False, unitriangular=True)
-    reads = torch.bmm(inverse * (beta if since is None else beta * since)[:, None, :], k)  # 2406.06484, W
-    correction = torch.bmm(inverse * beta[:, None, :], v)
+    overlap = _past(overlap, fade, diagonal=False)
+    scores = _past(torch.baddbmm(overlap, q, kt, beta=0, alpha=scale), fade, diagonal=True)
+    solve = inverse * beta[:, None, :]
+    reads = _rows_times(since, torch.bmm(solve, k))  # 2406.06484, W
+    correction = torch.bmm(solve if fade is None else solve.mul_(fade), v)
 
     states = state.new_empty(steps + 1, rows, key, value)
     states[0] = state
     u, w = correction.view(steps, rows, chunk, value), reads.view(steps, rows, chunk, key)
-    writes = _faded(k, until).view(steps, rows, chunk, key).transpose(2, 3)
+    writes = (k if until is None else k * until[:, :, None]).view(steps, rows, chunk, key).transpose(2, 3)
     gates = None if whole is None else whole.view(steps, rows, 1, 1)
     for n in range(steps):
         u[n].baddbmm_(w[n], states[n], alpha=-1)
@@ -355,7 +366,7 @@ def _backward_section(
     documents: Tensor | None,
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of q, k, v, beta and, with decay, g_log (as chunks), and of the state before the section (G,K,V)."""
-    fade, since, until = kept.fade, kept.since, kept.until
+    fade, since = kept.fade, kept.since
     for x, size in ((q, kept.q_size), (k, kept.k_size)):
         if size is not None:
             x.mul_(size)
@@ -373,9 +384,7 @@ def _backward_section(
     dbeta = p_value - (asked if since is None else asked * since) - (doverlap * kept.overlap).sum(-1)
     doverlap = _past(doverlap, fade, diagonal=False).mul_(-beta[:, :, None])
     dq = torch.bmm(dy_read, before.transpose(1, 2)).baddbmm_(dscores, k)
-    dk = torch.bmm(kept.correction, later.transpose(1, 2))
-    if until is not None:
-        dk.mul_(until[:, :, None])
+    dk = _rows_times(kept.until, torch.bmm(kept.correction, later.transpose(1, 2)))
     dk.addcmul_(p_read, strength[:, :, None], value=-1)
     dk.baddbmm_(dscores.transpose(1, 2), q).baddbmm_(doverlap + doverlap.transpose(1, 2), k)
     grads = [dq, dk, p.mul_(beta[:, :, None]), dbeta]
@@ -393,9 +402,9 @@ def _carry_back(
 ) -> tuple[Tensor, Tensor]:
     """P (M,C,V) and the gradients of the states around the chunks (N+1,G,K,V): the transposed system, chunk by chunk."""
     (steps, rows, key, value), chunk = (len(kept.states) - 1, *kept.states.shape[1:]), k.shape[1]
-    flipped = kept.inverse.transpose(1, 2)
-    p = torch.bmm(flipped, torch.bmm(kept.scores.transpose(1, 2), dy))
-    reach = torch.bmm(flipped, _faded(k, kept.until))
+    inverse = kept.inverse if kept.fade is None else kept.inverse * kept.fade
+    p = torch.bmm(inverse.transpose(1, 2), torch.bmm(kept.scores.transpose(1, 2), dy))
+    reach = _rows_times(kept.until, torch.bmm(kept.inverse.transpose(1, 2), k))
     dstates = torch.empty_like(kept.states)
     dstates[-1] = dstate
     torch.bmm(q.transpose(1, 2), dy_read, out=dstates[:-1].view(-1, key, value))
