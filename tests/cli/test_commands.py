@@ -55,9 +55,8 @@ def test_help_has_examples():
 
 def test_new_mixer_works_from_the_first_minute(tmp_path):
     run("new", "mixer", "my-mean", cwd=tmp_path)
-    check = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_mean.py"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_mean.py"]
+    check = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert check.returncode == 0, check.stdout[-2000:]
     assert "exists already" in run("new", "mixer", "my-mean", cwd=tmp_path, code=2).stderr
 
@@ -70,7 +69,8 @@ def test_generate_reads_a_saved_model(tmp_path):
     assert "without a tokenizer" in run("generate", "run", "a", cwd=tmp_path, code=2).stderr
     ByteTokenizer().save(tmp_path / "run" / "weights" / "tokenizer")
     said = json.loads(run("generate", "run", "-", "-n", "8", "--seed", "1", "--json", cwd=tmp_path, stdin="abc").stdout)
-    assert said["prompt"] == "abc" and said["text"] == orrery.generate(orrery.load(tmp_path / "run" / "weights"), "abc", 8, temperature=0.8, seed=1)
+    loaded = orrery.load(tmp_path / "run" / "weights")
+    assert said["prompt"] == "abc" and said["text"] == orrery.generate(loaded, "abc", 8, temperature=0.8, seed=1)
 
 
 def test_doctor_tells_the_machine():

@@ -53,7 +53,8 @@ def test_layers_are_tiled_over_the_depth():
 
 
 def test_overrides_find_their_place():
-    config = resolve("gpt2 + transformer", width=64, overrides={"canon": "a", "transformer.rope_theta": 5.0, "gpt2.bias": False, "tied": False})
+    overrides = {"canon": "a", "transformer.rope_theta": 5.0, "gpt2.bias": False, "tied": False}
+    config = resolve("gpt2 + transformer", width=64, overrides=overrides)
     gpt2, llama = config.blocks
     assert gpt2.canon == llama.canon == "a" and not config.tied
     assert llama.mixer["rope_theta"] == 5.0 and gpt2.mixer["bias"] is False and "rope_theta" not in gpt2.mixer

@@ -8,24 +8,30 @@ from orrery.core.errors import ConfigError, CorruptionError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `hf`)")
 TINY = {"vocab_size": 61}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+THETA = {"rope_type": "default", "rope_theta": 500.0}
+SMALL = {"hidden_size": 32, "intermediate_size": 48, **TINY}
 CASES = {
-    "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=48, bos_token_id=0, eos_token_id=0, **TINY),
-    "gpt2-untied": lambda: transformers.GPT2Config(
-        n_embd=32, n_layer=1, n_head=2, n_inner=40, tie_word_embeddings=False, activation_function="gelu", bos_token_id=0, eos_token_id=0, **TINY
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, **ENDS, **TINY}),
+    "gpt2-untied": (
+        "GPT2Config",
+        {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_inner": 40, "tie_word_embeddings": False, "activation_function": "gelu", **ENDS, **TINY},
     ),
-    "llama-grouped": lambda: transformers.LlamaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, attention_bias=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0}, **TINY
+    "llama-grouped": (
+        "LlamaConfig",
+        {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "rope_parameters": THETA, **SMALL},
     ),
-    "llama-tied": lambda: transformers.LlamaConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=8, intermediate_size=40, tie_word_embeddings=True, mlp_bias=True, **TINY
+    "llama-tied": (
+        "LlamaConfig",
+        {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, "tie_word_embeddings": True, "mlp_bias": True, **SMALL},
     ),
-}  # fmt: skip
+}
 
 
 def theirs(case):
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CASES[case]()).eval()
+    cls, settings = CASES[case]
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, cls)(**settings)).eval()
     for p in model.parameters():  # default norms and biases would hide mistakes
         torch.nn.init.normal_(p, std=0.3)
     return model
@@ -71,8 +77,9 @@ def test_what_has_no_counterpart_is_named(tmp_path):
         orrery.to_transformers(orrery.create_model("transformer", width=32, window=4), tmp_path / "x")
     with pytest.raises(ConfigError, match="one kind of block"):
         orrery.to_transformers(orrery.create_model("gpt2", width=32, canon="a"), tmp_path / "x")
+    bert = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     with pytest.raises(ConfigError, match="no exchange for the model type"):
-        orrery.from_transformers(transformers.BertModel(transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)))
+        orrery.from_transformers(transformers.BertModel(bert))
     with pytest.raises(ConfigError, match=r"config\.json"):
         orrery.from_transformers(tmp_path)
     assert not (tmp_path / "x").exists()

@@ -12,11 +12,13 @@ from orrery.core.errors import ConfigError, CorruptionError, StateError, Storage
 from orrery.core.files import atomic_directory
 from orrery.nn.contract import Context
 
-NAMES = ["transformer", "gpt2", "transformer(window=5,canon=abcd)", "transformer(kv_heads=1,qk_norm=true,rope=0.5)", "attention | attention"]
+GROUPED = "transformer(kv_heads=1,qk_norm=true,rope=0.5)"
+NAMES = ["transformer", "gpt2", "transformer(window=5,canon=abcd)", GROUPED, "attention | attention"]
 
 
 def tiny(name="transformer", **settings):
-    return orrery.create_model(name, width=32, depth=2, vocab_size=50, seed=0, **{"mixer.head_dim": 8} if "|" not in name else {}, **settings)
+    heads = {} if "|" in name else {"mixer.head_dim": 8}
+    return orrery.create_model(name, width=32, depth=2, vocab_size=50, seed=0, **heads, **settings)
 
 
 def tokens(batch=2, length=20, seed=0):

@@ -75,6 +75,6 @@ def test_misuse_is_named(tmp_path):
     model = fitted()
     tensors = model.stored_tensors()
     tensors.pop("1.total")
-    with pytest.raises(CorruptionError, match="1.total"):
+    with pytest.raises(CorruptionError, match=r"1\.total"):
         model.restore_tensors(tensors)
     assert fitted("bigram").counts.order == 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,10 @@ from orrery.core import registry
 from orrery.core.config import config_hash
 from orrery.core.errors import BudgetError, ConfigError, NonFiniteError
 from orrery.core.files import atomic_directory, write_text
+from orrery.core.memory import keep_large_blocks
 from orrery.core.progress import Progress, progress
 from orrery.core.seeds import seed_everything
-from orrery.data import Dataset, Loader, prepare, validation_windows
+from orrery.data import Dataset, Loader, Tokenizer, prepare, validation_windows
 from orrery.evaluate.language import bits_per_byte
 from orrery.models.build import create_model
 from orrery.models.storage import describe, save, stored_tensors
@@ -84,7 +86,8 @@ def train(
 
     Returns:
         "status" ("done" or "interrupted"), "steps", "tokens", "loss", "bits_per_byte", "validation", "seconds",
-        "tokens_per_second", "flops", "flops_per_second", "peak_memory_bytes", "parameters", ...
+        "tokens_per_second", "flops", "flops_per_second", "peak_memory_bytes", "parameters" (without embedding and
+        head), "parameters_total", ...
 
     Raises:
         OrreryError: in one sentence: the folder holds another run, a damaged checkpoint, a budget too small, a loss
@@ -96,6 +99,7 @@ def train(
     finished = _finished(folder, config)
     if finished is not None:
         return finished
+    keep_large_blocks()
     with threads(config.system.threads):
         work = _Work(config, model, data, parallel, quiet)
         with _open(folder, config, work, command, quiet) as run, interruptible() as interrupt:
@@ -197,8 +201,8 @@ class _Work:
             **plan,
             "tokens_per_step": self.config.tokens_per_step,
             "model": _description(self.model),
-            "parameters": _count(self.model, embedding=True),
-            "parameters_without_embedding": _count(self.model, embedding=False),
+            "parameters": _count(self.model, embedding=False),
+            "parameters_total": _count(self.model, embedding=True),
             "flops_per_step": self.flops_per_step,
             "data": self.data.info,
             "data_hash": self.data.hash,
@@ -338,7 +342,7 @@ class _Loop:
     def _end(self) -> dict[str, Any]:
         if self.config.validation.every >= 0:
             self.validation = self._validate(self.steps)
-        _save_weights(self.work.model, self.run.path / "weights")
+        _save_weights(self.work.model, self.work.data.tokenizer, self.run.path / "weights")
         self._tell("end", status="done", step=self.steps)
         result = self._result("done", self.steps)
         self.run.finish(result, "done")
@@ -364,8 +368,8 @@ class _Loop:
             "flops": flops,
             "flops_per_second": None if speed is None or per_token is None else per_token * speed,
             "peak_memory_bytes": peak_memory(work.device),
-            "parameters": _count(work.model, embedding=True),
-            "parameters_without_embedding": _count(work.model, embedding=False),
+            "parameters": _count(work.model, embedding=False),
+            "parameters_total": _count(work.model, embedding=True),
             "compile": self.compiled,
             "threads": torch.get_num_threads(),
         }
@@ -439,13 +443,19 @@ def _forget_after(run: Run, step: int) -> int:
     return len(events) - len(kept)
 
 
-def _save_weights(model: nn.Module, path: Path) -> None:
-    """As `orrery.save`; of a module that no config can rebuild, the tensors alone."""
+def _save_weights(model: nn.Module, tokenizer: Tokenizer, path: Path) -> None:
+    """As `orrery.save`, with the tokenizer beside it; of a module that no config can rebuild, tensors and tokenizer."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save(scratch)
+        files = {f"tokenizer/{file.name}": file.read_bytes() for file in sorted(Path(scratch).iterdir())}
     if _description(model)["kind"] != "given":
-        save(model, path)
+        save(model, path, files)
         return
     with atomic_directory(path) as folder:
         save_file(stored_tensors(model), folder / "model.safetensors")
+        (folder / "tokenizer").mkdir()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
 
 
 def _description(model: nn.Module) -> dict[str, Any]:

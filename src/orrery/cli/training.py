@@ -1,0 +1,125 @@
+"""`orrery train` and `orrery eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+import typer
+
+from orrery.cli import output
+from orrery.cli.text import weights_folder
+
+
+def train(
+    model: str = typer.Argument(..., help="A name of `orrery list`, or a pattern such as 'mamba2*3 + attention'."),
+    out: Path = typer.Option(..., "--out", "-o", help="The run's folder. The same command continues an interrupted run."),
+    size: str = typer.Option("micro", help="nano, micro, tiny, small or base."),
+    corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
+    tokenizer: str = typer.Option("bytes", help="bytes, chars, bpe:8192, unigram:8192, or a tokenizer.json."),
+    budget: str = typer.Option("2Mtok", help="2Mtok, 1e13flop, 2min or 500steps."),
+    seed: int = typer.Option(0, help="Of parameters and data order."),
+    lr: Optional[float] = typer.Option(None, help="Peak learning rate; by default the recorded one of this architecture."),  # noqa: UP045
+    settings: list[str] = typer.Option([], "--set", help="Any other setting, as key=value: --set data.length=512 --set model.canon=abcd."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8 in place of replacing and counting it."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    as_json: bool = typer.Option(False, "--json", help="The result for machines."),
+) -> None:
+    """Train one model, or continue where an interrupted run stopped.
+
+    Example:  orrery train transformer --size micro --corpus stdlib --budget 2Mtok --seed 1 --out runs/first
+    """
+    from orrery.train import train as run
+
+    config = training_config(model, size, corpus, tokenizer, budget, seed, lr, settings, strict)
+    result = run(config, out, quiet=quiet or as_json)
+    if as_json:
+        output.say_json(result)
+        return
+    print_result(result, out)
+    if result.get("status") == "interrupted":
+        output.remark("interrupted: the same command continues it")
+        raise typer.Exit(130)
+
+
+def training_config(
+    model: str, size: str, corpus: str, tokenizer: str, budget: str, seed: int, lr: float | None, settings: list[str], strict: bool
+) -> Any:
+    """A TrainConfig from what was typed; `model.KEY=VALUE` that is no field of the spec is a setting of the model."""
+    from orrery.core.config import field_types, parse_overrides
+    from orrery.train import ModelSpec, TrainConfig
+
+    typed: dict[str, Any] = {
+        "model.name": model,
+        "model.size": size,
+        "data.corpus": corpus,
+        "data.tokenizer": tokenizer,
+        "data.strict": strict,
+        "budget": budget,
+        "seed": seed,
+    }
+    own: dict[str, Any] = {}
+    for key, value in parse_overrides(settings).items():
+        if key.startswith("model.") and key.removeprefix("model.") not in field_types(ModelSpec):
+            own[key.removeprefix("model.")] = value
+        else:
+            typed[key] = value
+    typed["optim.lr"] = lr if lr is not None else typed.get("optim.lr", recorded_rate(model, size))
+    config = TrainConfig().replace(**typed)
+    return config.replace(**{"model.settings": {**config.model.settings, **own}})
+
+
+def recorded_rate(model: str, size: str) -> float:
+    """The learning rate that the tool's own sweep found for this architecture, or the nearest recorded one's."""
+    from orrery.compare.rates import recorded
+
+    return float(recorded(model, size).value)
+
+
+def print_result(result: dict[str, Any], out: Path) -> None:
+    """The end of a run in a few lines, every number with its unit."""
+    rows = [
+        ("status", result.get("status")),
+        ("validation", _number(result.get("bits_per_byte"), "{:.4f} bits per byte")),
+        ("trained on", _number(result.get("tokens"), "{:,.0f} tokens") + _number(result.get("steps"), " in {:,.0f} steps")),
+        ("speed", _number(result.get("tokens_per_second"), "{:,.0f} tokens/s, measured without warm-up")),
+        ("time", _number(result.get("seconds"), "{:,.1f} s")),
+        ("peak memory", output.size(result["peak_memory_bytes"]) if result.get("peak_memory_bytes") else ""),
+        ("parameters", _number(result.get("parameters"), "{:,.0f} without embedding and head")),
+        ("folder", str(out)),
+    ]
+    for name, value in rows:
+        if value:
+            print(f"{name:12} {value}")
+
+
+def _number(value: Any, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def evaluate(
+    model: Path = typer.Argument(..., help="A folder of weights, or the folder of a run."),
+    corpus: str = typer.Option("stdlib", help="What to read: its validation split is scored."),
+    sample: int = typer.Option(0, help="Bytes of whole documents to score; 0 for the whole split."),
+    length: int = typer.Option(256, help="Tokens of a window; documents are cut into windows, each read from an empty state."),
+    batch: int = typer.Option(16, help="Windows at a time."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8."),
+    as_json: bool = typer.Option(False, "--json", help="For machines, with every document's score."),
+) -> None:
+    """Bits per byte of a trained model on text that it was not trained on.
+
+    Example:  orrery eval runs/first --corpus stdlib
+    """
+    from orrery.data import prepare, validation_windows
+    from orrery.evaluate.language import bits_per_byte
+    from orrery.generate.engine import saved_tokenizer
+    from orrery.models.storage import load
+
+    loaded = load(weights_folder(model))
+    data = prepare(corpus, saved_tokenizer(loaded), strict)
+    windows = validation_windows(data.validation, length, batch, sample or None)
+    score = bits_per_byte(loaded, windows)
+    if as_json:
+        output.say_json(score)
+        return
+    print(f"{score['bits_per_byte']:.4f} bits per byte  ({score['bytes']:,} bytes, {score['tokens']:,} tokens of the validation split)")
