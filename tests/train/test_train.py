@@ -70,7 +70,7 @@ def test_the_folder_holds_the_run(finished):
     assert facts["steps"] == 30
     assert facts["tokens_per_step"] == 64
     assert facts["model"]["config"]["width"] == 32
-    assert facts["parameters"] == facts["parameters_without_embedding"] + 257 * 32
+    assert facts["parameters_total"] == facts["parameters"] + 257 * 32
     assert facts["data"]["train"]["tokens"] > 0
     assert facts["flops_per_step"] == 3 * 4 * orrery.load(folder / "weights").flops(16)
     assert json.loads((folder / "result.json").read_text()) == result
@@ -112,6 +112,13 @@ def test_saved_weights_score_as_reported(finished, corpus):
     data = orrery.data.prepare(config.data.corpus, quiet=True)
     again = bits_per_byte(orrery.load(folder / "weights"), data.validation, 16, 16, 1500)
     assert again["bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-6)
+
+
+def test_the_tokenizer_lies_beside_the_weights(finished):
+    folder, _, _, _ = finished
+    text = orrery.generate(orrery.load(folder / "weights"), "one two", max_new_tokens=5, seed=0)
+    assert isinstance(text, str)
+    verify_directory(folder / "weights")
 
 
 def test_a_finished_run_is_returned_as_it_is(finished):
