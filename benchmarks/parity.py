@@ -103,6 +103,7 @@ def tables() -> list[str]:
 
 def main() -> int:
     torch.set_num_threads(1)
+    today = datetime.datetime.now(datetime.timezone.utc).date()
     names = sys.argv[1:] or registry.names(kind="mixer")
     parity = [row for name in names for row in parity_rows(name)]
     checked = [check_row(name) for name in names]
@@ -112,7 +113,7 @@ def main() -> int:
         *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(),
         "",
         (
-            f"Made by `python benchmarks/parity.py` on {datetime.datetime.now(datetime.timezone.utc).date()}, torch {torch.__version__}, Python "
+            f"Made by `python benchmarks/parity.py` on {today}, torch {torch.__version__}, Python "
             f"{platform.python_version()}, {cpu_name()}, one thread, backends chosen by the automatic rule."
         ),
         "",

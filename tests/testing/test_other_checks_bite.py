@@ -140,6 +140,26 @@ def test_ladder_and_canon_bite(monkeypatch: pytest.MonkeyPatch) -> None:
         models.canon(deaf)
 
 
+class Strange(torch.nn.Module):
+    """A stranger's module: causal average of embeddings, or (broken) one that sees the whole row."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal, self.embed, self.head = causal, torch.nn.Embedding(19, 64), torch.nn.Linear(64, 19)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        h = self.embed(tokens)
+        counts = torch.arange(1, h.shape[1] + 1, dtype=h.dtype)[:, None]
+        return self.head(h + (h.cumsum(1) / counts if self.causal else h.mean(1, keepdim=True)))
+
+
+def test_a_wrapped_module_is_checked() -> None:
+    ran = models.check_model(Strange(causal=True))
+    assert [check.name for check in ran if not check.disabled] == ["split", "causality", "batch", "learns"]
+    with pytest.raises(AssertionError, match="Strange, causality: the logits up to 0 under another future"):
+        models.check_model(Strange(causal=False))
+
+
 # ---------------------------------------------------------------- objectives
 
 

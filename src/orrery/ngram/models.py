@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from orrery.core.config import Config, require
-from orrery.core.errors import CorruptionError, StateError
+from orrery.core.errors import ConfigError, CorruptionError, StateError
 from orrery.core.registry import register
 from orrery.models.output import Output
 from orrery.ngram.counts import KneserNey, Level
@@ -83,6 +83,10 @@ class KneserNeyLM(nn.Module):
             raise StateError(f"this {self.registered_name} has counted nothing yet; call fit(tokens) first")
         if state is not None and (not isinstance(state, CountState) or len(state.clock) != len(tokens)):
             raise StateError("the state belongs to another model or batch size")
+        if not tokens.numel():
+            raise StateError(f"tokens of shape {tuple(tokens.shape)} are empty; pass at least one")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.vocab_size:
+            raise ConfigError(f"tokens reach {int(tokens.max())}, outside the vocabulary of {self.vocab_size}")
         segments = segments if segments is not None else (ctx.segments if ctx is not None else None)
         rows, history, clocks = [], [], []
         for b in range(len(tokens)):

@@ -5,6 +5,7 @@ Every check takes a :class:`ModelSubject` and raises AssertionError with numbers
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from orrery.core import registry
 from orrery.core.errors import ConfigError, StateError
 from orrery.core.seeds import generator
 from orrery.models.build import create_model, resolve
+from orrery.models.decoder import DecoderLM
 from orrery.models.ladder import LADDER, TOLERANCE
 from orrery.models.storage import load, save
+from orrery.models.wrap import wrap
 from orrery.nn.state import state_bytes
 from orrery.testing.check import Check, run_all
 from orrery.testing.count import counting
@@ -33,35 +36,40 @@ VOCAB = 61
 
 @dataclass(frozen=True)
 class ModelSubject:
-    """A model's name or pattern, and the settings it is built with."""
+    """A model's name or pattern, and the settings it is built with; or an instance, which is copied."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=lambda: {"width": 32, "depth": 2})
     tags: frozenset[str] = frozenset()
+    instance: nn.Module | None = None
+    vocab: int = VOCAB
 
     def build(self, dtype: torch.dtype = torch.float64, seed: int = 1, randomise: bool = True, **overrides: Any) -> Any:
         """A model in evaluation mode, its parameters moved off their initial values."""
-        model = create_model(self.name, vocab_size=VOCAB, seed=seed, **{**self.settings, **overrides})
+        if self.instance is not None:
+            return copy.deepcopy(self.instance).to(dtype).eval()
+        model: Any = create_model(self.name, vocab_size=self.vocab, seed=seed, **{**self.settings, **overrides})
+        if hasattr(model, "fit"):
+            model.fit(self.tokens(1, 2000, seed=7)[0])
         if randomise:
             perturb(model, seed)
         return model.to(dtype).eval()
 
-
-def tokens_for(batch: int, length: int, seed: int = 0) -> Tensor:
-    """Uniform tokens (B,T) int64 below the vocabulary of the checks."""
-    return torch.randint(VOCAB, (batch, length), generator=generator(seed, "tokens", batch, length))
+    def tokens(self, batch: int, length: int, seed: int = 0) -> Tensor:
+        """Uniform tokens (B,T) int64 below the vocabulary."""
+        return torch.randint(self.vocab, (batch, length), generator=generator(seed, "tokens", batch, length))
 
 
 def interface(subject: ModelSubject) -> None:
     """Shapes, lazy logits, and clear errors for tokens, states and settings that do not fit."""
-    model, tokens = subject.build(torch.float32), tokens_for(2, 7)
+    model, tokens = subject.build(torch.float32), subject.tokens(2, 7)
     out = model(tokens)
-    assert model.vocab_size == VOCAB, f"vocab_size is {model.vocab_size}, not {VOCAB}"
-    assert out.logits.shape == (2, 7, VOCAB), f"logits have shape {tuple(out.logits.shape)}"
+    assert model.vocab_size == subject.vocab, f"vocab_size is {model.vocab_size}, not {subject.vocab}"
+    assert out.logits.shape == (2, 7, subject.vocab), f"logits have shape {tuple(out.logits.shape)}"
     assert_finite(out.logits, "the logits")
     assert out.hidden.shape[:2] == (2, 7), f"hidden has shape {tuple(out.hidden.shape)}"
     too_large, empty = tokens.clone(), tokens[:, :0]
-    too_large[1, 3] = VOCAB
+    too_large[1, 3] = subject.vocab
     _must_raise(lambda: model(too_large), ConfigError, "a token outside the vocabulary")
     _must_raise(lambda: model(empty), StateError, "an empty input")
     _must_raise(lambda: model(tokens[:1], state=out.state), StateError, "a state of another batch size")
@@ -79,7 +87,7 @@ def _must_raise(call: Callable[[], Any], error: type[Exception], what: str) -> N
 
 def split(subject: ModelSubject) -> None:
     """Cut anywhere, or token by token, a sequence has the same logits."""
-    model, tokens = subject.build(), tokens_for(2, 40)
+    model, tokens = subject.build(), subject.tokens(2, 40)
     with torch.no_grad():
         whole = model(tokens)
         for cuts in ([0, 17, 40], [0, 1, 2, 33, 40], list(range(41))):
@@ -95,8 +103,8 @@ def documents(subject: ModelSubject) -> None:
     """Packed and padded rows have the logits of each document alone; a document may cross a cut."""
     model = subject.build()
     sizes = [9, 1, 14]
-    texts = [tokens_for(1, n, seed=n) for n in sizes]
-    packed = torch.cat([*texts, tokens_for(1, 4)], 1)
+    texts = [subject.tokens(1, n, seed=n) for n in sizes]
+    packed = torch.cat([*texts, subject.tokens(1, 4)], 1)
     segments = torch.repeat_interleave(torch.tensor([0, 2, 3, -1]), torch.tensor([*sizes, 4]))[None]
     with torch.no_grad():
         out = model(packed, segments=segments)
@@ -112,18 +120,18 @@ def documents(subject: ModelSubject) -> None:
         first = model(packed[:, :12], segments=segments[:, :12])
         second = model(packed[:, 12:], state=first.state, segments=segments[:, 12:])
         assert_close(torch.cat([first.hidden, second.hidden], 1), out.hidden, "a packed row cut inside a document")
-        left = model(torch.cat([tokens_for(1, 3), texts[0]], 1), segments=torch.tensor([[-1] * 3 + [0] * 9]))
+        left = model(torch.cat([subject.tokens(1, 3), texts[0]], 1), segments=torch.tensor([[-1] * 3 + [0] * 9]))
         assert_close(left.logits[:, 3:], model(texts[0]).logits, "a row with padding on the left")
 
 
 def causality(subject: ModelSubject) -> None:
     """Logits do not depend on later tokens."""
-    model, tokens = subject.build(), tokens_for(2, 70)
+    model, tokens = subject.build(), subject.tokens(2, 70)
     with torch.no_grad():
         whole = model(tokens).logits
         for time in (0, 30, 63, 64):
             other = tokens.clone()
-            other[:, time + 1 :] = tokens_for(2, 70, seed=4)[:, time + 1 :]
+            other[:, time + 1 :] = subject.tokens(2, 70, seed=4)[:, time + 1 :]
             assert_close(
                 model(other).logits[:, : time + 1],
                 whole[:, : time + 1],
@@ -133,7 +141,7 @@ def causality(subject: ModelSubject) -> None:
 
 def batch(subject: ModelSubject) -> None:
     """A row's logits do not depend on the rows beside it."""
-    model, tokens = subject.build(torch.float32), tokens_for(4, 20)
+    model, tokens = subject.build(torch.float32), subject.tokens(4, 20)
     with torch.no_grad():
         together = model(tokens).logits
         for row in range(4):
@@ -156,13 +164,13 @@ def seeds(subject: ModelSubject) -> None:
         assert_finite(value, name)
     drawn = [name for name, value in first.state_dict().items() if not torch.equal(value, other.state_dict()[name])]
     assert drawn or not list(first.parameters()), "two seeds build the same model"
-    tokens = tokens_for(3, 33)
+    tokens = subject.tokens(3, 33)
     assert_same(first(tokens).logits, first(tokens).logits, "the logits of a second call")
 
 
 def saved(subject: ModelSubject) -> None:
     """save and load keep every bit, and what is loaded is independent of what was saved."""
-    model, tokens = subject.build(torch.float32), tokens_for(2, 20)
+    model, tokens = subject.build(torch.float32), subject.tokens(2, 20)
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder + "/model")
         other = cast(Any, load(folder + "/model")).eval()
@@ -176,7 +184,7 @@ def saved(subject: ModelSubject) -> None:
 
 def every_parameter(subject: ModelSubject) -> None:
     """Every parameter receives a finite gradient that is not zero."""
-    model, tokens = subject.build(torch.float32), tokens_for(3, 30)
+    model, tokens = subject.build(torch.float32), subject.tokens(3, 30)
     logits = model(tokens).logits
     nn.functional.cross_entropy(logits.flatten(0, 1)[:-1], tokens.flatten()[1:]).backward()
     for name, parameter in model.named_parameters():
@@ -188,7 +196,7 @@ def every_parameter(subject: ModelSubject) -> None:
 
 def parts(subject: ModelSubject) -> None:
     """embed, run and norm put together are the model; embeds may stand for tokens; recomputed blocks change no gradient."""
-    model, tokens = subject.build(), tokens_for(2, 12)
+    model, tokens = subject.build(), subject.tokens(2, 12)
     whole = model(tokens)
     assert_close(model(embeds=model.embed(tokens)).hidden, whole.hidden, "embeds in place of tokens")
     found = {}
@@ -205,7 +213,7 @@ def parts(subject: ModelSubject) -> None:
 
 def costs(subject: ModelSubject) -> None:
     """state_bytes and flops are what is held and counted; the parameters without embedding are counted right."""
-    model, tokens = subject.build(torch.float32), tokens_for(2, 24)
+    model, tokens = subject.build(torch.float32), subject.tokens(2, 24)
     out = model(tokens)
     held, declared = state_bytes(out.state) / 2, model.state_bytes(24)
     assert declared == held, f"state_bytes(24) says {declared}, the state holds {held:g} bytes per sequence"
@@ -240,8 +248,6 @@ def ladder(subject: ModelSubject) -> None:
     for size, step in LADDER.items():
         config = resolve(subject.name, size, vocab_size=VOCAB)
         with torch.device("meta"):
-            from orrery.models.decoder import DecoderLM
-
             count = DecoderLM(config).num_parameters()
         share = count / step.parameters - 1
         assert abs(share) <= TOLERANCE, (
@@ -261,7 +267,7 @@ def canon(subject: ModelSubject) -> None:
 def learns(subject: ModelSubject) -> None:
     """Forty steps of plain AdamW on a repeating text at least halve its loss."""
     model = subject.build(torch.float32, randomise=False).train()
-    tokens = (torch.arange(33) % 7)[None].expand(4, -1) * 3 + torch.arange(4)[:, None]
+    tokens = ((torch.arange(33) % 7)[None].expand(4, -1) * 3 + torch.arange(4)[:, None]) % subject.vocab
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
@@ -290,27 +296,45 @@ MODEL_CHECKS: dict[str, Callable[[ModelSubject], None]] = {
 }
 
 
-def model_checks_for(name: str, settings: Mapping[str, Any] | None = None) -> list[Check]:
-    """The checks of a model by its name or pattern; `settings` are those of a small one (width 32, depth 2)."""
-    tags = set()
-    if all(c.isalnum() or c in "-_." for c in name):
-        entry = registry.lookup(name)
-        tags |= set(entry.tags) | ({"whole"} if "model" in entry.kinds else set())
-    subject = ModelSubject(name, **({} if settings is None else {"settings": settings}), tags=frozenset(tags))
+def model_checks_for(model: str | nn.Module, settings: Mapping[str, Any] | None = None) -> list[Check]:
+    """The checks of a model, to be run or handed to `pytest.mark.parametrize`; arguments as in :func:`check_model`."""
+    subject = _wrapped(model) if isinstance(model, nn.Module) else _named(model, settings)
+    checks = MODEL_CHECKS.items()
     return [
-        Check(f"model {name}", key, partial(run, subject), disabled(key, tags, "model"))
-        for key, run in MODEL_CHECKS.items()
+        Check(f"model {subject.name}", key, partial(run, subject), disabled(key, subject.tags, "model"))
+        for key, run in checks
     ]
 
 
-def check_model(name: str, settings: Mapping[str, Any] | None = None) -> list[Check]:
+def _wrapped(module: nn.Module) -> ModelSubject:
+    """A subject that is an instance: the frame's own models, or anything that `orrery.wrap` takes."""
+    model: Any = module if isinstance(module, DecoderLM) else wrap(module)
+    name = getattr(model, "name", None) or model.config.architecture
+    return ModelSubject(name, {}, frozenset({"instance"}), copy.deepcopy(model), model.vocab_size)
+
+
+def _named(name: str, settings: Mapping[str, Any] | None) -> ModelSubject:
+    tags: set[str] = set()
+    small: Mapping[str, Any] = {"width": 32, "depth": 2}
+    if all(c.isalnum() or c in "-_." for c in name):
+        entry = registry.lookup(name)
+        tags |= set(entry.tags)
+        if "model" in entry.kinds:
+            tags.add("whole")
+            small = next(iter(getattr(registry.load(name, "model"), "examples", ())), {})
+    return ModelSubject(name, small if settings is None else settings, frozenset(tags))
+
+
+def check_model(model: str | nn.Module, settings: Mapping[str, Any] | None = None) -> list[Check]:
     """Run every check of a model.
 
     Args:
-        name: a registered name, or a pattern such as "mamba2 + attention".
-        settings: arguments of `create_model` that make it small; width 32 and depth 2 by default.
+        model: a registered name, a pattern such as "mamba2 + attention", or a module that `orrery.wrap` takes (of which
+            less can be asked: no documents, no sizes, no storage).
+        settings: arguments of `create_model` that make it small; by default width 32 and depth 2, and for a whole model
+            the first of its class's `examples`. A model with a method `fit(tokens)` is fitted before it is checked.
 
     Raises:
         AssertionError: with one paragraph for each failed check.
     """
-    return run_all(model_checks_for(name, settings))
+    return run_all(model_checks_for(model, settings))

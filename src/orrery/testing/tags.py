@@ -14,6 +14,7 @@ KNOWN_TAGS = {
     "positions": "uses positions",
     "stochastic": "draws random numbers in its forward pass",
     "frozen": "some parameters are drawn once and not trained",
+    "counted": "its tables are counted by `fit`, not trained by gradients",
     "data-order": "the result depends on what else is in the batch",
 }
 
@@ -62,7 +63,18 @@ MODELS_DISABLED: dict[str, dict[str, str]] = {
         "canon": _NO_BLOCKS,
         "costs": "counts by its own formula",
     },
-    "counts": {
+    "instance": {
+        "interface": "its errors are its own",
+        "documents": "a wrapped module cannot be told of documents",
+        "seeds": "is built already",
+        "saved": "a wrapped module has no config to be rebuilt from",
+        "every_parameter": "its parameters are its own affair",
+        "parts": _NO_BLOCKS,
+        "ladder": "has a size of its own",
+        "canon": _NO_BLOCKS,
+        "costs": "counted by running it",
+    },
+    "counted": {
         "every_parameter": _NO_GRADIENT,
         "learns": _NO_GRADIENT,
         "seeds": "draws nothing",
