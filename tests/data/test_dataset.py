@@ -82,11 +82,18 @@ def test_names_and_places_do_not_matter_but_content_does(notes: Path, tmp_path: 
     assert prepare(tmp_path / "elsewhere", quiet=True).hash == first.hash
 
 
-def test_latin_1_is_counted_or_refused(notes: Path):
+def test_latin_1_is_counted_or_refused(notes: Path, capsys: pytest.CaptureFixture[str]):
+    assert prepare(notes).notes == []
+    assert capsys.readouterr().err == ""
+    (notes / "photo").write_bytes(bytes(99))
     (notes / "old.txt").write_bytes(b"caf\xe9 au lait, na\xefve readers of long ago\n")
     data = prepare(notes, quiet=True)
     assert (data.info["corpus"]["replaced"], data.info["corpus"]["replaced_in"]) == (2, "old.txt")
     assert "caf\ufffd au lait, na\ufffdve readers of long ago\n" in texts_of(data)
+    assert data.notes == prepare(notes).notes
+    assert [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()] == data.notes
+    assert data.notes[0].startswith("2 characters were not UTF-8 and were replaced, the first in 'old.txt'")
+    assert data.notes[1] == "1 binary file was left out"
     with pytest.raises(DataError, match=r"'old\.txt' is not UTF-8 text: byte 0xe9 at position 3"):
         prepare(notes, strict=True, quiet=True)
 
@@ -121,6 +128,9 @@ def test_unknown_characters_are_counted():
     data = prepare(MemoryCorpus([f"abc {'xy' * number}\n" for number in range(50)]), tokenizer, quiet=True)
     assert data.info["train"]["unknown"] + data.info["validation"]["unknown"] == sum(2 * number for number in range(50))
     assert not data.info["tokenizer"]["lossless"]
+    assert data.notes == [
+        "2,450 characters are unknown to the tokenizer chars and lost: bits per byte come out too low"
+    ]
 
 
 @pytest.mark.parametrize("side", ["train", "validation"])

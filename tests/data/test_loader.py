@@ -89,6 +89,16 @@ def test_batches_are_windows_of_the_ring_with_documents_counted(
     assert ("segments" in found) == boundary
 
 
+def test_segments_are_absent_when_documents_begin_at_the_start_of_rows_only(tokens: TokenFile):
+    loader, seen = Loader(tokens, 1, 4, 0), 0
+    for step in range(3 * loader.sequences):
+        found = loader.arrays(step)
+        marks = found["tokens"][0] == DOC
+        assert ("segments" in found) == bool(marks[1:].any())
+        seen += bool(marks[0]) and not marks[1:].any()
+    assert seen >= 1
+
+
 @given(length=st.integers(5, 400), seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_in_an_epoch_no_token_is_a_target_twice_and_few_are_none(tokens: TokenFile, length: int, seed: int, epoch: int):
     loader = Loader(tokens, 1, length, seed)

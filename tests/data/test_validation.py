@@ -60,6 +60,8 @@ def test_the_sample_depends_on_the_tokens_alone_and_fills_its_budget(tokens: Tok
     assert one.bytes == other.bytes > 500
     left_out = min(3 * size for number, size in enumerate(SIZES) if number not in one.documents)
     assert one.bytes + left_out > 600
+    exactly = validation_windows(tokens, 16, 4, one.bytes)
+    assert exactly.documents.tolist() == one.documents.tolist()
 
 
 def test_a_budget_below_every_document_takes_the_shortest(tokens: TokenFile):

@@ -54,6 +54,26 @@ class Dataset:
         """Equal for equal token streams."""
         return hashlib.sha256(f"{self.train.hash} {self.validation.hash}".encode()).hexdigest()[:16]
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of results should know: text that was replaced, left out, or lost by the tokenizer."""
+        corpus, found = self.info["corpus"], []
+        if corpus["replaced"]:
+            first = f"{corpus['replaced']:,} characters were not UTF-8 and were replaced, the first in '{corpus['replaced_in']}'"
+            found.append(f"{first} (--strict refuses such text)")
+        if corpus["binary"]:
+            found.append(f"{corpus['binary']:,} binary file{'s were' if corpus['binary'] > 1 else ' was'} left out")
+        unknown = sum(self.info[side]["unknown"] for side in ("train", "validation"))
+        if unknown:
+            found.append(
+                f"{unknown:,} characters are unknown to the tokenizer {self.tokenizer.name} and lost: bits per byte come out too low"
+            )
+        elif not self.tokenizer.lossless and self.tokenizer.unknown_id is None:
+            found.append(
+                f"the tokenizer {self.tokenizer.name} does not give every text back unchanged: its bits per byte compare with no other's"
+            )
+        return found
+
 
 def prepare(
     corpus: str | Path | Corpus,
@@ -69,7 +89,7 @@ def prepare(
         tokenizer: `bytes`, `chars`, `bpe:8192`, `unigram:8192`, a path, or a Tokenizer.
         strict: refuse text that is not UTF-8 instead of replacing and counting it.
         verify: check the shards' checksums: True, False, or None for "when they are below 64 MB".
-        quiet: show no progress.
+        quiet: show neither progress nor notes.
 
     Raises:
         DataError: no text, too little text, or a tokenizer that does not exist.
@@ -86,7 +106,11 @@ def prepare(
         if not all(path.is_dir() for path in paths.values()):
             _build(source, facts, encoder, paths, quiet)
     files = {side: TokenFile(path, verify) for side, path in paths.items()}
-    return Dataset(files["train"], files["validation"], encoder, _info(facts, encoder, files))
+    data = Dataset(files["train"], files["validation"], encoder, _info(facts, encoder, files))
+    if not quiet:
+        for note in data.notes:
+            print(f"{source.name}: {note}", file=sys.stderr)
+    return data
 
 
 def build_tokenizer(spec: str, corpus: str | Path | Corpus, quiet: bool = False) -> Tokenizer:

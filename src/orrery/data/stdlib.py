@@ -31,6 +31,7 @@ from orrery.data.text import Document, Tally, decode, memory_document
 _NO_FOLDERS = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages", "lib-dynload"}
 _NO_MODULES = ("_sysconfigdata", "sitecustomize", "usercustomize", "__editable__", "_virtualenv")
 _TOPICS = "pydoc_data/topics.py"
+_Holder = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _TEXT_FILES = (".txt", ".rst", ".md")
 
 
@@ -139,17 +140,18 @@ def docstrings(source: str) -> str:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return ""
-    found = []
-    holders = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
-    holders.sort(key=lambda node: getattr(node, "lineno", 0))
-    for node in holders:
-        if text := (ast.get_docstring(node) or "").strip():
-            found.append(text)
+    found = [text for node in _holders(tree) if (text := (ast.get_docstring(node) or "").strip())]
     return "\n\n".join(found) + "\n" if found else ""
+
+
+def _holders(node: ast.AST) -> Iterator[_Holder]:
+    """What can have a docstring, in the order of the source. Only statements are walked: expressions hold none."""
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        yield node
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        below = getattr(node, name, None)
+        for child in below if isinstance(below, list) else ():
+            yield from _holders(child)
 
 
 def topics(source: str) -> dict[str, str]:
