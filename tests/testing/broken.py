@@ -330,6 +330,11 @@ class SeesFutureInTransfer(Good):
         return torch.ones(len(x), 1, x.shape[1], x.shape[1])
 
 
+class UpdatesHalf(Good):
+    def update(self, x, state, ctx):
+        return self.mix(x[:, :2], state, ctx)[1]
+
+
 EXPECTED = {
     WrongEquation: "oracle",
     LeaksFuture: "causality",
@@ -365,5 +370,6 @@ EXPECTED = {
     WritesInput: "interface",
     TakesAnyState: "interface",
     SeesFutureInTransfer: "transfer",
+    UpdatesHalf: "update",
 }
 """Broken mixer -> the check that must fail for it."""

@@ -44,7 +44,7 @@ def test_check_mixer_tells_of_every_failure() -> None:
         def flops(self, length: int) -> int:
             return 1
 
-    with pytest.raises(AssertionError, match=r"2 of 24 checks failed(.|\n)*Twice, state_bytes(.|\n)*Twice, flops"):
+    with pytest.raises(AssertionError, match=r"2 of 25 checks failed(.|\n)*Twice, state_bytes(.|\n)*Twice, flops"):
         check_mixer(Twice, width=16)
 
 

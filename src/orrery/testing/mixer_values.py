@@ -312,6 +312,21 @@ def transfer(subject: Subject) -> None:
                 assert not bool(matrix[..., 6:, :6].any()), "the transfer matrix mixes documents"
 
 
+def update(subject: Subject) -> None:
+    """`update(x, state, ctx)`, where a mixer offers a state-only step, leaves the state that the whole call leaves."""
+    mixer, x = subject.build(), inputs(subject, 2, 9)
+    if not hasattr(mixer, "update"):
+        return
+    from orrery.nn.timeline import plan
+
+    with torch.no_grad():
+        _, before = run(mixer, x[:, :5])
+        _, expected = run(mixer, x[:, 5:], before)
+        time, _ = plan(None, before.clock, 2, 4, x.device)
+        found = cast(Any, mixer).update(x[:, 5:], before, Context(time=time))
+    _assert_same_future(subject, mixer, found, expected, "a state-only step")
+
+
 def _pieces(mixer: Mixer, x: Tensor, cuts: list[int]) -> tuple[Tensor, Any]:
     """Run x piece by piece between the cuts."""
     found, state = [], None

@@ -36,6 +36,7 @@ MIXER_CHECKS: dict[str, _Kind] = {
     "causality": _Kind(mixer_values.causality),
     "nan_future": _Kind(mixer_values.nan_future),
     "transfer": _Kind(mixer_values.transfer),
+    "update": _Kind(mixer_values.update),
     "extremes": _Kind(mixer_numbers.extremes),
     "uninitialised_memory": _Kind(mixer_numbers.uninitialised_memory),
     "every_parameter": _Kind(mixer_numbers.every_parameter),
