@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from orrery.nn.contract import Context
 from orrery.nn.state import state
@@ -63,9 +62,7 @@ class ShortConv(nn.Module):
         Called from a part's `mix`, so padding is trailing and `ctx.time` is set.
         """
         time = ctx.timeline
-        y, inputs = short_conv(x, self.weight, self.bias, inputs, time.starts, time.lengths)
-        if self.activation == "silu":
-            y = F.silu(y)
+        y, inputs = short_conv(x, self.weight, self.bias, inputs, time.starts, time.lengths, self.activation)
         return (x + y if self.residual else y), inputs
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
