@@ -40,6 +40,7 @@ from orrery.nn.norms import RMSNorm
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.delta_rule import delta_rule
+from orrery.ops.rms_norm_gate import rms_norm_gate
 
 _L2_EPS = 1e-6  # under the root of |q|^2 + eps, as fla and transformers have it
 
@@ -125,10 +126,11 @@ class GatedDeltaNet(Mixer):
         o, memory = delta_rule(
             q, k, v, beta, g_log, None if state is None else state.memory, time.starts, self.key**-0.5, l2_eps=_L2_EPS
         )
-        o = self.norm(o)
         if self.config.gate:
-            o = o * F.silu(z).view(o.shape)
-        return self.out(o.flatten(2)), GatedDeltaNetState(conv, memory, time.clock)
+            o = rms_norm_gate(o, z, self.norm.weight, self.config.norm_eps)
+        else:
+            o = self.norm(o).flatten(2)
+        return self.out(o), GatedDeltaNetState(conv, memory, time.clock)
 
     def _project(
         self, x: Tensor, conv: Tensor | None, ctx: Context
