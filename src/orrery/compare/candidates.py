@@ -13,14 +13,14 @@ A file or module is only ever taken from what the caller passes; nothing in a co
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from orrery.compare.result import ArchitectureRow
+from orrery.compare.result import ArchitectureRow, Quantity
 from orrery.core import registry
 from orrery.core.config import Config, config_hash
 from orrery.core.errors import ConfigError, OrreryError
@@ -30,6 +30,9 @@ from orrery.models.config import DecoderConfig
 from orrery.models.ladder import TOLERANCE, rung
 from orrery.models.patterns import parse_pattern
 from orrery.models.wrap import Wrapped, wrap
+from orrery.train.budget import training_flops
+
+FLOPS = "three times the forward formula of the model, output layer included"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class Candidate:
         """Whether another process can build it from text."""
         return self.module is None
 
-    def build(self, size: str | None, vocab_size: int, seed: int = 0) -> nn.Module:
-        """The model, its initial weights drawn from `seed`."""
+    def build(
+        self, size: str | None, vocab_size: int, seed: int = 0, settings: Mapping[str, Any] | None = None
+    ) -> nn.Module:
+        """The model, its initial weights drawn from `seed`; `settings` (width, depth, ...) do not reach a module."""
         if self.module is not None:
             return self.module(seed)
-        return create_model(self.name, size, vocab_size=vocab_size, seed=seed)
+        return create_model(self.name, size, vocab_size=vocab_size, seed=seed, **(settings or {}))
 
 
 def candidates(architectures: Iterable[Any]) -> list[Candidate]:
@@ -164,15 +169,21 @@ def _wrapped(module: Any) -> Wrapped:
         raise ConfigError(f"{type(module).__name__} cannot be called on token ids (B,T) int64: {first}") from error
 
 
-def describe(candidate: Candidate, size: str | None, vocab_size: int) -> ArchitectureRow:
-    """Identity and size of a candidate; nothing is allocated for what the ladder builds.
+def describe(
+    candidate: Candidate, size: str | None, vocab_size: int, length: int = 256, settings: Mapping[str, Any] | None = None
+) -> ArchitectureRow:
+    """Identity, size and analytic FLOPs of a candidate; nothing is allocated for what text describes.
+
+    Args:
+        length: tokens of a row, for the FLOPs per token.
+        settings: of every model beside its size (width, depth, ...).
 
     Raises:
         OrreryError: when it cannot be built, or its vocabulary is too small.
     """
     row = ArchitectureRow(candidate.label, candidate.spec)
     with torch.device("meta" if candidate.portable else "cpu"):
-        model: Any = candidate.build(size, vocab_size)
+        model: Any = candidate.build(size, vocab_size, settings=settings)
     if int(model.vocab_size) < vocab_size:
         raise ConfigError(
             f"'{candidate.label}' has a vocabulary of {model.vocab_size}, but the tokenizer has {vocab_size} ids; "
@@ -183,6 +194,7 @@ def describe(candidate: Candidate, size: str | None, vocab_size: int) -> Archite
     row.config_hash = config_hash(row.config)
     row.parameters = int(model.num_parameters())
     row.costs.parameters = row.parameters
+    row.costs.train_flops = Quantity(training_flops(float(model.flops(length))) / length, "FLOP/token", "analytic", FLOPS)
     row.costs.parameters_total = int(model.num_parameters(embedding=True))
     if candidate.portable:
         row.summary, row.paper = _about(candidate.name)

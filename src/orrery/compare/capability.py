@@ -19,15 +19,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from orrery.compare import rates
 from orrery.compare.analyse import band
 from orrery.compare.result import CapabilityRow, CapabilityTask
 from orrery.core import registry
+from orrery.core.config import config_hash
 from orrery.data.task import Task, accuracy, create_task
 from orrery.models.build import create_model
 from orrery.objectives import create_objective
 from orrery.optim.schedule import create_schedule, make_plan
+from orrery.runs.folder import slug
 from orrery.train.engine import Engine, Pair
 
+FORMAT = 1  # raised when equal settings would no longer give equal runs
 WIDTH, DEPTH = 64, 2
 RATE = 3e-3  # where no sweep is recorded for an architecture
 Point = Callable[[int, float], None]
@@ -86,6 +90,18 @@ def table(setting: Setting, seeds: list[int]) -> CapabilityTask:
         seeds=seeds,
         note=setting.note,
     )
+
+
+def rate(name: str, setting: Setting) -> float:
+    """The learning rate of an architecture on a task: the recorded sweep's, else the default."""
+    known = rates.table()["architectures"].get(name, {}).get(setting.name)
+    return float(known["lr"]) if known else RATE
+
+
+def folder(label: str, setting: Setting, rate: float, seed: int) -> str:
+    """Name of the run's folder: equal names do equal work."""
+    key = config_hash([FORMAT, label, setting.to_dict(), rate, seed, WIDTH, DEPTH])
+    return f"{slug(label)}-{setting.name}-s{seed}-{key}"
 
 
 def build(name: str, setting: Setting, seed: int) -> nn.Module:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from orrery.compare import instruments
+from orrery.compare.candidates import FLOPS
 from orrery.compare.energy import Joules, meter
 from orrery.compare.result import Costs, Point, Quantity, Series
 from orrery.core import registry
@@ -133,8 +134,7 @@ def _operations(model: Any, plan: CostPlan, costs: Costs) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     analytic = training_flops(float(model.flops(plan.length))) / plan.length
-    note = "three times the forward formula of the model, output layer included"
-    costs.train_flops = Quantity(analytic, "FLOP/token", "analytic", note)
+    costs.train_flops = Quantity(analytic, "FLOP/token", "analytic", FLOPS)
     batch = random_batch(vocabulary(model), 1, plan.length)
     objective = create_objective("next-token")
     with FlopCounterMode(display=False) as counter:

@@ -55,14 +55,12 @@ def perform(job: Job, tell: Tell, build: Build | None = None) -> dict[str, Any]:
 
 
 def _text(job: Job, tell: Tell, build: Build | None) -> dict[str, Any]:
-    """Train on text: {"config": TrainConfig, "out": folder, "init": seed of the initial weights, "command": [...]}."""
+    """Train on text: {"config": TrainConfig, "out": folder, "init": seed of the initial weights, "command": [...], and
+    what :func:`_model` needs}."""
     config = TrainConfig.from_dict(job["config"])
     model = None
-    if build is not None:
-        model = build(job["init"])
-    elif job["init"] != config.seed:  # the baseline against itself: same tokens, other initial weights
-        spec = config.model
-        model = create_model(spec.name, spec.size, vocab_size=job["vocab_size"], seed=job["init"], **spec.settings)
+    if build is not None or job["init"] != config.seed:  # the baseline against itself: same tokens, other initial weights
+        model = _model(job, build, job["init"])
 
     def observe(event: str, fields: dict[str, Any]) -> None:
         tell({"event": event, **fields})
@@ -95,23 +93,25 @@ def _capability(job: Job, tell: Tell, build: Build | None) -> dict[str, Any]:
 
 
 def _costs(job: Job, tell: Tell, build: Build | None) -> dict[str, Any]:
-    """Measure: {"name", "size", "vocab_size", "plan": CostPlan}."""
+    """Measure: {"plan": CostPlan, and what :func:`_model` needs}."""
     plan = costs.CostPlan.from_dict(job["plan"])
-
-    def made() -> nn.Module:
-        return build(0) if build is not None else create_model(job["name"], job["size"], vocab_size=job["vocab_size"], seed=0)
-
-    return dict(to_plain(costs.measure(made, plan)))
+    return dict(to_plain(costs.measure(lambda: _model(job, build, 0), plan)))
 
 
 def _speed(job: Job, tell: Tell, build: Build | None) -> dict[str, Any]:
-    """Steps per second of a training step with this process's threads: {"name", "size", "vocab_size", "batch", "length",
-    "seconds"}."""
-    model = build(0) if build is not None else create_model(job["name"], job["size"], vocab_size=job["vocab_size"], seed=0)
+    """Speed of training steps with this process's threads: {"batch", "length", "seconds", and what `_model` needs}."""
+    model = _model(job, build, 0)
     step = costs.train_step(model, costs.random_batch(job["vocab_size"], job["batch"], job["length"]))
     tell({"event": "ready"})
     timing = instruments.timed(step, job["seconds"], least=2, warm=2)
     return {"steps_per_second": 1.0 / timing.median, "steps": timing.count}
+
+
+def _model(job: Job, build: Build | None, seed: int) -> nn.Module:
+    """The model of a job: {"name", "size", "vocab_size", "settings"}, or what `build` makes."""
+    if build is not None:
+        return build(seed)
+    return create_model(job["name"], job["size"], vocab_size=job["vocab_size"], seed=seed, **job.get("settings", {}))
 
 
 def attempt(job: Job, tell: Tell, build: Build | None = None) -> dict[str, Any]:

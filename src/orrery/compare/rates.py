@@ -7,7 +7,7 @@ it; so every architecture gets the same rule and no rate at the edge of its grid
 as the worst. One seed is enough for the choice of a factor of two: seeds differ less than neighbouring rates do where the
 choice matters.
 
-What a comparison takes (:func:`lookup`), first match wins: a rate given or tuned now; the recorded one of that name and
+What a comparison takes (:func:`recorded`), first match wins: a rate given or tuned now; the recorded one of that name and
 size; beyond the largest recorded size, the recorded one times (recorded width / width), the rule for Adam on matrices of
 growing width (Yang et al., Tensor Programs V, 2203.03466, table 3); for a pattern of several names the smallest of theirs;
 else a default that is labelled as untuned.
@@ -85,16 +85,16 @@ def next_rates(tried: Mapping[float, float | None], start: float = DEFAULT) -> l
 
 
 @functools.cache
-def recorded(path: Path = FILE) -> dict[str, Any]:
+def table(path: Path = FILE) -> dict[str, Any]:
     """The committed table: {"format", "protocol", "architectures": {name: {size: {"lr", "tried", "width", "date"}}}}.
 
     Raises:
         CorruptionError: when it is not such a table.
     """
-    table = read_json(path)
-    if not isinstance(table, dict) or table.get("format") != FORMAT or not isinstance(table.get("architectures"), dict):
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("architectures"), dict):
         raise CorruptionError(f"'{path}' is not a table of learning rates of format {FORMAT}")
-    return table
+    return found
 
 
 def record(sweep: Sweep, protocol: dict[str, Any], path: Path = FILE) -> None:
@@ -106,14 +106,14 @@ def record(sweep: Sweep, protocol: dict[str, Any], path: Path = FILE) -> None:
     if sweep.best is None:
         raise OrreryError(f"no run of the sweep of {sweep.architecture} at {sweep.size} finished; nothing is recorded")
     empty: dict[str, Any] = {"format": FORMAT, "protocol": {}, "architectures": {}}
-    table = read_json(path) if path.exists() else empty
-    table["protocol"][sweep.size] = protocol
-    table["architectures"].setdefault(sweep.architecture, {})[sweep.size] = sweep.to_dict()
-    write_json(path, table)
-    recorded.cache_clear()
+    found = read_json(path) if path.exists() else empty
+    found["protocol"][sweep.size] = protocol
+    found["architectures"].setdefault(sweep.architecture, {})[sweep.size] = sweep.to_dict()
+    write_json(path, found)
+    table.cache_clear()
 
 
-def lookup(name: str, size: str | None, width: int | None = None, path: Path = FILE) -> LearningRate:
+def recorded(name: str, size: str | None, width: int | None = None, path: Path = FILE) -> LearningRate:
     """The rate that a comparison takes for an architecture or pattern.
 
     Args:
@@ -121,24 +121,24 @@ def lookup(name: str, size: str | None, width: int | None = None, path: Path = F
         size: rung of the ladder; None for models of their own size.
         width: D of the model, for the width rule.
     """
-    table = recorded(path)["architectures"]
+    known = table(path)["architectures"]
     if not name:
         return LearningRate(DEFAULT, "untuned default", "a module of your own; tune it with --tune or give its rate")
-    exact = _of(table, name, size, width)
+    exact = _of(known, name, size, width)
     if exact is not None:
         return exact
     plain = _plain(name)
-    known = [found for part in plain if (found := _of(table, part, size, width)) is not None]
-    if not known:
+    parts = [found for part in plain if (found := _of(known, part, size, width)) is not None]
+    if not parts:
         return LearningRate(DEFAULT, "untuned default", f"nothing is recorded for {name}; tune it with --tune")
-    least = min(known, key=lambda item: item.value)
+    least = min(parts, key=lambda item: item.value)
     what = "its settings differ from what was swept" if len(plain) == 1 else "the smallest of its parts' rates"
     return LearningRate(least.value, "nearest recorded architecture", f"{what}; {least.note}")
 
 
-def _of(table: Mapping[str, Any], name: str, size: str | None, width: int | None) -> LearningRate | None:
+def _of(known: Mapping[str, Any], name: str, size: str | None, width: int | None) -> LearningRate | None:
     """Recorded or by the width rule."""
-    sizes = table.get(name)
+    sizes = known.get(name)
     if not sizes:
         return None
     if size in sizes:
