@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orrery.cli import catalogue, doctor, new, runs, text
+from orrery.cli import catalogue, comparing, doctor, new, runs, text, training
 
 app = typer.Typer(
     name="orrery",
@@ -28,7 +28,10 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 app.command("list")(catalogue.list_names)
 app.command("show")(catalogue.show)
+app.command("train")(training.train)
+app.command("eval")(training.evaluate)
 app.command("generate")(text.generate)
+app.command("compare")(comparing.compare)
 app.command("doctor")(doctor.doctor)
 app.add_typer(new.app, name="new")
 app.add_typer(runs.app, name="runs")

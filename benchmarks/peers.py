@@ -1,0 +1,148 @@
+"""The pairs that `speed.py` times: an architecture here, and the same one as somebody else has it.
+
+Shapes of all: width 256, 6 layers, vocabulary 8192. Where an exchange map exists both sides hold the same weights.
+Dropout is off on both sides.
+
+V vocabulary, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import orrery
+
+V, D, L = 8192, 256, 6
+TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+
+class PlainGPT(nn.Module):
+    """A GPT as one writes it in an afternoon: learned positions, LayerNorm, scaled_dot_product_attention, no cache."""
+
+    def __init__(self, heads: int = 4, positions: int = 1024) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed, self.positions = nn.Embedding(V, D), nn.Embedding(positions, D)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "n1": nn.LayerNorm(D),
+                    "qkv": nn.Linear(D, 3 * D),
+                    "out": nn.Linear(D, D),
+                    "n2": nn.LayerNorm(D),
+                    "up": nn.Linear(D, 4 * D),
+                    "down": nn.Linear(4 * D, D),
+                }
+            )
+            for _ in range(L)
+        )
+        self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, V, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor, cache: list[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """x (B,T) -> logits (B,T,V) and the keys and values of every layer."""
+        before = 0 if cache is None else cache[0][0].shape[2]
+        h = self.embed(x) + self.positions(torch.arange(before, before + x.shape[1]))
+        kept = []
+        for index, layer in enumerate(self.layers):
+            q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in layer["qkv"](layer["n1"](h)).chunk(3, -1))
+            if cache is not None:
+                k, v = torch.cat([cache[index][0], k], 2), torch.cat([cache[index][1], v], 2)
+            kept.append((k, v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+            h = h + layer["out"](y.transpose(1, 2).flatten(2))
+            h = h + layer["down"](F.gelu(layer["up"](layer["n2"](h)), approximate="tanh"))
+        return self.head(self.norm(h)), kept
+
+
+class BareLSTM(nn.Module):
+    """An LSTM language model as PyTorch offers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.head = nn.Embedding(V, D), nn.LSTM(D, D, L, batch_first=True), nn.Linear(D, V, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B,T) -> logits (B,T,V)."""
+        return self.head(self.rnn(self.embed(x))[0])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of the table. `kind` says how the peer is called: hf (labels, generate), gpt (cache), plain (logits only)."""
+
+    name: str
+    peer: str
+    kind: str
+    build: Callable[[], tuple[nn.Module, nn.Module]]
+    train: float | None = None  # targets: at least so many times the peer
+    prefill: float | None = None
+    decode: float | None = None
+    fraction: float | None = None  # of the matmul rate, in training
+    memory: float | None = None  # at most so many times the peer's
+
+
+def _hf(cls: str, **settings: object) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, cls)(vocab_size=V, **TOKENS, **settings)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa" if cls in ("LlamaConfig", "GPT2Config") else None)
+
+
+def _llama() -> tuple[nn.Module, nn.Module]:
+    hf = _hf("LlamaConfig", hidden_size=D, num_hidden_layers=L, num_attention_heads=4, intermediate_size=688, tie_word_embeddings=True)
+    return orrery.from_transformers(hf), hf
+
+
+def _gpt2() -> tuple[nn.Module, nn.Module]:
+    hf = _hf("GPT2Config", n_embd=D, n_layer=L, n_head=4, n_positions=1024, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return orrery.from_transformers(hf), hf
+
+
+def _mamba2() -> tuple[nn.Module, nn.Module]:
+    hf = _hf(
+        "Mamba2Config", hidden_size=D, num_hidden_layers=L, state_size=128, num_heads=8, head_dim=64, n_groups=1, expand=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return orrery.from_transformers(hf), hf
+
+
+def _rwkv() -> tuple[nn.Module, nn.Module]:
+    hf = _hf("RwkvConfig", hidden_size=D, num_hidden_layers=L, context_length=1024, tie_word_embeddings=False)
+    return orrery.from_transformers(hf), hf
+
+
+def _qwen3_next() -> tuple[nn.Module, nn.Module]:
+    """The layers of Qwen3-Next, all linear, with a dense channel mixer of the same size as ours."""
+    hf = _hf(
+        "Qwen3NextConfig", hidden_size=D, num_hidden_layers=L, intermediate_size=688, num_attention_heads=4, num_key_value_heads=4,
+        linear_num_value_heads=4, linear_num_key_heads=4, linear_key_head_dim=64, linear_value_head_dim=128, head_dim=64,
+        layer_types=["linear_attention"] * L, mlp_only_layers=list(range(L)), num_experts=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    own = orrery.create_model("gated-deltanet", width=D, depth=L, vocab_size=V, tied=True, **{"channel.hidden": 688})
+    return own, hf
+
+
+def _plain_gpt() -> tuple[nn.Module, nn.Module]:
+    return orrery.create_model("gpt2", width=D, depth=L, vocab_size=V), PlainGPT()
+
+
+def _lstm() -> tuple[nn.Module, nn.Module]:
+    return orrery.create_model("lstm", width=D, depth=L, vocab_size=V, tied=True), BareLSTM()
+
+
+PAIRS = (
+    Pair("transformer", "transformers llama", "hf", _llama, train=1.1, prefill=1.0, decode=3.0, fraction=0.75, memory=0.65),
+    Pair("gpt2", "transformers gpt2", "hf", _gpt2, train=1.1, prefill=1.0, decode=3.0, fraction=0.75, memory=0.65),
+    Pair("gpt2", "plain SDPA GPT", "gpt", _plain_gpt, decode=1.5),
+    Pair("mamba2", "transformers mamba2", "hf", _mamba2, train=1.4, prefill=1.4, decode=3.0, fraction=0.45, memory=0.65),
+    Pair("gated-deltanet", "transformers qwen3_next (linear layers)", "hf", _qwen3_next, train=1.4, decode=3.0, fraction=0.30, memory=0.65),
+    Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
+    Pair("lstm", "bare nn.LSTM", "plain", _lstm, train=0.92),
+)
