@@ -63,6 +63,8 @@ class Loader:
         self.tokens, self.batch_size, self.length, self.seed = tokens, batch_size, length, seed
         self.rank, self.world, self.rows = rank, world, batch_size // world
         self.sequences = len(tokens) // length  # per epoch
+        self._together = max(1, min(1024, self.sequences) // self.rows)  # steps whose starts are found at once
+        self._block: tuple[int, np.ndarray] | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -75,20 +77,28 @@ class Loader:
 
     def starts(self, step: int) -> np.ndarray:
         """Where in the stream this rank's sequences of a step begin, (B/W,) int64."""
-        import numpy as np
-
         if step < 0:
             raise IndexError(f"step {step}")
-        first = step * self.batch_size + self.rank * self.rows
-        number = np.arange(first, first + self.rows, dtype=np.int64)
+        block, place = divmod(step, self._together)
+        known = self._block  # one look: another thread may replace it
+        if known is None or known[0] != block:
+            known = self._block = (block, self._block_of_starts(block))
+        return known[1][place]
+
+    def _block_of_starts(self, block: int) -> np.ndarray:
+        """The starts of several steps, (steps, B/W): a thousand rows cost hardly more than one."""
+        import numpy as np
+
+        steps = np.arange(block * self._together, (block + 1) * self._together, dtype=np.int64)
+        number = (steps[:, None] * self.batch_size + self.rank * self.rows + np.arange(self.rows)).ravel()
         epochs, places = number // self.sequences, number % self.sequences
-        starts = np.empty(self.rows, dtype=np.int64)
+        starts = np.empty(len(number), dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             rows = epochs == epoch
             phase = derive(self.seed, "phase", epoch) % len(self.tokens)
             order = permute(places[rows], self.sequences, self.seed, "order", epoch)
             starts[rows] = (phase + order * self.length) % len(self.tokens)
-        return starts
+        return starts.reshape(self._together, self.rows)
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
         """:meth:`batch` as numpy arrays."""
