@@ -222,7 +222,7 @@ class _LSTM(torch.autograd.Function):
         step = stepper(use, _lstm_forward, _lstm_forward_torch, (resets, ends, h, c, gates, cells, y))
         with torch.autocast(gates.device.type, enabled=False):
             for t, now in enumerate(gates.unbind()):
-                now.addmm_(h, recurrent)
+                torch.addmm(now, h, recurrent, out=now)
                 step(t)
         ctx.save_for_backward(weight, h0, c0, resets, ends, gates, cells, y)
         ctx.use = use

@@ -1,6 +1,6 @@
 """The recurrence of RWKV-4: an average of all values, weighted by exponentials of keys that fade at a fixed rate.
 
-Paper: 2305.13048, equations 16 to 18 and appendix D. With decay ``w_log <= 0`` and bonus ``u`` per channel,
+Paper: 2305.13048, section 3.1 and its appendix on the recurrent form. With decay ``w_log <= 0`` and bonus ``u`` per channel,
 
     ``y_t = (sum_{s<t} e^{k_s + (t-1-s) w_log} v_s + e^{u + k_t} v_t) / (the same sum without v)``.
 
@@ -106,7 +106,7 @@ def wkv4_step(
         peak = torch.where(starts, NO_PEAK, peak)
     top = torch.maximum(peak, k + u)
     past, now = (peak - top).exp(), (k + u - top).exp()
-    y = (past * num + now * v) / (past * den + now)  # 2305.13048, equation 28
+    y = (past * num + now * v) / (past * den + now)  # 2305.13048, the appendix's recurrent form
     top = torch.maximum(peak + w_log, k)
     past, now = (peak + w_log - top).exp(), (k - top).exp()
     return y[:, None], (past * num + now * v, past * den + now, top)

@@ -1,0 +1,323 @@
+"""RWKV-4: attention as a fading average that a recurrence computes, with token shift in both halves of a block.
+
+Paper: RWKV: Reinventing RNNs for the Transformer Era (arXiv 2305.13048, section 3).
+
+Equation: every projection reads a mixture of the token and the one before it, mu x_t + (1 - mu) x_{t-1}.
+    time mix:     wkv_t = (sum_{s<t} e^{k_s - (t-1-s) w} v_s + e^{u + k_t} v_t) / (the same without v),  w = exp(time_decay)
+                  y_t = W_o (sigmoid(r_t) * wkv_t)
+    channel mix:  y_t = sigmoid(r_t) * (W_v max(k_t, 0)^2)
+    x += time mix(LN(x));  x += channel mix(LN(x));  a LayerNorm stands behind the embedding, too
+
+Shapes: B batch, T time, D width, E width of the average (D unless set), F hidden size 4 D.
+
+Cost: train and prefill O(T), decode O(1): 4 D E + 2 D F + D^2 multiply-adds a token; state 3 E + 2 D numbers.
+
+Differs from the paper: the embedding is drawn from a normal distribution with deviation 1e-4, not from a uniform one; the
+    head with deviation D^-1/2, twice that of the published code. transformers' copy initialises time_first with ones;
+    here it has the paper's zigzag around log 0.3. The rescaling by 1/2 every 6 layers that keeps float16 inference in
+    range is left out, so a checkpoint must be read before transformers has run it in evaluation mode.
+
+Oracle: tests/oracles/rwkv4.py (float64 loops); transformers' RWKV with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from orrery.core.config import require
+from orrery.core.registry import register
+from orrery.nn.architecture import Architecture
+from orrery.nn.block import BlockConfig
+from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
+from orrery.nn.exchange import ExchangeMap, Rule, norm_rules
+from orrery.nn.state import state
+from orrery.nn.timeline import fresh_clock
+from orrery.ops.gates import relu_square, sigmoid_gate
+from orrery.ops.token_shift import token_mix
+from orrery.ops.wkv4 import wkv4, wkv4_initial, wkv4_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV4Config(PartConfig):
+    """hidden: E, the width of keys, values and gates (None: D)."""
+
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.hidden is None or self.hidden > 0, f"hidden must be positive, not {self.hidden}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV4ChannelConfig(PartConfig):
+    """hidden: F (None: 4 D)."""
+
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.hidden is None or self.hidden > 0, f"channel.hidden must be positive, not {self.hidden}")
+
+
+@state
+class RWKV4State(NamedTuple):
+    """shift: the last token (B,D); num, den, peak: the average's sums and their scale (B,E), float32; clock: (B,2)."""
+
+    shift: Tensor
+    num: Tensor
+    den: Tensor
+    peak: Tensor
+    clock: Tensor
+
+
+@state
+class RWKV4ChannelState(NamedTuple):
+    """shift: the last token (B,D); clock: (B,2)."""
+
+    shift: Tensor
+    clock: Tensor
+
+
+class RWKV4(Mixer):
+    """The time mix."""
+
+    Config = RWKV4Config
+    State = RWKV4State
+    config: RWKV4Config
+    examples = ({}, {"hidden": 40})
+
+    def __init__(self, config: RWKV4Config, place: Place) -> None:
+        super().__init__(config, place)
+        self.hidden = config.hidden or place.width
+        self.mix_k = nn.Parameter(torch.empty(place.width))
+        self.mix_v = nn.Parameter(torch.empty(place.width))
+        self.mix_r = nn.Parameter(torch.empty(place.width))
+        self.time_decay = nn.Parameter(torch.empty(self.hidden))
+        self.time_first = nn.Parameter(torch.empty(self.hidden))
+        self.key = nn.Linear(place.width, self.hidden, bias=False)
+        self.value = nn.Linear(place.width, self.hidden, bias=False)
+        self.receptance = nn.Linear(place.width, self.hidden, bias=False)
+        self.out = nn.Linear(self.hidden, place.width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Decays and mixtures spread over channels and shifted with depth; keys, gates and the way out start at zero."""
+        last, fill = _depth_ratios(self.place)
+        share = torch.arange(self.place.width) / self.place.width
+        channel = torch.arange(self.hidden)
+        with torch.no_grad():
+            self.time_decay.copy_(-5 + 8 * (channel / max(1, self.hidden - 1)) ** (0.7 + 1.3 * last))
+            self.time_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
+            self.mix_k.copy_(share**fill)
+            self.mix_v.copy_(share**fill + 0.3 * last)
+            self.mix_r.copy_(share ** (0.5 * fill))
+        for linear in (self.key, self.receptance, self.out):
+            nn.init.zeros_(linear.weight)
+        _orthogonal(self.value)
+
+    def mix(self, x: Tensor, state: RWKV4State | None, ctx: Context) -> tuple[Tensor, RWKV4State]:
+        time = ctx.timeline
+        if x.shape[1] == 1 and state is not None and time.starts is None and time.lengths is None:
+            return self._step(x, state, ctx)
+        ratios = torch.stack([self.mix_k, self.mix_v, self.mix_r])
+        (xk, xv, xr), shift = token_mix(x, ratios, None if state is None else state.shift, time.starts, time.lengths)
+        before = None if state is None else (state.num, state.den, state.peak)
+        w_log = -self.time_decay.exp()
+        y, after = wkv4(self.key(xk), self.value(xv), w_log, self.time_first, before, time.starts, time.lengths)
+        return self.out(sigmoid_gate(self.receptance(xr), y)), RWKV4State(shift, *after, time.clock)
+
+    def _step(self, x: Tensor, state: RWKV4State, ctx: Context) -> tuple[Tensor, RWKV4State]:
+        """One token that continues a state: the same function in as few calls as possible."""
+        x, earlier = x[:, 0], state.shift.to(x.dtype)
+        k = self.key(torch.lerp(earlier, x, self.mix_k))
+        v = self.value(torch.lerp(earlier, x, self.mix_v))
+        r = self.receptance(torch.lerp(earlier, x, self.mix_r))
+        w_log, kind = -self.time_decay.exp(), state.num.dtype
+        y, after = wkv4_step(
+            k[:, None].to(kind), v[:, None].to(kind), w_log, self.time_first, (state.num, state.den, state.peak)
+        )
+        return self.out(torch.sigmoid(r) * y[:, 0].to(r.dtype))[:, None], RWKV4State(x, *after, ctx.timeline.clock)
+
+    def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV4State:
+        """Nothing seen; the sums are float32 unless `dtype` is float64."""
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
+        shift = torch.zeros(batch, self.place.width, device=device, dtype=dtype)
+        return RWKV4State(shift, *wkv4_initial(batch, self.hidden, device, kind), fresh_clock(batch, device))
+
+    def state_bytes(self, length: int) -> int:
+        """Constant in the length."""
+        number = self.key.weight.element_size()
+        return max(4, number) * 3 * self.hidden + number * self.place.width
+
+    def flops(self, length: int) -> int:
+        """The four projections; the average itself (some 20 E) is not counted."""
+        return 8 * self.place.width * self.hidden * length
+
+
+class RWKV4Channel(Part):
+    """The channel mix: a two-layer network on shifted tokens behind a gate."""
+
+    Config = RWKV4ChannelConfig
+    State = RWKV4ChannelState
+    config: RWKV4ChannelConfig
+
+    def __init__(self, config: RWKV4ChannelConfig, place: Place) -> None:
+        super().__init__(config, place)
+        self.hidden = config.hidden or 4 * place.width
+        self.mix_k = nn.Parameter(torch.empty(place.width))
+        self.mix_r = nn.Parameter(torch.empty(place.width))
+        self.key = nn.Linear(place.width, self.hidden, bias=False)
+        self.receptance = nn.Linear(place.width, place.width, bias=False)
+        self.value = nn.Linear(self.hidden, place.width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Mixtures as in the time mix; gate and way out start at zero."""
+        _, fill = _depth_ratios(self.place)
+        share = torch.arange(self.place.width) / self.place.width
+        with torch.no_grad():
+            self.mix_k.copy_(share**fill)
+            self.mix_r.copy_(share**fill)
+        for linear in (self.receptance, self.value):
+            nn.init.zeros_(linear.weight)
+        _orthogonal(self.key)
+
+    def mix(self, x: Tensor, state: RWKV4ChannelState | None, ctx: Context) -> tuple[Tensor, RWKV4ChannelState]:
+        time = ctx.timeline
+        ratios = torch.stack([self.mix_k, self.mix_r])
+        (xk, xr), shift = token_mix(x, ratios, None if state is None else state.shift, time.starts, time.lengths)
+        y = sigmoid_gate(self.receptance(xr), self.value(relu_square(self.key(xk))))
+        return y, RWKV4ChannelState(shift, time.clock)
+
+    def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV4ChannelState:
+        """Nothing seen."""
+        shift = torch.zeros(batch, self.place.width, device=device, dtype=dtype)
+        return RWKV4ChannelState(shift, fresh_clock(batch, device))
+
+    def state_bytes(self, length: int) -> int:
+        """Constant in the length."""
+        return self.key.weight.element_size() * self.place.width
+
+    def flops(self, length: int) -> int:
+        """The three projections."""
+        return 2 * self.place.width * (2 * self.hidden + self.place.width) * length
+
+
+def _depth_ratios(place: Place) -> tuple[float, float]:
+    """(0 at the first layer to 1 at the last, 1 at the first layer to almost 0 at the last)."""
+    return place.layer / max(1, place.depth - 1), 1 - place.layer / place.depth
+
+
+def _orthogonal(linear: nn.Linear) -> None:
+    """Orthogonal with gain sqrt(out / in) where that is above 1, as the published code draws what does not start at zero."""
+    nn.init.orthogonal_(linear.weight, gain=max(1.0, math.sqrt(linear.out_features / linear.in_features)))
+
+
+def _read(hf: dict[str, Any]) -> dict[str, Any]:
+    eps = hf.get("layer_norm_epsilon", 1e-5)
+    require(
+        eps == 1e-5,
+        f"the final norm of RWKV in transformers has eps 1e-5 whatever the others have ({eps}); here all are equal",
+    )
+    return {
+        "width": hf["hidden_size"],
+        "depth": hf["num_hidden_layers"],
+        "vocab_size": hf["vocab_size"],
+        "mixer.hidden": hf.get("attention_hidden_size") or hf["hidden_size"],
+        "channel.hidden": hf.get("intermediate_size") or 4 * hf["hidden_size"],
+        "eps": eps,
+        "tied": hf.get("tie_word_embeddings", False),
+    }
+
+
+def _write(own: dict[str, Any]) -> dict[str, Any]:
+    block = own["blocks"][0]
+    alike = own["layout"] == [0] * len(own["layout"]) and block["placement"] == "pre" and not block["canon"]
+    named = (
+        alike
+        and block["channel"]
+        and block["channel"]["name"] == "rwkv4"
+        and block["norm"] == own["norm"] == "layernorm"
+    )
+    require(bool(named) and own["embed_norm"], "RWKV-4 has one kind of block, and a norm behind the embedding")
+    require(block["eps"] == own["eps"] == 1e-5, "RWKV in transformers has eps 1e-5 in its final norm")
+    return {
+        "hidden_size": own["width"],
+        "num_hidden_layers": len(own["layout"]),
+        "vocab_size": own["vocab_size"],
+        "attention_hidden_size": block["mixer"].get("hidden") or own["width"],
+        "intermediate_size": block["channel"].get("hidden") or 4 * own["width"],
+        "layer_norm_epsilon": own["eps"],
+        "rescale_every": 0,
+        "tie_word_embeddings": own["tied"],
+    }
+
+
+_LAYER = "rwkv.blocks.{i}"
+EXCHANGE = ExchangeMap(
+    model_type="rwkv",
+    cls="RwkvForCausalLM",
+    read=_read,
+    write=_write,
+    rules=(
+        Rule("embed.weight", ("rwkv.embeddings.weight",)),
+        *norm_rules("embed_norm", "rwkv.blocks.0.pre_ln"),
+        *norm_rules("blocks.{i}.mixer_norm", f"{_LAYER}.ln1"),
+        Rule("blocks.{i}.mixer.mix_k", (f"{_LAYER}.attention.time_mix_key",), ("flat",)),
+        Rule("blocks.{i}.mixer.mix_v", (f"{_LAYER}.attention.time_mix_value",), ("flat",)),
+        Rule("blocks.{i}.mixer.mix_r", (f"{_LAYER}.attention.time_mix_receptance",), ("flat",)),
+        Rule("blocks.{i}.mixer.time_decay", (f"{_LAYER}.attention.time_decay",)),
+        Rule("blocks.{i}.mixer.time_first", (f"{_LAYER}.attention.time_first",)),
+        Rule("blocks.{i}.mixer.key.weight", (f"{_LAYER}.attention.key.weight",)),
+        Rule("blocks.{i}.mixer.value.weight", (f"{_LAYER}.attention.value.weight",)),
+        Rule("blocks.{i}.mixer.receptance.weight", (f"{_LAYER}.attention.receptance.weight",)),
+        Rule("blocks.{i}.mixer.out.weight", (f"{_LAYER}.attention.output.weight",)),
+        *norm_rules("blocks.{i}.channel_norm", f"{_LAYER}.ln2"),
+        Rule("blocks.{i}.channel.mix_k", (f"{_LAYER}.feed_forward.time_mix_key",), ("flat",)),
+        Rule("blocks.{i}.channel.mix_r", (f"{_LAYER}.feed_forward.time_mix_receptance",), ("flat",)),
+        Rule("blocks.{i}.channel.key.weight", (f"{_LAYER}.feed_forward.key.weight",)),
+        Rule("blocks.{i}.channel.value.weight", (f"{_LAYER}.feed_forward.value.weight",)),
+        Rule("blocks.{i}.channel.receptance.weight", (f"{_LAYER}.feed_forward.receptance.weight",)),
+        *norm_rules("norm", "rwkv.ln_out"),
+        Rule("head.weight", ("head.weight",)),
+    ),
+    ignored=("head.weight",),  # the copy of a tied head
+    prefixes=("rwkv.",),
+)
+
+
+def _published(width: int, depth: int) -> dict[str, Any]:
+    return {"width": width, "depth": depth, "vocab_size": 50277}
+
+
+ARCHITECTURE = Architecture(
+    block=BlockConfig(mixer={"name": "rwkv4"}, channel={"name": "rwkv4"}, norm="layernorm", eps=1e-5),
+    frame={"tied": False, "norm": "layernorm", "eps": 1e-5, "embed_norm": True, "embed_std": 1e-4},
+    width_step=32,
+    fine_ratio=4.0,
+    presets={
+        "rwkv-4-169m": _published(768, 12),
+        "rwkv-4-430m": _published(1024, 24),
+        "rwkv-4-1b5": _published(2048, 24),
+        "rwkv-4-3b": _published(2560, 32),
+        "rwkv-4-7b": _published(4096, 32),
+        "rwkv-4-14b": _published(5120, 40),
+    },
+    exchange=(EXCHANGE,),
+)
+
+register(
+    "rwkv4",
+    mixer="RWKV4",
+    channel="RWKV4Channel",
+    architecture="ARCHITECTURE",
+    summary="RWKV-4: fading average of the past with token shift",
+    paper="2305.13048",
+    year=2023,
+    tags=("causal", "recurrent", "parallel", "zero-start"),
+    presets=("rwkv-4-169m", "rwkv-4-430m", "rwkv-4-1b5", "rwkv-4-3b", "rwkv-4-7b", "rwkv-4-14b"),
+    exchange=("rwkv",),
+)
