@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ from orrery.compare.analyse import band
 from orrery.compare.result import CapabilityRow, CapabilityTask
 from orrery.core import registry
 from orrery.core.config import config_hash
+from orrery.core.errors import CorruptionError
 from orrery.data.task import Task, accuracy, create_task
 from orrery.models.build import create_model
 from orrery.objectives import create_objective
 from orrery.optim.schedule import create_schedule, make_plan
+from orrery.runs import Run
 from orrery.runs.folder import slug
 from orrery.train.engine import Engine, Pair
 
@@ -102,6 +105,17 @@ def folder(label: str, setting: Setting, rate: float, seed: int) -> str:
     """Name of the run's folder: equal names do equal work."""
     key = config_hash([FORMAT, label, setting.to_dict(), rate, seed, WIDTH, DEPTH])
     return f"{slug(label)}-{setting.name}-s{seed}-{key}"
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The result in a run's folder, None when there is still something to do (or to repeat, where it is damaged)."""
+    if not (folder / "run.json").exists():
+        return None
+    try:
+        run = Run.open(folder)
+        return run.result() if run.status == "done" else None
+    except CorruptionError:
+        return None
 
 
 def build(name: str, setting: Setting, seed: int) -> nn.Module:

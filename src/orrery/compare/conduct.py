@@ -215,32 +215,49 @@ class Session:
         self.observer.phase("capabilities", "small tasks trained here from scratch, with chance and optimum")
         tables = [capability.table(setting, list(self.parts.task_seeds)) for setting in settings]
         self.result.capabilities = tables
-        tasks, places = [], []
+        tasks: list[Task] = []
+        places: list[tuple[capability.Setting, CapabilityTask, str, int]] = []
+        outcomes: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
         for setting, table in zip(settings, tables, strict=True):
             for candidate in self.candidates:
                 rate = capability.rate(candidate.name, setting)
                 for seed in self.parts.task_seeds:
                     job = {"kind": "capability", "setting": setting.to_dict(), "rate": rate, "seed": seed}
-                    folder = capability.folder(candidate.label, setting, rate, seed)
-                    tasks.append(self._task(candidate, {**job, "out": str(self.parts.root / folder)}))
-                    places.append((setting, table, candidate.label, seed))
-        outcomes: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+                    folder = self.parts.root / capability.folder(candidate.label, setting, rate, seed)
+                    place = (setting, table, candidate.label, seed)
+                    if (known := capability.finished(folder)) is not None:
+                        self._collect(place, {"type": "done", "result": known}, outcomes)
+                    else:
+                        tasks.append(self._task(candidate, {**job, "out": str(folder)}))
+                        places.append(place)
 
         def tell(number: int, event: dict[str, Any]) -> None:
-            setting, table, label, seed = places[number]
+            _, table, label, seed = places[number]
             if event["event"] == "test":
                 self.observer.capability_point(table, label, seed, event["step"], event["accuracy"])
             if event["event"] == "finished":
-                outcomes.setdefault((table.name, label), {})[seed] = event["message"]
-                if len(outcomes[table.name, label]) == len(self.parts.task_seeds):
-                    self._take_capability(setting, table, label, outcomes[table.name, label])
+                self._collect(places[number], event["message"], outcomes)
 
-        count = 1 if machine.on_gpu() else min(machine.cores(), len(tasks))
-        self.pool(count, max(1, machine.cores() // count)).run(tasks, tell)
+        if tasks:
+            count = 1 if machine.on_gpu() else min(machine.cores(), len(tasks))
+            self.pool(count, max(1, machine.cores() // count)).run(tasks, tell)
         for table in tables:
             table.rows.sort(key=lambda row: self.labels.index(row.architecture))
 
-    def _take_capability(self, setting: Any, table: CapabilityTask, label: str, messages: dict[int, dict[str, Any]]) -> None:
+    def _collect(
+        self,
+        place: tuple[capability.Setting, CapabilityTask, str, int],
+        message: dict[str, Any],
+        outcomes: dict[tuple[str, str], dict[int, dict[str, Any]]],
+    ) -> None:
+        """One seed of one architecture on one task; its row is made when all seeds are there."""
+        setting, table, label, seed = place
+        so_far = outcomes.setdefault((table.name, label), {})
+        so_far[seed] = message
+        if len(so_far) == len(self.parts.task_seeds):
+            self._take_capability(setting, table, label, so_far)
+
+    def _take_capability(self, setting: capability.Setting, table: CapabilityTask, label: str, messages: dict[int, dict[str, Any]]) -> None:
         done = {seed: message["result"] for seed, message in messages.items() if message["type"] == "done"}
         row: CapabilityRow = capability.row(label, done, setting)
         failed = [message for message in messages.values() if message["type"] != "done"]
@@ -287,7 +304,7 @@ class Session:
             for row in self.result.architectures:
                 try:
                     record.steps[row.label] = self._steps_of(row.label)
-                except ValueError:  # a time budget for what could not be measured
+                except LookupError:  # a time budget for what could not be measured
                     self._fail(row, f"its speed is not known ({row.costs.error or 'not measured'}), so a time budget cannot be kept")
             if record.budget_kind == "time":
                 speeds = {row.label: row.costs.train_speed.value for row in self.result.architectures if row.costs.train_speed}

@@ -31,7 +31,8 @@ def floors(data: Dataset, windows: ValidationWindows, tokens: int, batch: int, l
         batch, length, seed: of its loader.
     """
     loader = Loader(data.train, batch, length, seed)
-    steps = max(1, min(tokens, MOST) // loader.tokens_per_step)
+    once = loader.sequences * length  # text counted twice would look more regular than it is
+    steps = max(1, min(tokens, MOST, once) // loader.tokens_per_step)
     stream = np.concatenate([loader.arrays(step)["tokens"][:, :-1].reshape(-1) for step in range(steps)])
     found = []
     for label, order in ORDERS:

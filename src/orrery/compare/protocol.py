@@ -122,13 +122,15 @@ def steps_of(settings: Settings, row: ArchitectureRow, budget: Budget) -> int:
     """Optimizer steps of one architecture's runs; a time budget needs its training speed, a FLOP budget its formula.
 
     Raises:
-        BudgetError: when it does not pay for a step, or the cost it counts is not known.
+        BudgetError: when it does not pay for a step.
+        LookupError: for a time budget when the training speed is not known.
     """
     tokens = settings.batch * settings.length
     flops = row.costs.train_flops.value if row.costs.train_flops else None
     speed = row.costs.train_speed.value if row.costs.train_speed else None
-    forward = flops * tokens / 3 if flops else None
-    return budget.steps(tokens, forward, tokens / speed if speed else None)
+    if budget.kind == "time" and not speed:
+        raise LookupError(row.label)
+    return budget.steps(tokens, flops * tokens if flops else None, tokens / speed if speed else None)
 
 
 def train_config(settings: Settings, candidate: Candidate, rate: float, steps: int, seed: int, threads: int) -> TrainConfig:

@@ -73,10 +73,10 @@ def _capability(job: Job, tell: Tell, build: Build | None) -> dict[str, Any]:
     folder = Path(job["out"])
     setting = capability.Setting(**job["setting"])
     config = {key: job[key] for key in ("name", "setting", "rate", "seed")}
+    if (known := capability.finished(folder)) is not None:
+        return known
     if (folder / "run.json").exists():
         run = Run.open(folder)
-        if run.status == "done" and (found := run.result()) is not None:
-            return found
         run.acquire()
     else:
         run = Run.create(folder, {"kind": "capability", **config}, f"{job['name']} {setting.name}", job["seed"], job.get("command"))
