@@ -67,16 +67,16 @@ $(BASE):
 	  echo "set-up: downloading torch $(TORCH): about 100 MB"; \
 	  $(PIP) install 'torch==$(TORCH)'; \
 	else \
-	  echo "set-up: downloading torch $(TORCH) for CPU: about 200 MB (700 MB on disk)"; \
+	  echo "set-up: downloading torch $(TORCH) for CPU: about 200 MB (900 MB on disk)"; \
 	  $(PIP) install 'torch==$(TORCH)+cpu' 2>/dev/null \
 	  || $(PIP) --timeout 10 --retries 1 install --index-url $(CPU_INDEX) 'torch==$(TORCH)' 2>/dev/null \
 	  || { echo "set-up: no CPU build in reach; the plain one brings CUDA: about 3 GB (7 GB on disk)"; $(PIP) install 'torch==$(TORCH)'; }; \
 	fi; \
-	echo "set-up: downloading the other packages: about 100 MB (450 MB on disk)"; \
+	echo "set-up: downloading the other packages: about 130 MB (400 MB on disk)"; \
 	$(PIP) install -c constraints.txt -e .; \
 	rm -f $(VENV)/ready-*; touch $@
 
 $(TESTING): $(BASE)
-	@echo "set-up: downloading what the tests need: about 80 MB (350 MB on disk)"
+	@echo "set-up: downloading what the tests need: about 80 MB (400 MB on disk)"
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $@

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 CONFTEST = Path(__file__).with_name("conftest.py")
-SLEEPER = "import time\ndef test_a():\n    time.sleep(0.3)\n"
+BUSY = "import time\ndef test_a():\n    end = time.process_time() + 0.4\n    while time.process_time() < end:\n        pass\n"
 
 
 def session(folder: Path, budget: str, *options: str) -> subprocess.CompletedProcess[str]:
     room = folder / "tests" / "ops"
     room.mkdir(parents=True)
-    (room / "test_slow.py").write_text(SLEEPER)
+    (room / "test_slow.py").write_text(BUSY)
     (folder / "tests" / "conftest.py").write_text(CONFTEST.read_text())
     (folder / "tests" / "budget.toml").write_text(budget)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), *options, "tests"]
