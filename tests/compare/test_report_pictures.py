@@ -6,14 +6,24 @@ import itertools
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from compare.report_samples import HOSTILE, SAMPLES, nothing_yet, sample
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles.colour_vision import DEFICIENCIES, contrast, least_distance
 
+from compare.report_samples import HOSTILE, SAMPLES, nothing_yet, sample
+from oracles.colour_vision import DEFICIENCIES, contrast, least_distance
 from orrery.compare.report import SparkCurve, page, palette, sparkchart
 from orrery.compare.report.figures import draw_all, render, write_pictures
-from orrery.compare.report.scales import Box, Scale, decimals, domain, pareto, place_labels, spread, staircase, wants_log
+from orrery.compare.report.scales import (
+    Box,
+    Scale,
+    decimals,
+    domain,
+    pareto,
+    place_labels,
+    spread,
+    staircase,
+    wants_log,
+)
 from orrery.compare.report.series import learning, lengths
 from orrery.compare.report.spark import BRAILLE, as_text, draw
 from orrery.compare.report.svg import clip
@@ -163,7 +173,8 @@ def test_faint_curves_lie_behind():
 
 
 def test_sparkchart_names_curves_and_levels():
-    text = as_text(sparkchart([SparkCurve("mamba2", [(100, 5), (1000, 3)]), SparkCurve("lstm", [(100, 5), (1000, 2.6)], 1)], 80, 14, [("Kneser-Ney", 2.5)]))
+    curves = [SparkCurve("mamba2", [(100, 5), (1000, 3)]), SparkCurve("lstm", [(100, 5), (1000, 2.6)], 1)]
+    text = as_text(sparkchart(curves, 80, 14, [("Kneser-Ney", 2.5)]))
     assert all(name in text for name in ("mamba2", "lstm", "Kneser-Ney"))
     assert text.index("mamba2") < text.index("lstm") < text.index("Kneser-Ney")
     assert "1k" in text.splitlines()[-1]

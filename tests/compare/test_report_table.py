@@ -7,10 +7,10 @@ import io
 import math
 
 import pytest
-from compare.report_samples import HOSTILE, SAMPLES, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compare.report_samples import HOSTILE, SAMPLES, sample
 from orrery.compare import result as schema
 from orrery.compare.report import build_table, digits, render_table, render_text, to_csv, to_markdown
 from orrery.compare.report.columns import interval_text, shared_length

@@ -8,6 +8,7 @@ import io
 import re
 
 from orrery.compare.report.columns import Table, build_table
+from orrery.compare.report.svg import clean
 from orrery.compare.report.terminal import head_lines
 from orrery.compare.result import ComparisonResult
 
@@ -29,7 +30,7 @@ def to_csv(result: ComparisonResult) -> str:
             if column.key == "quality":
                 line += [_number(cell.low), _number(cell.high)]
         writer.writerow(line)
-    return out.getvalue()
+    return clean(out.getvalue())
 
 
 def _heads(table: Table) -> list[str]:
@@ -56,7 +57,7 @@ def to_markdown(result: ComparisonResult) -> str:
     lines.append("|---|" + "---:|" * len(columns))
     for row in table.rows:
         lines.append(f"| {_cell(row.label)} | " + " | ".join(_cell(c.cells[row.label].text) for c in columns) + " |")
-    return "\n".join(lines) + "\n"
+    return clean("\n".join(lines) + "\n")
 
 
 def _cell(text: str) -> str:

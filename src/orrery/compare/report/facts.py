@@ -35,7 +35,7 @@ def date(created: str) -> str:
 def flat(value: Any) -> str:
     """A nested value of a record in one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {flat(item)}" for key, item in value.items()) or digits.ABSENT
+        return ", ".join(f"{key} {flat(item)}" for key, item in sorted(value.items(), key=_name_first)) or digits.ABSENT
     if isinstance(value, (list, tuple)):
         return f"({', '.join(flat(item) for item in value)})"
     if isinstance(value, bool):
@@ -45,6 +45,11 @@ def flat(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)
+
+
+def _name_first(item: tuple[Any, Any]) -> tuple[bool, str]:
+    """Order of a record's fields: its name, then by field, for JSON does not keep the order they were written in."""
+    return str(item[0]) != "name", str(item[0])
 
 
 def lead_facts(result: ComparisonResult) -> Pairs:
@@ -84,8 +89,8 @@ def protocol(result: ComparisonResult) -> Pairs:
         ("Size", f"{p.size}{f', {p.target_parameters:,} parameters without embedding and head' if p.target_parameters else ''}"),
         ("Budget per run", f"{p.budget} ({p.budget_kind})" if p.budget else ""),
         ("Step", f"{p.batch} rows of {p.length} tokens"),
-        ("Steps", _by_label(p.steps)),
-        ("Training tokens", _by_label(p.tokens)),
+        ("Steps", _by_label(p.steps, result)),
+        ("Training tokens", _by_label(p.tokens, result)),
         ("Optimizer", flat(p.optimizer) if p.optimizer else ""),
         ("Seeds", ", ".join(str(seed) for seed in p.seeds)),
         ("Baseline", p.baseline),
@@ -99,12 +104,12 @@ def protocol(result: ComparisonResult) -> Pairs:
     return [(name, value) for name, value in rows if value]
 
 
-def _by_label(counts: Mapping[str, int]) -> str:
+def _by_label(counts: Mapping[str, int], result: ComparisonResult) -> str:
     """One number where all have it, else one per architecture."""
     found = set(counts.values())
     if len(found) == 1:
         return f"{found.pop():,} for every architecture"
-    return ", ".join(f"{label} {count:,}" for label, count in counts.items())
+    return ", ".join(f"{row.label} {counts[row.label]:,}" for row in result.architectures if row.label in counts)
 
 
 def rates(result: ComparisonResult) -> PlainTable | None:
@@ -186,7 +191,7 @@ def environment(result: ComparisonResult) -> Pairs:
     """Machine and versions, nested records in one line each."""
     names = {"cpu": "processor", "memory_bytes": "memory", "matmul_gflops": "matrix products"}
     out: Pairs = []
-    for key, value in result.environment.items():
+    for key, value in sorted(result.environment.items()):
         if value is None or value == {}:
             continue
         shown = flat(value)
@@ -230,7 +235,7 @@ def advice(result: ComparisonResult) -> dict[str, Any] | None:
         "reason": sentence(found.reason),
         "doubt": sentence(found.doubt),
         "tied": ", ".join(found.tied),
-        "limits": ", ".join(f"{key.replace('_', ' ')} {flat(value)}" for key, value in found.limits.items()),
+        "limits": ", ".join(f"{key.replace('_', ' ')} {flat(value)}" for key, value in sorted(found.limits.items())),
         "excluded": excluded(result),
         "next_command": found.next_command,
     }

@@ -21,6 +21,7 @@ from orrery.compare.report import digits, palette
 from orrery.compare.report.columns import STATUS, Table, build_table
 from orrery.compare.report.series import floor_lines
 from orrery.compare.report.spark import Rows, SparkCurve, sparkchart
+from orrery.compare.report.svg import clean
 from orrery.compare.report.terminal import Block, _plain_block, table_blocks, wrap
 from orrery.compare.report.words import CAVEAT
 from orrery.compare.result import ArchitectureRow, CapabilityRow, CapabilityTask, ComparisonResult, Floor, RunRow
@@ -174,6 +175,7 @@ class LiveView(Observer):
     # ------------------------------------------------------------------------------------------------ drawing
 
     def _print(self, text: str) -> None:
+        text = clean(text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
             return

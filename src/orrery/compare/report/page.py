@@ -40,7 +40,7 @@ def render_page(result: ComparisonResult, reference: ComparisonResult | None = N
         reference: results of the same protocol drawn faintly behind the learning curves.
     """
     template = _environment().get_template("report.html")
-    return str(template.render(**_context(result, reference)))
+    return clean(template.render(**_context(result, reference)))
 
 
 @functools.cache

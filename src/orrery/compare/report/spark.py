@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from orrery.compare.report import digits
 from orrery.compare.report.scales import Scale, decimals, domain, focus, spread, wants_log
+from orrery.compare.report.svg import clean
 
 BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column] of a braille character
@@ -123,7 +124,7 @@ def as_text(rows: Rows) -> str:
 
 def _clean(curve: SparkCurve) -> SparkCurve:
     points = [(float(x), float(y)) for x, y in curve.points if math.isfinite(x) and math.isfinite(y)]
-    return SparkCurve(curve.label, points, curve.index, curve.faint)
+    return SparkCurve(clean(curve.label), points, curve.index, curve.faint)
 
 
 def _scales(

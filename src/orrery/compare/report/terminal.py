@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orrery.compare.report import palette, words
 from orrery.compare.report.columns import ESTIMATED, Column, Table, build_table
+from orrery.compare.report.svg import clean
 from orrery.compare.result import ComparisonResult, Contrast
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def render_text(result: ComparisonResult, width: int = 100, ascii_only: bool = F
         else:
             lines += content
         lines.append("")
-    text = "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+    text = clean("\n".join(line.rstrip() for line in lines).rstrip() + "\n")
     return text.replace(" ±", "+-").translate(_ASCII) if ascii_only else text
 
 
@@ -250,7 +251,7 @@ class _Report:
                 yield Padding(_rich_block(content), (0, 0, 1, 0))
             else:
                 lines = [content] if isinstance(content, str) else content
-                yield Padding(Text("\n".join(lines), style=styles[kind]), (0, 0, 0 if kind == "title" else 1, 0))
+                yield Padding(Text(clean("\n".join(lines)), style=styles[kind]), (0, 0, 0 if kind == "title" else 1, 0))
 
 
 def _rich_block(block: Block) -> Any:
@@ -260,7 +261,7 @@ def _rich_block(block: Block) -> Any:
     lines = _plain_block(block)
     body = sum(max(len(cell) for cell in row) for row in block.rows)
     for line in lines[: len(lines) - body]:
-        text.append(line.rstrip() + "\n", style="dim")
+        text.append(clean(line.rstrip()) + "\n", style="dim")
     for r, row in enumerate(block.rows):
         for level in range(max(len(cell) for cell in row)):
             for c, (cell, width) in enumerate(zip(row, block.widths)):
@@ -268,7 +269,7 @@ def _rich_block(block: Block) -> Any:
                 style = "bold" if (r, c) in block.best else ""
                 if c == 0 and block.hues:
                     style = palette.RICH[block.hues[r] or 0]
-                text.append(("" if c == 0 else " " * GAP) + piece, style=style)
+                text.append(("" if c == 0 else " " * GAP) + clean(piece), style=style)
             text.append("\n")
     text.rstrip()
     return text
