@@ -325,3 +325,19 @@ def test_the_room_is_callable():
     with pytest.raises(ConfigError, match="nothing to compare"):
         orrery.compare([])
     assert rates.table()["format"] == 1
+
+
+def test_sweeps_are_recorded_with_their_protocol(corpus, tmp_path, pretender, monkeypatch):
+    from orrery.compare import tune
+
+    monkeypatch.setattr(tune, "Pool", pretender)
+    table, said = tmp_path / "rates.json", []
+    where = {"root": tmp_path, "record": True, "table": table, "say": said.append}
+    found = tune.tune("gpt2", "nano", "40960tok", corpus, **where)
+    assert found.best == 4e-3 and found.width and len(said) == 4 and "gpt2 at 0.008" in said[-1]
+    task = tune.tune_task("transformer(canon=abcd)", capability.SETTINGS[0], **where)
+    assert sorted(task.tried) == [7.5e-4, 1.5e-3, 3e-3, 6e-3] and task.best == 1.5e-3  # all alike: the first, once inside
+    stored = json.loads(table.read_text())
+    assert stored["architectures"]["gpt2"]["nano"]["lr"] == 4e-3 and set(stored["protocol"]) == {"nano", "mqar"}
+    assert stored["protocol"]["nano"]["corpus_hash"] and stored["protocol"]["nano"]["machine"]
+    assert stored["architectures"]["transformer(canon=abcd)"]["mqar"]["tried"]["0.003"] == pytest.approx(0.001)

@@ -202,6 +202,12 @@ def row(label: str, outcomes: dict[int, dict[str, Any]], setting: Setting) -> Ca
     return made
 
 
+def mean_error(result: dict[str, Any], setting: Setting) -> float:
+    """One minus the mean accuracy over the tests of a run (as :func:`train` returns it), a solved task held."""
+    line = _held(result["curve"], setting)
+    return 1.0 - statistics.fmean(value for step, value in line.items() if step > 0)
+
+
 def _held(curve: list[list[float]], setting: Setting) -> dict[float, float]:
     """Points of one seed; a run that stopped because it had solved the task is held at its last value."""
     line = {float(step): float(value) for step, value in curve}

@@ -141,9 +141,9 @@ class Session:
             for row in self.result.architectures:
                 if row.label in known and known[row.label].train_speed is not None:
                     row.costs = known[row.label]
+            self.result.protocol.jobs = before.protocol.jobs
         self.result.floors = before.floors
         self.result.protocol.steps, self.result.protocol.calibration = before.protocol.steps, before.protocol.calibration
-        self.result.protocol.jobs = before.protocol.jobs
 
     def _announce(self) -> None:
         """Say what is about to happen and what it will cost, roughly, before anything long begins."""

@@ -62,4 +62,4 @@ class Observer:
         """A sentence that will stand in the result's notes."""
 
     def result(self, result: ComparisonResult) -> None:
-        """The result has been saved; called again whenever more of it is known."""
+        """The comparison has ended, in full or interrupted; this is what is saved."""

@@ -2,6 +2,7 @@
 
     tune("mamba2", size="nano", budget="600ktok")                 -> Sweep
     tune(..., record=True)                                        puts it into the committed table
+    tune_task("mamba2", capability.SETTINGS[0])                   the same for a capability task
 
 The seed of a sweep (0) is none of a comparison's, so the choice is not made on the runs that are judged; the validation
 sample is the same, which favours every architecture alike.
@@ -14,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from orrery.compare import machine, protocol, rates
+from orrery.compare import capability, machine, protocol, rates
 from orrery.compare.candidates import Candidate, candidates, describe
 from orrery.compare.pool import Pool, Task
 from orrery.compare.protocol import Settings
@@ -73,6 +74,39 @@ def tune(
             "schedule": "cosine to a tenth, warm-up 5 %",
             "machine": environment()["cpu"],
         }
+        rates.record(found, about, table)
+    return found
+
+
+def tune_task(
+    architecture: str,
+    setting: capability.Setting,
+    *,
+    start: float = capability.RATE,
+    root: str | Path = "runs",
+    record: bool = False,
+    table: Path = rates.FILE,
+    say: Callable[[str], None] = print,
+) -> Sweep:
+    """Sweep one architecture's learning rate on a capability task; a rate is judged by its mean error over the curve,
+    so that solving a task early counts."""
+    tried: dict[float, float | None] = {}
+    count = 1 if machine.on_gpu() else machine.cores()
+    while todo := rates.next_rates(tried, start):
+        tasks = []
+        for rate in todo:
+            folder = Path(root) / capability.folder(architecture, setting, rate, SEED)
+            job = {"kind": "capability", "name": architecture, "setting": setting.to_dict(), "rate": rate, "seed": SEED}
+            tasks.append(Task({**job, "out": str(folder), "command": ["orrery", "tune", architecture]}))
+        messages = Pool(min(count, len(tasks)), max(1, machine.cores() // count)).run(tasks, lambda number, event: None)
+        for rate, message in zip(todo, messages, strict=True):
+            done = message["type"] == "done"
+            tried[rate] = capability.mean_error(message["result"], setting) if done else None
+            what = f"mean error {tried[rate]:.3f}" if done else f"{message['status']}: {message['error']}"
+            say(f"{architecture} on {setting.name} at {rate:g}: {what}")
+    found = Sweep(architecture, setting.name, tried, capability.WIDTH, datetime.now(timezone.utc).date().isoformat())
+    if record:
+        about = {**setting.to_dict(), "seed": SEED, "judged_by": "mean error over the curve", "machine": environment()["cpu"]}
         rates.record(found, about, table)
     return found
 
