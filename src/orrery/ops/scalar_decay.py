@@ -43,7 +43,7 @@ from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
-from orrery.ops.scalar_decay_loops import COMPILED, FORGET, LEAST, TORCH, Decays, Sizes
+from orrery.ops.scalar_decay_loops import COMPILED, FORGET, LEAST, TORCH, Decays, Pair, Sizes
 
 _SPAN = 8  # chunks over which the gradient of the gates is summed before it starts afresh from <S, dS>
 
@@ -304,35 +304,6 @@ def _ungrouped(x: Tensor, size: Sizes) -> Tensor:
     return x.reshape(size.batch, size.chunks * size.chunk, size.groups, size.keys)
 
 
-def _headed(x: Tensor, size: Sizes) -> Tensor:
-    """(B,T,H,V) -> (N*H,C,V), copied."""
-    x = x.reshape(size.all, size.chunk, size.heads, size.values)
-    return x.transpose(1, 2).reshape(size.all * size.heads, size.chunk, size.values)
-
-
-def _weighted(x: Tensor, weight: Tensor, size: Sizes) -> Tensor:
-    """Product of x (B,T,H,V) and weight (N,C,H) -> (N*G,C,R*V)."""
-    shape = (size.all, size.chunk, size.groups, size.repeat)
-    operands = x.reshape(*shape, size.values).transpose(1, 2), weight.view(*shape, 1).transpose(1, 2)
-    out = _in_order(torch.mul, *operands)
-    return out.view(size.all * size.groups, size.chunk, size.repeat * size.values)
-
-
-def _natural(heads: Tensor, groups: Tensor, weight: Tensor, size: Sizes) -> Tensor:
-    """Sum of heads (N*H,C,V) and weight (N,C,H) times groups (N*G,C,R*V) -> (B,T,H,V)."""
-    n, c, g, r, v = size.all, size.chunk, size.groups, size.repeat, size.values
-    by_head = heads.view(n, g, r, c, v).permute(0, 3, 1, 2, 4)
-    out = _in_order(torch.addcmul, by_head, groups.view(n, g, c, r, v).transpose(1, 2), weight.view(n, c, g, r, 1))
-    return out.view(size.batch, size.chunks * c, size.heads, v)
-
-
-def _in_order(function: Any, first: Tensor, *others: Tensor) -> Tensor:
-    """function(first, ...) in contiguous memory, of the shape of the first; operands may be permuted."""
-    if torch.compiler.is_compiling():
-        return function(first, *others).contiguous()
-    return function(first, *others, out=first.new_empty(first.shape))
-
-
 class _Chunked(torch.autograd.Function):
     """All operands in one floating type, T a multiple of the chunk."""
 
@@ -356,15 +327,15 @@ class _Chunked(torch.autograd.Function):
         decays = _decays(g_log, starts, size)
         write = _write(beta, g_log, size)
         qg, kg = _grouped(q if scale is None else q * scale, size), _grouped(k, size)
-        states = torch.bmm(kg.transpose(1, 2), _weighted(v, decays.outer * write, size))
+        vh, vw = loops.lay_out(v, decays.outer * write, size)
+        states = torch.bmm(kg.transpose(1, 2), vw)
         after = loops.scan(states.view(size.batch, size.chunks, *size.row), decays.whole, state, False, size)
-        scores = torch.bmm(qg, kg.transpose(1, 2))
-        product = loops.product(scores, decays, write, size)
-        read = _natural(torch.bmm(product, _headed(v, size)), torch.bmm(qg, states), decays.inner, size)
+        product = loops.product(torch.bmm(qg, kg.transpose(1, 2)), decays, write, size)
+        read, y = loops.outputs(torch.bmm(product, vh), torch.bmm(qg, states), decays.inner, skip, v, vh, size)
         ctx.save_for_backward(q, k, v, g_log, beta, skip, state, starts, read, states, after)
         ctx.scale, ctx.chunk, ctx.loops = scale, chunk, loops
         ctx.set_materialize_grads(False)
-        return read if skip is None else torch.addcmul(read, v, skip[:, None]), after
+        return y, after
 
     @staticmethod
     @once_differentiable
@@ -375,28 +346,25 @@ class _Chunked(torch.autograd.Function):
         decays = _decays(g_log, starts, size)
         write = _write(beta, g_log, size)
         qg, kg = _grouped(q if ctx.scale is None else q * ctx.scale, size), _grouped(k, size)
-        vh, dyh = _headed(v, size), _headed(dy, size)
+        vh, vw = loops.lay_out(v, decays.outer * write, size)
+        dyh, dread = loops.lay_out(dy, decays.inner, size)
 
-        dread = _weighted(dy, decays.inner, size)
         dstates = torch.bmm(qg.transpose(1, 2), dread)
         dstate = loops.scan(dstates.view(size.batch, size.chunks, *size.row), decays.whole, dafter, True, size)
         scores = torch.bmm(qg, kg.transpose(1, 2))
         plain, dscores = loops.product_gradient(scores, torch.bmm(dyh, vh.transpose(1, 2)), decays, write, size)
-        u = _natural(torch.bmm(plain.transpose(1, 2), dyh), torch.bmm(kg, dstates), decays.outer, size)
-
         dq = torch.bmm(dread, states.transpose(1, 2)).baddbmm_(dscores, kg)
-        dk = torch.bmm(_weighted(v, decays.outer * write, size), dstates.transpose(1, 2))
-        dk.baddbmm_(dscores.transpose(1, 2), qg)
+        dk = torch.bmm(vw, dstates.transpose(1, 2)).baddbmm_(dscores.transpose(1, 2), qg)
         dq = _ungrouped(dq if ctx.scale is None else dq.mul_(ctx.scale), size)
-        dbeta = (u * v).sum(-1)
-        direct = (read * dy).sum(-1) - (dbeta if beta is None else dbeta * beta)
-        dskip = None if skip is None else (dy * v).sum((0, 1, 3))
+
+        by_head, by_group = torch.bmm(plain.transpose(1, 2), dyh), torch.bmm(kg, dstates)
+        dv, dbeta, direct, dskip = loops.values_gradient(
+            by_head, by_group, decays.outer, write, skip, Pair(v, vh), Pair(dy, dyh), read, size
+        )
         dg = _gate_gradient(direct, g_log, starts, states, dstates, after, dafter, size)
-        dv = u if beta is None else u.mul_(beta[..., None])
-        if skip is not None:
-            dv.addcmul_(dy, skip[:, None])
         dstate = None if state is None else dstate
-        return dq, _ungrouped(dk, size), dv, dg, None if beta is None else dbeta, dskip, dstate, None, None, None, None
+        dbeta = None if beta is None else dbeta
+        return dq, _ungrouped(dk, size), dv, dg, dbeta, dskip, dstate, None, None, None, None
 
 
 def _write(beta: Tensor | None, g_log: Tensor, size: Sizes) -> Tensor:
