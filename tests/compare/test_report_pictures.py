@@ -198,6 +198,28 @@ def test_panels_hold_every_architecture_that_has_data():
     assert learning(nothing_yet()) is None and lengths(nothing_yet()) == []
 
 
+def test_a_broken_seed_does_not_break_the_line_of_the_others():
+    result = SAMPLES["failures"]()
+    row = result.row("mamba2")
+    line = next(line for line in learning(result).lines if line.label == "mamba2")
+    assert [x for x, _ in line.points] == row.curve.x
+    assert line.points[-1][1] == pytest.approx((row.quality.seeds["1"] + row.quality.seeds["3"]) / 2)
+    assert len(line.seeds["2"]) == 9  # what it saw before it failed stays visible
+
+
+def test_long_curves_are_thinned_for_pictures_and_keep_their_end():
+    result = sample(("lstm",), tasks=False)
+    curve = result.architectures[0].curve
+    curve.x = [float(x) for x in range(1, 5001)]
+    curve.values = {"1": [5.0 - x / 2000 for x in curve.x]}
+    curve.mean = curve.low = curve.high = list(curve.values["1"])
+    curve.split = "training stream, before each update"
+    panel = learning(result)
+    (line,) = panel.lines
+    assert 80 <= len(line.points) <= 160 and line.points[-1] == (5000.0, 2.5)
+    assert "training stream" in panel.y_title and "validation sample" in panel.note
+
+
 @pytest.mark.parametrize("name", ["failures", "hostile", "single", "nothing yet"])
 def test_pictures_are_written_whole(name, tmp_path):
     paths = write_pictures(SAMPLES[name](), tmp_path / "pictures")

@@ -42,9 +42,9 @@ def with_prefix(value: float, unit: str = "", digits: int = 3) -> str:
 
 
 def count(value: float) -> str:
-    """A count with a short prefix and no needless zeros: `600_000` -> `600k`, `2_097_152` -> `2.1M`."""
+    """A count with a short prefix and no needless zeros: `600_000` -> `600k`, `2_097_152` -> `2.1M`, `253_952` -> `254k`."""
     factor, letter = prefix(value)
-    number = f"{value / factor:.2f}" if factor > 1 else f"{value:g}"
+    number = plain(value / factor) if factor > 1 else f"{value:g}"
     if "." in number:
         number = number.rstrip("0").rstrip(".")
     return f"{number}{letter}"

@@ -189,9 +189,11 @@ def _deltas(result: ComparisonResult) -> PlainTable:
 
 def environment(result: ComparisonResult) -> Pairs:
     """Machine and versions, nested records in one line each."""
-    names = {"cpu": "processor", "memory_bytes": "memory", "matmul_gflops": "matrix products"}
+    names = {"cpu": "processor", "cores_allowed": "cores in use", "memory_bytes": "memory", "matmul_gflops": "matrix products"}
+    first = ("cpu", "cores", "cores_allowed", "threads", "memory_bytes", "gpu", "matmul_gflops", "python", "packages")
     out: Pairs = []
-    for key, value in sorted(result.environment.items()):
+    for key in sorted(result.environment, key=lambda k: (first.index(k) if k in first else len(first), k)):
+        value = result.environment[key]
         if value is None or value == {}:
             continue
         shown = flat(value)

@@ -101,10 +101,10 @@ def _figure(width: float, height: float) -> Any:
 def draw_learning(panel: Panel, caption: str) -> Any:
     """Mean curves, bands from the smallest to the largest seed, levels for orientation."""
     figure = _figure(8.2, 4.6)
-    axes = figure.add_axes((0.075, 0.16, 0.64, 0.74))
+    axes = figure.add_axes((0.075, 0.19, 0.64, 0.71))
     draw_panel(axes, panel)
-    figure.text(0.075, 0.025, f"Line: mean over seeds. Band: smallest to largest seed. {caption[:1].upper()}{caption[1:]}.",
-                color=QUIET, fontsize=8, parse_math=False)  # fmt: skip
+    lines = ["Line: mean over seeds. Band: smallest to largest seed.", f"{panel.note} {caption[:1].upper()}{caption[1:]}.".strip()]
+    figure.text(0.075, 0.02, "\n".join(lines), color=QUIET, fontsize=8, linespacing=1.5, parse_math=False)
     return figure
 
 

@@ -207,7 +207,7 @@ class LiveView(Observer):
             lines += self._task_chart(width, room)
         elif self.curves or self.reference:
             lines += colour(self.chart(width, room), faint="dim")
-            lines += wrap(f"validation bits per byte over training tokens; {self.caveat}", width)
+            lines += wrap(f"bits per byte over training tokens; {self.caveat}", width)
         if self.running:
             lines += wrap(self._status(), width)
         return lines[:height]

@@ -87,6 +87,7 @@ def _context(result: ComparisonResult, reference: ComparisonResult | None) -> di
         "unfinished": result.status != "complete",
         "failures": words.failures(result),
         "table": _main_table(result, table),
+        "intervals": any(row.quality.low is not None for row in table.rows),
         "footnotes": table_notes(table),
         "pictures": groups,
         "names": [{"index": i, "label": row.label, "swatch": swatch(i)} for i, row in enumerate(result.architectures)],
@@ -284,7 +285,8 @@ class Pictures:
     def _learning(self, panel: Panel) -> dict[str, Any]:
         self.panels[panel.key] = panel
         seeds = max([len(line.seeds) for line in panel.lines] + [0])
-        text = ["Line: mean over seeds. Band: smallest to largest seed." if seeds > 1 else "One seed each.", *words.orientation(self.result)]
+        text = ["Line: mean over seeds. Band: smallest to largest seed." if seeds > 1 else "One seed each."]
+        text += [*([panel.note] if panel.note else []), *words.orientation(self.result)]
         if any(line.faint for line in panel.lines):
             text.append("Faint: reference results of the same protocol.")
         text.append(facts.sentence(words.caveat(self.result)))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from orrery.compare.report import digits
 from orrery.compare.report.columns import Column, Table
 from orrery.compare.report.scales import Scale, decimals, domain, focus, wants_log
 from orrery.compare.result import CapabilityTask, ComparisonResult, Curve, Floor, Series
 
+VALIDATION = "validation"  # what a curve shows unless it says otherwise
+MOST_POINTS = 160  # of a line in a picture: more than a screen can show
 Y_TICKS = 6  # about how many; the texts need the same ticks that are drawn
 BEYOND = 4.0  # how far a reference behind may stretch the x axis beyond what was measured now
 Points = list[tuple[float, float]]
@@ -108,9 +111,29 @@ def _line(label: str, index: int, curve: Curve, faint: bool = False) -> Line:
     band = [
         (x, low, high) for x, low, high in zip(curve.x, curve.low, curve.high) if low is not None and high is not None and high > low
     ]
-    seeds = {seed: _pairs(curve.x, values) for seed, values in curve.values.items()}
-    mean = _pairs(curve.x, curve.mean) or next((points for points in seeds.values() if points), [])
-    return Line(label, index, mean, [] if faint else band, {} if faint else seeds, faint)
+    seeds = {seed: thin(_pairs(curve.x, values)) for seed, values in curve.values.items()}
+    return Line(label, index, thin(_mean(curve)), [] if faint else thin(band), {} if faint else seeds, faint)
+
+
+def _mean(curve: Curve) -> Points:
+    """The mean curve; where a seed broke off, the mean of those that went on to the end, so that the line does not."""
+    whole = [values for values in curve.values.values() if values and values[-1] is not None]
+    if not whole or len(whole) == len(curve.values):
+        return _pairs(curve.x, curve.mean) or next((p for v in curve.values.values() if (p := _pairs(curve.x, v))), [])
+    means = [
+        sum(v for v in column if v is not None) / len(column) if all(v is not None for v in column) else None
+        for column in zip(*whole, strict=True)
+    ]
+    return _pairs(curve.x, means)
+
+
+T = TypeVar("T")
+
+
+def thin(points: list[T], most: int = MOST_POINTS) -> list[T]:
+    """At most `most` of the points, evenly chosen, the last one always among them."""
+    step = -(-len(points) // most)
+    return points[::-1][::step][::-1] if step > 1 else points
 
 
 def learning(result: ComparisonResult, reference: ComparisonResult | None = None) -> Panel | None:
@@ -129,9 +152,10 @@ def learning(result: ComparisonResult, reference: ComparisonResult | None = None
     levels, floors = floor_lines(result.floors, worst + 0.5)  # a floor far above every curve would only flatten them
     xs = [x for line in (*lines, *behind) for x, _ in line.points]
     curve = next(row.curve for row in result.architectures if row.curve.x)
+    note = "" if curve.split == VALIDATION else f"Curves: {curve.split}. Quality and counting models: the validation sample."
     return Panel(
-        "learning", "Learning curves", curve.x_unit, f"{curve.split} {curve.y_unit}", [*behind, *lines], levels, floors,
-        log_x=wants_log(xs), y_kind="bits",
+        "learning", "Learning curves", curve.x_unit, f"{curve.y_unit}, {curve.split}", [*behind, *lines], levels, floors,
+        log_x=wants_log(xs), note=note, y_kind="bits",
     )  # fmt: skip
 
 

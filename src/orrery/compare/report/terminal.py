@@ -201,7 +201,9 @@ def contrast_block(contrasts: Sequence[Contrast], width: int) -> Block:
 
 def table_notes(table: Table) -> list[str]:
     """What the heads only hint at: intervals, and what was not measured but follows from a formula or an estimate."""
-    out = ["Quality: validation bits per byte, mean ± 95 % t-interval over seeds; lower is better."]
+    intervals = any(cell.low is not None for column in table.columns if column.key == "quality" for cell in column.cells.values())
+    spread = "mean ± 95 % t-interval over seeds" if intervals else "one seed each, so no interval"
+    out = [f"Quality: validation bits per byte, {spread}; lower is better."]
     formulas = [column.title for column in table.columns if column.how == "analytic" and not column.minor]
     if formulas:
         names = " and ".join(formulas)
