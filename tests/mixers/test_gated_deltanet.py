@@ -147,7 +147,7 @@ def test_transfer_times_values_is_the_memory_s_answer():
     y, _ = mixer(x, None, context)
     context = context.replace(time=plan(None, None, 2, 30, x.device)[0])
     matrix = mixer.transfer(x, context)
-    values = mixer._project(x, None, context)[2]
+    values = mixer._project(mixer.inputs(x), None, context)[2]
     assert torch.allclose(torch.einsum("bhts,bshv->bthv", matrix, values), seen[0], rtol=0, atol=1e-12)
     assert y.shape == x.shape
 

@@ -40,6 +40,7 @@ from orrery.nn.norms import RMSNorm
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.delta_rule import delta_rule
+from orrery.ops.gated_delta_step import StepWeights, can_step, gated_delta_step
 from orrery.ops.rms_norm_gate import rms_norm_gate
 
 _L2_EPS = 1e-6  # under the root of |q|^2 + eps, as fla and transformers have it
@@ -121,8 +122,12 @@ class GatedDeltaNet(Mixer):
                 self.decay_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def mix(self, x: Tensor, state: GatedDeltaNetState | None, ctx: Context) -> tuple[Tensor, GatedDeltaNetState]:
-        time = ctx.timeline
-        q, k, v, z, beta, g_log, conv = self._project(x, None if state is None else state.conv, ctx)
+        time, p = ctx.timeline, self.inputs(x)
+        plain = x.shape[1] == 1 and time.starts is None and time.lengths is None
+        if plain and state is not None and can_step(p, state.conv, state.memory):
+            y, conv, memory = gated_delta_step(p[:, 0], state.conv, state.memory, self._step_weights(), ctx.donate)
+            return self.out(y[:, None]), GatedDeltaNetState(conv, memory, time.clock)
+        q, k, v, z, beta, g_log, conv = self._project(p, None if state is None else state.conv, ctx)
         o, memory = delta_rule(
             q, k, v, beta, g_log, None if state is None else state.memory, time.starts, self.key**-0.5, l2_eps=_L2_EPS
         )
@@ -132,17 +137,23 @@ class GatedDeltaNet(Mixer):
             o = self.norm(o).flatten(2)
         return self.out(o), GatedDeltaNetState(conv, memory, time.clock)
 
+    def _step_weights(self) -> StepWeights:
+        """What a single token meets between the two projections."""
+        config, most = self.config, 2.0 if self.config.negative else 1.0
+        decay = self.decay_log, self.decay_bias
+        return StepWeights(self.conv.weight, *decay, self.norm.weight, config.norm_eps, _L2_EPS, config.gate, most)
+
     def _project(
-        self, x: Tensor, conv: Tensor | None, ctx: Context
+        self, p: Tensor, conv: Tensor | None, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q, k (B,T,H,K), v (B,T,H,V), z (B,T,H*V), beta and g (B,T,H), and the convolution's last inputs."""
         time, keys = ctx.timeline, self.heads * self.key
-        mixed, z, b, a = self.inputs(x).split(self._parts, -1)
+        mixed, z, b, a = p.split(self._parts, -1)
         mixed, conv = self.conv(mixed, conv, ctx)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)) for part in mixed.split([keys, keys, self.heads * self.value], -1)
         )
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = torch.promote_types(p.dtype, torch.float32)
         beta, g_log = torch.sigmoid(b.to(wide)), None
         if self.config.negative:
             beta = 2 * beta  # 2411.12537
@@ -150,7 +161,7 @@ class GatedDeltaNet(Mixer):
             g_log = -self.decay_log.to(wide).exp() * F.softplus(
                 a.to(wide) + self.decay_bias
             )  # 2412.06464, after Mamba-2
-        valid = time.valid(x.shape[1])
+        valid = time.valid(p.shape[1])
         if valid is not None:  # padding leaves the memory as it is
             beta = beta.masked_fill(~valid[..., None], 0.0)
             g_log = None if g_log is None else g_log.masked_fill(~valid[..., None], 0.0)
@@ -158,7 +169,7 @@ class GatedDeltaNet(Mixer):
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices M (B,H,T,T) with o = M v: the delta rule, given unit vectors as values."""
-        q, k, _, _, beta, g_log, _ = self._project(x, None, ctx)
+        q, k, _, _, beta, g_log, _ = self._project(self.inputs(x), None, ctx)
         batch, length = x.shape[:2]
         units = torch.eye(length, dtype=k.dtype, device=x.device)[None, :, None].expand(batch, -1, self.heads, -1)
         rows, _ = delta_rule(q, k, units, beta, g_log, None, ctx.timeline.starts, self.key**-0.5, l2_eps=_L2_EPS)
