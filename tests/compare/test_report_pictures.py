@@ -24,7 +24,7 @@ from orrery.compare.report.scales import (
     staircase,
     wants_log,
 )
-from orrery.compare.report.series import learning, lengths
+from orrery.compare.report.series import learning, lengths, shared_notes
 from orrery.compare.report.spark import BRAILLE, as_text, draw
 from orrery.compare.report.svg import clip
 
@@ -251,3 +251,20 @@ def test_names_are_drawn_as_they_are():
         assert not any(text.get_parse_math() and "$" in text.get_text() for text in texts)
         assert all(axes.get_xlabel() for axes in figure.axes)
         render(figure, "png")
+
+
+def test_notes_that_all_share_are_said_once():
+    notes = {"lstm": "batch 1", "gpt2": "batch 1; 2048: too long", "gru": "batch 1"}
+    assert shared_notes(notes) == ["batch 1", "gpt2: 2048: too long"]
+    assert shared_notes({}) == [] and shared_notes({"a": ""}) == []
+
+
+def test_the_plot_begins_where_the_first_curve_comes_into_view():
+    result = sample(("lstm", "mamba2"), tasks=False)
+    for row in result.architectures:
+        row.curve.x = [float(k) for k in range(1, 61)]
+        row.curve.values = {"1": [9.0 if k <= 15 else 3.0 - k / 100 for k in range(1, 61)]}
+        row.curve.mean = row.curve.low = row.curve.high = list(row.curve.values["1"])
+    scale_x, scale_y = learning(result).scales
+    first = min(x for x, y in learning(result).lines[0].points if y <= scale_y.high)
+    assert scale_y.high < 9 and first > 15 and 0.95 * first < scale_x.low <= first and scale_x(60.0) <= 1

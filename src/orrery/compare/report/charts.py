@@ -153,7 +153,8 @@ def _line(line: Line, frame: Box, scale_x: Scale, scale_y: Scale) -> str:
         return el("g", {"class": f"{hue} behind"}, el("path", {"class": "line", "d": whole})) if whole else ""
     parts = []
     if line.band:
-        seen = [item for item in line.band if at(item[0], item[1])[1] >= frame.y0]  # what lies above the plot wholly is left out
+        corners = [(item, at(item[0], item[1])) for item in line.band]
+        seen = [item for item, (x, y) in corners if x >= frame.x0 and y >= frame.y0]  # what lies outside the plot is left out
         upper = [at(x, high) for x, _, high in seen]
         lower = [at(x, low) for x, low, _ in seen][::-1]
         area = [(x, min(max(y, frame.y0), frame.y1)) for x, y in [*upper, *lower]]

@@ -66,7 +66,11 @@ class Panel:
         found = focus([points for points in seen if points])
         ys = [*(found or ()), *(y for _, y in self.levels), *(points[-1][1] for _, points in self.floors)]
         ys += [value for line in shown if not line.faint for _, low, high in line.band[-1:] for value in (low, high)]
-        return scale_x, domain(ys)
+        scale_y = domain(ys)
+        entered = [x for line in shown if not line.faint for x, y in line.points if y <= scale_y.high]
+        if entered and min(entered) > min(xs):  # nothing would be seen left of where the first curve comes down into view
+            scale_x = domain([min(entered), *(x for x in xs if x >= min(entered))], self.log_x, pad=0.02)
+        return scale_x, scale_y
 
     def write(self, value: float) -> str:
         """A value of the y axis for people."""
@@ -183,27 +187,35 @@ def lengths(result: ComparisonResult) -> list[Panel]:
         ("decode", "Writing a token", "ms/token", "number"),
         ("state", "State kept per sequence", "bytes", "bytes"),
     ):
-        lines, notes, how = [], set(), set()
+        lines, notes, how = [], {}, set()
         for row in result.architectures:
             series: Series | None = getattr(row.costs, key)
             points = [(p.x, p.y) for p in series.points if p.y is not None and p.y > 0] if series else []
             if series is not None and points:
                 lines.append(Line(row.label, order[row.label], points))
                 unit = series.unit or unit
-                notes.add(series.note)
+                notes[row.label] = series.note
                 how.add(series.how)
         if not lines:
             continue
         ys = [y for line in lines for _, y in line.points]
         xs = [x for line in lines for x, _ in line.points]
         origin = ["by the formulas of the models" if one == "analytic" else one for one in sorted(how) if one != "measured"]
-        note = "; ".join([*origin, *sorted(n for n in notes if n)][:3])
+        note = "; ".join([*origin, *shared_notes(notes)])
         ticks = tuple(sorted(set(xs))) if len(set(xs)) <= 12 else ()
         out.append(
             Panel(key, title, "context length, tokens", unit, lines, log_x=wants_log(xs, 4), log_y=wants_log(ys, 4), x_ticks=ticks,
                   note=note, y_kind=kind)
         )  # fmt: skip
     return out
+
+
+def shared_notes(notes: dict[str, str]) -> list[str]:
+    """What all architectures' notes say once, then what only some say, under their names."""
+    parts = {label: [part for part in note.split("; ") if part] for label, note in notes.items()}
+    common = [part for part in next(iter(parts.values()), []) if all(part in other for other in parts.values())]
+    own = [f"{label}: {part}" for label, found in parts.items() for part in found if part not in common]
+    return common + own
 
 
 def capability(task: CapabilityTask, result: ComparisonResult) -> Panel | None:

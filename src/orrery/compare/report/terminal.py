@@ -211,7 +211,7 @@ def table_notes(table: Table) -> list[str]:
     energies: dict[str, list[str]] = {}
     for column in table.columns:
         if column.key.endswith("_energy") and column.values:
-            notes = sorted({cell.note for cell in column.cells.values() if cell.value is not None and cell.note})
+            notes = sorted({cell.note.split("; ")[-1] for cell in column.cells.values() if cell.value is not None and cell.note})
             how = column.how if column.how != "mixed" else "measured or estimated, as marked"
             energies.setdefault(how + (f"; {notes[0]}" if notes else ""), []).append(column.at)
     out += [f"Energy of {' and '.join(kinds)}: {how}." for how, kinds in energies.items()]

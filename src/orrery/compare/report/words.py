@@ -100,10 +100,11 @@ def verdict_rule(result: ComparisonResult) -> str:
     """How verdicts are reached here, in two sentences."""
     p = result.protocol
     needed = p.needed_seeds or max((c.needed_seeds for c in result.contrasts), default=0)
+    family = p.family_size or len(result.contrasts)
     text = (
         f"A difference counts as better or worse when its whole {100 * (1 - p.alpha):.0f} % interval lies beyond the margin of "
-        f"{p.margin:g} bits per byte and the exact sign-flip test over the family of {p.family_size or len(result.contrasts)} "
-        f"primary contrasts agrees"
+        f"{p.margin:g} bits per byte and the exact sign-flip test over the family of {family} "
+        f"primary contrast{'s' if family != 1 else ''} agrees"
     )
     if needed:
         text += f", which takes at least {needed} seeds"
