@@ -141,3 +141,23 @@ def test_a_name_that_is_taken_is_refused(installed: Path, tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "'attention' is registered twice" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_compared(installed: Path, tmp_path: Path) -> None:
+    """The shortest comparison: two steps of training in worker processes, which must know the package too."""
+    code = f"""
+import orrery
+from orrery.compare.conduct import Parts
+
+if __name__ == "__main__":
+    parts = Parts(costs=False, capabilities=(), floors=False)
+    result = orrery.compare(
+        ["echo"], corpus={str(ROOT / "README.md")!r}, budget="1ktok", seeds=1, length=64, batch=8,
+        sample=8192, out={str(tmp_path / "out")!r}, root={str(tmp_path / "runs")!r}, jobs=1, parts=parts,
+    )
+    print(result.status, [run.status for run in result.runs])
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    done = python(installed, str(script))
+    assert done.stdout.split("\n")[-2].startswith("complete"), done.stdout[-2000:] + done.stderr[-3000:]

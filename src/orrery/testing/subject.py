@@ -31,7 +31,7 @@ class Subject:
     """A mixer class under test.
 
     name: registered name, or the class's. settings: of its config. canon: letters of `Place.canon`.
-    oracle: an independent implementation, see :func:`orrery.testing.check_mixer`. variant: counts the settings tried.
+    oracle: an independent implementation, see :func:`orrery.testing.check_mixer`.
     """
 
     name: str
@@ -41,16 +41,11 @@ class Subject:
     canon: str = ""
     tags: frozenset[str] = frozenset()
     oracle: Oracle | None = None
-    variant: int = 0
 
     @property
     def label(self) -> str:
         """Name and settings, as they stand in test ids."""
-        parts = [
-            f"{key}={value}"
-            for key, value in self.settings.items()
-            if self.variant and not isinstance(value, list | dict)
-        ]
+        parts = [f"{key}={value}" for key, value in self.settings.items() if not isinstance(value, list | dict)]
         parts += [f"canon={self.canon}"] if self.canon else []
         return self.name + (f"({','.join(parts)})" if parts else "")
 
@@ -99,7 +94,7 @@ def subjects(
     name, cls, tags = resolve(name_or_class)
     given = [dict(settings)] if settings is not None else [dict(example) for example in cls.examples]
     variants = given or [small_settings(cls)]
-    found = [Subject(name, cls, s, width, "", tags, oracle, i) for i, s in enumerate(variants)]
+    found = [Subject(name, cls, s, width, "", tags, oracle) for s in variants]
     with_canon = Subject(name, cls, variants[0], width, "b", tags, oracle)
     plain = sum(p.numel() for p in found[0].build(randomise=False).parameters())
     if sum(p.numel() for p in with_canon.build(randomise=False).parameters()) > plain:
