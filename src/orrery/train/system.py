@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -130,14 +130,19 @@ def peak_memory(device: torch.device) -> int | None:
     """Greatest memory so far in bytes: of the allocator on CUDA, of the whole process elsewhere; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(ImportError):
-        import resource
+    try:  # getrusage would begin at the mark of the process that started this one
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        import psutil
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    import psutil
+        return getattr(psutil.Process().memory_info(), "peak_wset", None)
+    import resource
 
-    return getattr(psutil.Process().memory_info(), "peak_wset", None)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def seat() -> tuple[int, int]:
