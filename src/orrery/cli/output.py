@@ -36,7 +36,7 @@ def remark(text: str) -> None:
 
 
 def count(number: float) -> str:
-    """`1234567` -> `1.23M`."""
+    """A number with three digits and a prefix: `1234567` -> `1.23M`."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.3g}{letter}"

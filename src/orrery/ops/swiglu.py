@@ -25,7 +25,7 @@ SMALL = 1 << 14  # numbers below which a call of a compiled loop costs more than
 
 
 def swiglu(x: Tensor, backend: str | None = None) -> Tensor:
-    """x (..., 2F) -> (..., F)."""
+    """Gate the second half of x (..., 2F) with the SiLU of the first: (..., F)."""
     offered = ("numba", "torch") if x.dtype == torch.float32 and x.numel() >= SMALL else ("torch",)
     if choose(backend, x, op="swiglu", offered=offered) == "numba":
         return _CompiledSwiGLU.apply(x)
