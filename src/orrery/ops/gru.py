@@ -66,7 +66,7 @@ def gru_layer(
 ) -> tuple[Tensor, Tensor]:
     """A GRU over x (B,T,D) with weight_ih (3H,D), bias (3H,) of the input and bias_hh (3H,) of the recurrent product."""
     use = choose(backend, x, op="gru")
-    if use == "torch":
+    if use == "torch" and x.shape[1] > 1:
         before = zero_state(x, weight_hh, 1) if state is None else (state,)
         y, after = fused_pieces(torch.gru, x, (weight_ih, weight_hh, bias, bias_hh), before, starts, lengths)
         return y, after[0]
@@ -81,6 +81,10 @@ def _run_gru(
     kind = check_gates("gru", gates, weight, 3, None if state is None else (state,), starts)
     h = zero_state(gates, weight, 1)[0] if state is None else state.to(kind)
     bias = gates.new_zeros(len(weight), dtype=kind) if bias is None else bias.to(kind)
+    if gates.shape[1] == 1 and starts is None and lengths is None:
+        with torch.autocast(gates.device.type, enabled=False):
+            y, h = gru_step(gates[:, 0].to(kind), weight.to(kind), bias, h)
+        return y[:, None].to(gates.dtype), h
     y, h = _GRU.apply(gates.to(kind), weight.to(kind), bias, h, starts, lengths, use, ours or gates.dtype != kind)
     return y.to(gates.dtype), h
 

@@ -74,7 +74,7 @@ def lstm_layer(
 ) -> tuple[Tensor, LSTMState]:
     """An LSTM over x (B,T,D) with weight_ih (4H,D); all else as in :func:`lstm_sequence`."""
     use = choose(backend, x, op="lstm")
-    if use == "torch":
+    if use == "torch" and x.shape[1] > 1:
         weights = (weight_ih, weight_hh, bias, torch.zeros_like(bias))
         y, pair = fused_pieces(torch.lstm, x, weights, state or zero_state(x, weight_hh, 2), starts, lengths)
         return y, (pair[0], pair[1])
@@ -93,6 +93,10 @@ def _run_lstm(
 ) -> tuple[Tensor, LSTMState]:
     kind = check_gates("lstm", gates, weight, 4, state, starts)
     h, c = (part.to(kind) for part in state or zero_state(gates, weight, 2))
+    if gates.shape[1] == 1 and starts is None and lengths is None:
+        with torch.autocast(gates.device.type, enabled=False):
+            y, (h, c) = lstm_step(gates[:, 0].to(kind), weight.to(kind), None, (h, c))
+        return y[:, None].to(gates.dtype), (h, c)
     y, h, c = _LSTM.apply(gates.to(kind), weight.to(kind), h, c, starts, lengths, use, ours or gates.dtype != kind)
     return y.to(gates.dtype), (h, c)
 
