@@ -75,7 +75,10 @@ class BareLSTM(nn.Module):
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of the table. `kind` says how the peer is called: hf (labels, generate), gpt (cache), plain (logits only)."""
+    """One row of the table. `kind` says how the peer is called: hf (labels, generate), gpt (cache), plain (logits only).
+
+    hf-train is hf without decoding: transformers' cache of Qwen3-Next needs at least one attention layer.
+    """
 
     name: str
     peer: str
@@ -122,8 +125,8 @@ def _qwen3_next() -> tuple[nn.Module, nn.Module]:
     """The layers of Qwen3-Next, all linear, with a dense channel mixer of the same size as ours."""
     hf = _hf(
         "Qwen3NextConfig", hidden_size=D, num_hidden_layers=L, intermediate_size=688, num_attention_heads=4, num_key_value_heads=4,
-        linear_num_value_heads=4, linear_num_key_heads=4, linear_key_head_dim=64, linear_value_head_dim=128, head_dim=64,
-        layer_types=["linear_attention"] * L, mlp_only_layers=list(range(L)), num_experts=0, tie_word_embeddings=True,
+        linear_num_value_heads=3, linear_num_key_heads=3, linear_key_head_dim=64, linear_value_head_dim=128, head_dim=64,
+        use_cache=False, layer_types=["linear_attention"] * L, mlp_only_layers=list(range(L)), num_experts=0, tie_word_embeddings=True,
     )  # fmt: skip
     own = orrery.create_model("gated-deltanet", width=D, depth=L, vocab_size=V, tied=True, **{"channel.hidden": 688})
     return own, hf
@@ -142,7 +145,7 @@ PAIRS = (
     Pair("gpt2", "transformers gpt2", "hf", _gpt2, train=1.1, prefill=1.0, decode=3.0, fraction=0.75, memory=0.65),
     Pair("gpt2", "plain SDPA GPT", "gpt", _plain_gpt, decode=1.5),
     Pair("mamba2", "transformers mamba2", "hf", _mamba2, train=1.4, prefill=1.4, decode=3.0, fraction=0.45, memory=0.65),
-    Pair("gated-deltanet", "transformers qwen3_next (linear layers)", "hf", _qwen3_next, train=1.4, decode=3.0, fraction=0.30, memory=0.65),
+    Pair("gated-deltanet", "transformers qwen3_next (linear layers)", "hf-train", _qwen3_next, train=1.4, fraction=0.30, memory=0.65),
     Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
     Pair("lstm", "bare nn.LSTM", "plain", _lstm, train=0.92),
 )

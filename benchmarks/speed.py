@@ -50,7 +50,7 @@ def own_loss(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 def peer_loss(pair: Pair) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
     """The peer's own loss."""
-    if pair.kind == "hf":
+    if pair.kind.startswith("hf"):
         return lambda model, tokens: model(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
     if pair.kind == "gpt":
         return lambda model, tokens: F.cross_entropy(model(tokens[:, :-1])[0].flatten(0, 1), tokens[:, 1:].flatten())
@@ -77,7 +77,7 @@ def readers(pair: Pair, own: nn.Module, peer: nn.Module) -> tuple[Callable[[], A
     def read(model: nn.Module, kind: str) -> None:
         with torch.inference_mode():
             result = model(tokens)
-            _ = result.logits if kind in ("own", "hf") else result
+            _ = result.logits if kind in ("own", "hf", "hf-train") else result
 
     return lambda: read(own.eval(), "own"), lambda: read(peer.eval(), pair.kind)
 
@@ -99,7 +99,7 @@ def writers(pair: Pair, own: nn.Module, peer: nn.Module) -> tuple[Callable[[], A
             for _ in range(NEW):
                 logits, cache = peer(logits[:, -1:].argmax(-1), cache)
 
-    if pair.kind == "plain":
+    if pair.kind in ("plain", "hf-train"):
         return None
     return ours, hf if pair.kind == "hf" else gpt
 

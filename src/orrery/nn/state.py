@@ -62,7 +62,7 @@ def reserve(value: S, capacity: int) -> S:
     if hasattr(value, "with_capacity"):
         return cast(S, value.with_capacity(capacity))
     if hasattr(value, "_fields"):
-        return cast(S, type(value)(*(reserve(item, capacity) for item in cast(Any, value))))
+        return type(value)(*(reserve(item, capacity) for item in cast(Any, value)))
     if isinstance(value, tuple):
         return cast(S, tuple(reserve(item, capacity) for item in value))
     return value
