@@ -19,6 +19,7 @@ from orrery.models.build import create_model, resolve
 from orrery.models.exchange import from_transformers, to_transformers
 from orrery.nn.contract import Context, Place
 from orrery.nn.timeline import plan
+from orrery.ops.backend import current_backend, forget_backends, use_backend
 
 SIZES = {torch.float32: 1e-4, torch.float64: 1e-8}
 SETTINGS = (
@@ -165,6 +166,41 @@ def test_no_decay_for_rates_steps_and_skips():
     groups = parameter_groups(build(), weight_decay=0.1)
     free = {name for group in groups if group["weight_decay"] == 0 for name in group["names"]}
     assert free >= {"A_log", "dt_bias", "D", "norm", "conv.bias"} and "out.weight" not in free
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"groups": 2, "dt_limit": (0.01, 0.3), "conv_bias": False, "conv": 1, "bias": True}])
+def test_the_compiled_step_is_the_step_in_torch(settings, donate):
+    """Outputs and both states; a state that is not donated stays as it was."""
+    torch.manual_seed(0)
+    mixer = build(head_dim=8, state=12, **settings)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        x = torch.randn(3, 9, 32)
+        _, start = mixer(x[:, :8])
+        kept = [t.clone() for t in start]
+        forget_backends()
+        with use_backend("torch"):
+            want, after = mixer(x[:, 8:], start)
+        assert current_backend()["mamba2_step"] == "torch"
+        found, other = mixer(x[:, 8:], start, Context(donate=donate))
+        assert current_backend()["mamba2_step"] == "numba+torch"
+    close(found, want, 2e-6)
+    close(other.ssm, after.ssm, 2e-6)
+    assert torch.equal(other.conv, after.conv)
+    assert (other.ssm.data_ptr() == start.ssm.data_ptr()) == donate
+    assert donate or all(torch.equal(a, b) for a, b in zip(start, kept, strict=True))
+
+
+def test_a_step_with_gradients_runs_in_torch():
+    mixer = build(head_dim=8, state=12)
+    x = torch.randn(2, 1, 32)
+    forget_backends()
+    y, _ = mixer(x, mixer.init_state(2))
+    y.square().sum().backward()
+    assert current_backend()["mamba2_step"] == "torch"
+    assert mixer.inputs.linear.weight.grad.abs().sum() > 0
 
 
 def test_transfer_times_inputs_is_what_the_heads_put_out():

@@ -38,6 +38,7 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gated_rms_norm import gated_rms_norm
+from orrery.ops.mamba2_step import StepWeights, can_step, mamba2_step
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
 
 
@@ -157,7 +158,14 @@ class Mamba2(Mixer):
 
     def _step(self, x: Tensor, state: Mamba2State, ctx: Context) -> tuple[Tensor, Mamba2State]:
         """One token that continues a state: the same function in as few calls as possible."""
+        config = self.config
         p = self.inputs.linear(x[:, 0])
+        if can_step(p, state.conv, state.ssm):
+            weights = StepWeights(self.conv.weight, self.conv.bias, self.dt_bias, self.A_log, self.D, self.norm)
+            y, window, ssm = mamba2_step(
+                p, state.conv, state.ssm, weights, config.groups, config.eps, config.dt_limit, ctx.donate
+            )
+            return self.out(y)[:, None], Mamba2State(window, ssm, ctx.timeline.clock)
         z, xbc, dt = p.split([self.inner, self.mixed, self.heads], 1)
         window = torch.cat([state.conv.to(p.dtype), xbc[:, None]], 1)
         taps = (window * self.conv.weight.t()).sum(1)
