@@ -11,6 +11,7 @@ from torch import nn
 
 import orrery
 from orrery.core.errors import NonFiniteError
+from orrery.core.registry import names
 from orrery.data.shards import write_tokens
 from orrery.data.validation import validation_windows
 from orrery.evaluate.language import bits_per_byte
@@ -82,6 +83,18 @@ def test_the_mode_is_left_as_it_was_and_dropout_is_off(tokens):
     assert model.training
     assert first == bits_per_byte(model.eval(), tokens, 8, 4)
     assert not model.training
+
+
+@pytest.mark.parametrize("name", ["transformer", "gpt2", "mamba2", "gated-deltanet", "lstm", "rwkv4"])
+def test_a_model_that_was_scored_first_can_be_trained(tokens, name):
+    """Tables cached while scoring must not be inference tensors, which autograd refuses."""
+    if name not in names():
+        pytest.skip(f"{name} is not registered")
+    model = orrery.create_model(name, width=32, depth=1, vocab_size=V, seed=0)
+    bits_per_byte(model, tokens, 13, 4)
+    stream = torch.arange(28).view(2, 14) % DOC
+    orrery.create_objective("next-token")(model, {"tokens": stream})[0].backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
 def test_bfloat16_is_near(model, tokens):

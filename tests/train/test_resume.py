@@ -75,7 +75,7 @@ def died(corpus, tmp_path_factory):
         pytest.skip("needs fork")
     root = tmp_path_factory.mktemp("died")
     wanted = [(name, "kill", seed) for seed, name in enumerate(FAMILIES)]
-    wanted += [("transformer", "kill", 100 + seed) for seed in range(6)]
+    wanted += [("transformer", "kill", 100 + seed) for seed in range(4)]
     wanted += [("transformer", "count", 0), ("transformer", "interrupt", 6)]
     jobs = [
         {
@@ -122,8 +122,8 @@ def test_deaths_in_many_places(died, whole):
     moments = died["transformer", "count", 0]
     assert moments[1] > STEPS + 30
     assert outcome(moments[0]) == whole("transformer")
-    runs = [died["transformer", "kill", 100 + seed] for seed in range(6)]
-    assert sum(times for _, times in runs) >= 10
+    runs = [died["transformer", "kill", 100 + seed] for seed in range(4)]
+    assert sum(times for _, times in runs) >= 6
     for folder, _ in runs:
         assert outcome(folder) == whole("transformer")
 

@@ -153,6 +153,20 @@ def test_ways_that_do_not_change_what_is_learned(finished, corpus, tmp_path, way
     assert (result["bits_per_byte"] is None) == ("validation.every" in way)
 
 
+def test_parallelism_is_applied_from_outside(finished, corpus, tmp_path):
+    """One process under DistributedDataParallel: same weights, stored under the same names."""
+    folder, config, _, _ = finished
+    store = (tmp_path / "store").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        train(config, tmp_path / "run", parallel=nn.parallel.DistributedDataParallel, quiet=True)
+    finally:
+        torch.distributed.destroy_process_group()
+    mine, theirs = orrery.load(tmp_path / "run" / "weights"), orrery.load(folder / "weights")
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("budget", "steps"), [("700tok", 10), ("{flops:.1f}flop", 5)])
 def test_budgets(corpus, tmp_path, budget, steps):
     flops = 3 * 4 * orrery.create_model("transformer", width=32, depth=1).flops(16)

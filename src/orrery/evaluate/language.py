@@ -75,7 +75,7 @@ def bits_per_byte(
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), progress(len(windows), "validation", "batches", quiet=quiet) as bar:
+        with torch.no_grad(), progress(len(windows), "validation", "batches", quiet=quiet) as bar:
             for batch in windows:
                 scored = batch["segments"][:, 1:] == 0
                 each = _score(model, batch["tokens"], scored, device, dtype)
