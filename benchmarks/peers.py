@@ -137,7 +137,7 @@ def _plain_gpt() -> tuple[nn.Module, nn.Module]:
 
 
 def _lstm() -> tuple[nn.Module, nn.Module]:
-    return orrery.create_model("lstm", width=D, depth=L, vocab_size=V, tied=True), BareLSTM()
+    return orrery.create_model("lstm", width=D, depth=L, vocab_size=V, tied=True, **{"mixer.hidden": None}), BareLSTM()
 
 
 PAIRS = (
