@@ -64,7 +64,8 @@ def text(folder: Path, corpus: str, steps: int = 4, init: int = 1, name: str = "
         seed=1,
     )
     job = {"kind": "text", "config": config.to_dict(), "out": str(folder), "init": init, "vocab_size": 257}
-    return Task({**job, "command": ["test"]})
+    model = {"name": name, "size": None, "settings": {"width": 16, "depth": 1}}
+    return Task({**job, **model, "command": ["test"]})
 
 
 def test_jobs_of_all_kinds_and_outcomes(tmp_path, corpus):
@@ -98,7 +99,9 @@ def test_other_initial_weights_under_the_same_tokens(tmp_path, corpus):
                 end(number, worker.attempt(tasks[number].job, lambda event: None))
 
     tasks = [text(tmp_path / name, corpus, init=init) for name, init in (("a", 1), ("b", 1), ("c", 2))]
-    values = [message["result"]["bits_per_byte"] for message in InProcess().run(tasks, none)]
+    messages = InProcess().run(tasks, none)
+    assert all(message["type"] == "done" for message in messages), messages
+    values = [message["result"]["bits_per_byte"] for message in messages]
     assert values[0] == values[1] != values[2]
 
 

@@ -15,7 +15,6 @@ from scipy import stats as scipy_stats
 from orrery.evaluate import statistics as own
 
 
-
 @pytest.mark.parametrize("df", [1, 2, 3, 4.5, 5, 7, 9, 10, 29, 100, 1000, 123456])
 def test_t_quantile_matches_scipy(df):
     for p in (1e-10, 1e-6, 0.001, 0.025, 0.3, 0.4999, 0.5, 0.50001, 0.7, 0.95, 0.975, 0.99583333, 0.9999, 1 - 1e-9):

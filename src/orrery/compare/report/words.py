@@ -1,4 +1,4 @@
-"""The sentences of a report. What was measured is said plainly, with its doubt; nothing is called significant."""
+"""The sentences of a report. What was measured is said plainly, with its interval, margin and doubt."""
 
 from __future__ import annotations
 
