@@ -336,8 +336,8 @@ def test_sweeps_are_recorded_with_their_protocol(corpus, tmp_path, pretender, mo
     found = tune.tune("gpt2", "nano", "40960tok", corpus, **where)
     assert found.best == 4e-3 and found.width and len(said) == 4 and "gpt2 at 0.008" in said[-1]
     task = tune.tune_task("transformer(canon=abcd)", capability.SETTINGS[0], **where)
-    assert sorted(task.tried) == [7.5e-4, 1.5e-3, 3e-3, 6e-3] and task.best == 1.5e-3  # all alike: the first, once inside
+    assert sorted(task.tried) == [2.5e-3, 5e-3, 1e-2, 2e-2] and task.best == 5e-3  # all alike: the first, once inside
     stored = json.loads(table.read_text())
     assert stored["architectures"]["gpt2"]["nano"]["lr"] == 4e-3 and set(stored["protocol"]) == {"nano", "mqar"}
     assert stored["protocol"]["nano"]["corpus_hash"] and stored["protocol"]["nano"]["machine"]
-    assert stored["architectures"]["transformer(canon=abcd)"]["mqar"]["tried"]["0.003"] == pytest.approx(0.001)
+    assert stored["architectures"]["transformer(canon=abcd)"]["mqar"]["tried"]["0.01"] == pytest.approx(0.001)

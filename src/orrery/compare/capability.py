@@ -36,7 +36,7 @@ from orrery.train.engine import Engine, Pair
 
 FORMAT = 1  # raised when equal settings would no longer give equal runs
 WIDTH, DEPTH = 64, 2
-RATE = 3e-3  # where no sweep is recorded for an architecture
+RATE = 1e-2  # where no sweep is recorded: LSTM and GRU solve S3 within 400 steps at it, and do not at 3e-3
 Point = Callable[[int, float], None]
 
 
