@@ -15,7 +15,7 @@ from orrery.cli import output
 def compare(
     architectures: Optional[list[str]] = typer.Argument(None, help="Names, patterns, or files of yours; by default four families."),  # noqa: UP045
     corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
-    budget: str = typer.Option("", help="Of each run: 600ktok, 20Mtok, 1e13flop, 2min, 500steps."),
+    budget: str = typer.Option("", help="Of each run: 1Mtok, 20Mtok, 1e13flop, 2min, 500steps."),
     seeds: int = typer.Option(3, help="Paired seeds; a verdict needs six or more."),
     size: str = typer.Option("nano", help="nano, micro, tiny, small or base: equal parameters for all."),
     baseline: str = typer.Option("", help="Whom the others are held against; by default transformer, else the first."),

@@ -42,11 +42,11 @@ class Settings:
     corpus: str = "stdlib"
     tokenizer: str = "bytes"
     size: str | None = "nano"
-    budget: str = "600ktok"
+    budget: str = "1Mtok"
     seeds: tuple[int, ...] = (1, 2, 3)
     baseline: str = ""
     length: int = 256
-    batch: int = 8
+    batch: int = 4
     margin: float = 0.02
     sample: int = 262_144  # bytes of validation text
     noise: bool | None = None  # baseline against itself; None: when there are seeds enough for a verdict

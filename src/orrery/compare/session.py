@@ -44,7 +44,7 @@ def compare(
     Args:
         architectures: names, patterns, files of yours, `nn.Module`s (see :mod:`orrery.compare.candidates`).
         corpus: a registered corpus, a file, a folder, a pattern.
-        budget: of each run: "600ktok", "1e13flop", "2min" (turned into steps once, from a calibration).
+        budget: of each run: "1Mtok", "1e13flop", "2min" (turned into steps once, from a calibration).
         seeds: how many, or which. A verdict needs six or more (see `Protocol.needed_seeds`).
         size: rung of the ladder; every architecture gets as many parameters.
         baseline: whom the others are held against; default: transformer, else the first.

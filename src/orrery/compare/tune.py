@@ -1,6 +1,6 @@
 """Sweeps of the learning rate, by the rule of :mod:`orrery.compare.rates`, with the runs of the comparison itself.
 
-    tune("mamba2", size="nano", budget="600ktok")                 -> Sweep
+    tune("mamba2", size="nano", budget="1Mtok")                 -> Sweep
     tune(..., record=True)                                        puts it into the committed table
     tune_task("mamba2", capability.SETTINGS[0])                   the same for a capability task
 
