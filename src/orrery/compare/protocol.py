@@ -42,7 +42,7 @@ class Settings:
     corpus: str = "stdlib"
     tokenizer: str = "bytes"
     size: str | None = "nano"
-    budget: str = "1Mtok"
+    budget: str = "600ktok"
     seeds: tuple[int, ...] = (1, 2, 3)
     baseline: str = ""
     length: int = 256
