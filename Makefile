@@ -3,6 +3,7 @@
 #   make compare              the default comparison; ARGS="..." is passed on to `orrery compare`
 #   make test                 lint, types and every test
 #   make lint | bench | clean
+#   make parity-online        equal logits on real checkpoints, which it downloads (about 1.5 GB)
 #
 # PYTHON=/path/to/python chooses another interpreter (3.10 or newer; 3.11 is the tested one).
 #
@@ -27,7 +28,7 @@ TESTING   := $(VENV)/ready-test-$(KEY)
 PIP       := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help compare test lint bench clean
+.PHONY: help compare test lint bench parity-online clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -44,7 +45,10 @@ lint: $(TESTING)
 	@$(BIN)/mypy
 
 bench: $(TESTING)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for name in parity loader cross_entropy speed; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+parity-online: $(TESTING)
+	@$(BIN)/python benchmarks/parity_online.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
