@@ -94,7 +94,7 @@ def lookup(name: str, kind: str | None = None) -> Entry:
     index = _index()
     entry = index.get(name) or _presets().get(name)
     if entry is None:
-        pool = [n for n, e in index.items() if kind is None or kind in e.kinds] + list(_presets())
+        pool = names(kind=kind)
         what = kind or "model"
         raise UnknownNameError(f"unknown {what} '{name}'.{suggest(name, pool)} `orrery list` shows every name.")
     if kind is not None and kind not in entry.kinds:
