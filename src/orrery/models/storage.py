@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from orrery import __version__
 from orrery.core import registry
 from orrery.core.errors import ConfigError, CorruptionError
 from orrery.core.files import atomic_directory, read_json, verify_directory, write_json
+from orrery.core.version import VERSION
 from orrery.models.config import DecoderConfig
 from orrery.models.decoder import DecoderLM
 
@@ -74,7 +74,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         kind, name, config = "model", str(model.registered_name), cast(Any, model.config).to_dict()
     else:
         raise ConfigError(f"{type(model).__name__} was not built by create_model and cannot be saved; save its state_dict yourself")
-    return {"format": FORMAT, "kind": kind, "name": name, "config": config, "orrery": __version__}
+    return {"format": FORMAT, "kind": kind, "name": name, "config": config, "orrery": VERSION}
 
 
 def from_description(record: Any, where: str) -> nn.Module:
