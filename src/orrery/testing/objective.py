@@ -75,7 +75,7 @@ def interface(subject: ObjectiveSubject) -> None:
     assert loss.dim() == 0 and loss.requires_grad, (
         f"the loss has shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
     )
-    assert math.isfinite(float(loss)), f"the loss is {float(loss)}"
+    assert math.isfinite(loss.item()), f"the loss is {loss.item()}"
     for name in ("loss", "tokens"):
         assert name in metrics, f"metrics lack '{name}': {sorted(metrics)}"
     for name, value in metrics.items():

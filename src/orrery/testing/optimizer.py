@@ -162,7 +162,7 @@ def decay(subject: OptimizerSubject) -> None:
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
     for name, parameter in model.named_parameters():
-        ratio = float(parameter.norm() / before[name].norm())
+        ratio = float(parameter.detach().norm() / before[name].norm())
         if name in ("hidden.weight", "idle.weight"):
             assert 0.9 < ratio < 0.99, (
                 f"{name} under weight decay 0.5 at rate 0.1 shrank to {ratio:.4f}, not to about 0.95"
