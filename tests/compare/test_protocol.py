@@ -143,9 +143,11 @@ def test_floors_count_what_a_run_sees(data):
     assert [floor.label for floor in found] == ["bigram", "Kneser-Ney 5-gram"]
     bigram, ngram = (floor.bits_per_byte for floor in found)
     assert 0 < ngram < bigram < 8 and "4,096 tokens" in found[1].detail
-    assert found[1].curve.x[-1] == 4096.0 and found[1].curve.mean[0] > found[1].curve.mean[-1] == ngram
+    curve = found[1].curve
+    assert curve.split == protocol.STREAM and curve.x == sorted(curve.x) and 0.9 < curve.x[-1] / 4096 <= 0.95
+    assert 8 > curve.mean[0] > curve.mean[-1] > 0
     whole = floors.floors(data, windows, 10**9, batch=4, length=32, seed=1)
-    assert f"of {10**9:,}" in whole[0].detail and 0.9 < whole[0].curve.x[-1] / len(data.train) <= 1.0  # each text once
+    assert f"of {10**9:,}" in whole[0].detail and 0.8 < whole[0].curve.x[-1] / len(data.train) <= 0.95  # each text once
 
 
 def test_a_floor_s_score_is_the_sum_over_windows(data):

@@ -13,7 +13,7 @@ from orrery.cli import output
 
 
 def compare(
-    architectures: Optional[list[str]] = typer.Argument(None, help="Names, patterns, or files of yours; by default four families."),  # noqa: UP045
+    architectures: Optional[list[str]] = typer.Argument(None, help="Names, patterns, or files of yours; by default five architectures."),  # noqa: UP045
     corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
     budget: str = typer.Option("", help="Of each run: 1Mtok, 20Mtok, 1e13flop, 2min, 500steps."),
     seeds: int = typer.Option(3, help="Paired seeds; a verdict needs six or more."),
@@ -32,7 +32,7 @@ def compare(
 ) -> None:
     """Compare language-model architectures fairly on this machine: quality, cost, capability, with intervals.
 
-    Without arguments it takes about a quarter of an hour, says so first, can be interrupted with Ctrl-C, and is continued
+    Without arguments it takes ten minutes or so, says so first, can be interrupted with Ctrl-C, and is continued
     by the same command.
 
     Example:  orrery compare     orrery compare ./my_mixer.py transformer

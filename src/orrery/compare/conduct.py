@@ -479,7 +479,7 @@ class Session:
         for row in self.result.architectures:
             own = [run.row for run in self.runs if run.row.architecture == row.label and run.row.role == COMPARISON]
             row.quality, row.curve = analyse.quality(self.runs, row.label), analyse.curve(self.runs, row.label)
-            row.curve.split = "training stream, before each update"
+            row.curve.split = protocol.STREAM
             states = {run.status for run in own}
             order = ("oom", "failed", "interrupted", "running", "pending", "done")
             row.status = next((state for state in order if state in states), row.status)

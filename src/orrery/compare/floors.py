@@ -1,8 +1,9 @@
-"""Lines for orientation: counting models on the same training tokens, scored on the same validation windows.
+"""Lines for orientation: counting models on the same training tokens, scored on the same text as the models.
 
 A bigram and an interpolated Kneser-Ney 5-gram (see :mod:`orrery.ngram.counts`) are counted on the very batches that a run
-sees, so they say what the tokens alone hold before any architecture has a merit. Windows are scored as for every model:
-each starts without memory, so no context is longer than a model's.
+sees, so they say what the tokens alone hold before any architecture has a merit. The number beside the models' final
+quality is scored on their validation windows. The line beside their learning curves is scored as those curves are, on the
+batches of the training stream that come next: the two texts differ in how hard they are. Windows start without memory.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from orrery.compare.analyse import band
+from orrery.compare.protocol import STREAM, bytes_per_token
 from orrery.compare.result import Floor
 from orrery.data import Dataset, Loader, ValidationWindows
 from orrery.ngram.counts import KneserNey
 
 MOST = 4_000_000  # training tokens counted at most: more would take longer than the line is worth
 ORDERS = (("bigram", 2), ("Kneser-Ney 5-gram", 5))
-SHARES = (0.1, 0.3, 1.0)  # of the tokens, for the curve
+SHARES = (0.1, 0.2, 0.4, 0.7, 0.92)  # of the steps, for the curve
+AHEAD = 0.08  # of the steps: what a point of the curve is scored on, right behind what it has counted
 
 
 def floors(data: Dataset, windows: ValidationWindows, tokens: int, batch: int, length: int, seed: int) -> list[Floor]:
@@ -33,19 +36,29 @@ def floors(data: Dataset, windows: ValidationWindows, tokens: int, batch: int, l
     loader = Loader(data.train, batch, length, seed)
     once = loader.sequences * length  # text counted twice would look more regular than it is
     steps = max(1, min(tokens, MOST, once) // loader.tokens_per_step)
-    stream = np.concatenate([loader.arrays(step)["tokens"][:, :-1].reshape(-1) for step in range(steps)])
+    rows = [loader.arrays(step)["tokens"] for step in range(steps)]
+    stream = np.concatenate([row[:, :-1].reshape(-1) for row in rows])
+    vocabulary, per_token = data.tokenizer.vocab_size, bytes_per_token(data)
     found = []
     for label, order in ORDERS:
         line = {}
         for share in SHARES:
-            part = stream[: max(length, int(share * len(stream)))]
-            counts = KneserNey.fit(part, data.tokenizer.vocab_size, order, None)
-            line[float(len(part))] = score(counts, windows)
+            seen = max(1, int(share * steps))
+            ahead = np.concatenate(rows[seen : seen + max(1, int(AHEAD * steps))] or rows[-1:])
+            counts = KneserNey.fit(stream[: seen * loader.tokens_per_step], vocabulary, order, None)
+            targets = len(ahead) * (ahead.shape[1] - 1)
+            line[float(seen * loader.tokens_per_step)] = nats(counts, ahead) / math.log(2) / targets / per_token
         detail = f"counted on the {len(stream):,} tokens that seed {seed} trains on"
         if steps * loader.tokens_per_step < tokens - loader.tokens_per_step:
             detail += f" first (of {tokens:,})"
-        found.append(Floor(label, line[float(len(stream))], detail, band({str(seed): line}, "training tokens", "bits per byte")))
+        quality = score(KneserNey.fit(stream, vocabulary, order, None), windows)
+        found.append(Floor(label, quality, detail, band({str(seed): line}, "training tokens", "bits per byte", STREAM)))
     return found
+
+
+def nats(counts: KneserNey, rows: np.ndarray) -> float:
+    """Nats of every token but the first of each row (R,T+1)."""
+    return -sum(float(counts.log_probabilities(row)[1:].sum()) for row in rows)
 
 
 def score(counts: KneserNey, windows: ValidationWindows) -> float:

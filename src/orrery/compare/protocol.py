@@ -30,6 +30,7 @@ from orrery.train.budget import Budget, parse_budget
 
 FORMAT = 1  # of the runs: raised when equal settings would no longer give equal runs
 POINTS = 32  # of a learning curve
+STREAM = "training stream, before each update"  # the text that learning curves are made of
 OTHER_DRAW = 1_000_003  # added to a seed for the initial weights of the baseline against itself
 EARLY = 20.0  # training tokens per parameter below which a run ranks data efficiency (2203.15556: about 20 is optimal)
 MARGIN_REASON = "below 0.02 bits per byte (about 1 %) a choice should be made by cost"

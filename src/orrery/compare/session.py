@@ -16,7 +16,7 @@ from orrery.compare.result import ComparisonResult
 from orrery.core.errors import ConfigError, suggest
 from orrery.train.budget import parse_budget
 
-DEFAULT = ("transformer", "lstm", "mamba2", "gated-deltanet")
+DEFAULT = ("transformer", "transformer(canon=abcd)", "lstm", "mamba2", "gated-deltanet")
 
 
 def compare(

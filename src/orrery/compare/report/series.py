@@ -156,7 +156,7 @@ def learning(result: ComparisonResult, reference: ComparisonResult | None = None
     levels, floors = floor_lines(result.floors, worst + 0.5)  # a floor far above every curve would only flatten them
     xs = [x for line in (*lines, *behind) for x, _ in line.points]
     curve = next(row.curve for row in result.architectures if row.curve.x)
-    note = "" if curve.split == VALIDATION else f"Curves: {curve.split}. Quality and counting models: the validation sample."
+    note = "" if curve.split == VALIDATION else f"Curves, those of counting models too: {curve.split}. Quality: the validation sample."
     return Panel(
         "learning", "Learning curves", curve.x_unit, f"{curve.y_unit}, {curve.split}", [*behind, *lines], levels, floors,
         log_x=wants_log(xs), note=note, y_kind="bits",
