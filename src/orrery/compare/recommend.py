@@ -132,8 +132,11 @@ def _doubt(
 ) -> str:
     doubts = []
     n, needed = len(result.protocol.seeds), result.protocol.needed_seeds
-    if any(item.verdict == TOO_FEW for item in contrasts.values()):
+    few = [label for label, item in contrasts.items() if item.verdict == TOO_FEW]
+    if few and n < needed:
         doubts.append(f"{n} seed{'s' if n != 1 else ''} cannot decide (a verdict needs {needed})")
+    elif few:  # secondary contrasts are a larger family
+        doubts.append(f"{n} seeds cannot decide between it and {' or '.join(few)}")
     else:
         open_ones = [label for label, item in contrasts.items() if item.verdict not in (WORSE, NO_DIFFERENCE)]
         if open_ones:
