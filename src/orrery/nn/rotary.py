@@ -50,9 +50,10 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the first R of K dimensions of x (B,T,H,K) by table (T,R/2) or (B,T,R/2)."""
     rotated = 2 * table.shape[-1]
     table = table[..., None, :]  # a head axis
+    turn = _Rotate.apply if torch.is_grad_enabled() and x.requires_grad else _turn  # a decode step pays for every call
     if rotated == x.shape[-1]:
-        return _Rotate.apply(x, table)
-    return torch.cat([_Rotate.apply(x[..., :rotated], table), x[..., rotated:]], -1)
+        return turn(x, table)
+    return torch.cat([turn(x[..., :rotated], table), x[..., rotated:]], -1)
 
 
 def _turn(x: Tensor, table: Tensor) -> Tensor:
