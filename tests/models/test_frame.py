@@ -1,6 +1,8 @@
 """The decoder frame, storage and wrapping, as a user meets them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -143,6 +145,28 @@ def test_a_flipped_byte_is_found(tmp_path, name):
         orrery.load(tmp_path / "m")
     with pytest.raises(StorageError, match="no folder"):
         orrery.load(tmp_path / "absent")
+
+
+FULL = """
+import resource, sys, orrery
+from orrery.core.errors import StorageError
+model = orrery.create_model("transformer", width=32, depth=2, vocab_size=50, seed=0)
+orrery.save(model, sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    orrery.save(orrery.create_model("transformer", width=32, depth=2, vocab_size=50, seed=1), sys.argv[1])
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a file's size exist on POSIX only")
+def test_a_full_disk_keeps_the_older_save(tmp_path):
+    run = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "m")], capture_output=True, text=True, check=True)
+    assert "cannot write" in run.stdout
+    first = orrery.create_model("transformer", width=32, depth=2, vocab_size=50, seed=0)
+    assert torch.equal(orrery.load(tmp_path / "m").embed.weight, first.embed.weight)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 class Mine(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orrery.core import registry
@@ -22,6 +22,7 @@ from orrery.core.errors import ConfigError, CorruptionError, suggest
 from orrery.core.files import atomic_directory, read_json, write_json
 from orrery.models.build import create_model
 from orrery.models.decoder import DecoderLM
+from orrery.models.storage import write_tensors
 from orrery.nn.exchange import ExchangeMap, Rule
 
 
@@ -64,7 +65,7 @@ def to_transformers(model: nn.Module, path: str | Path) -> Path:
     config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
     tensors = export_tensors(model, exchange)
     with atomic_directory(path) as folder:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
         write_json(folder / "config.json", config)
     return Path(path)
 

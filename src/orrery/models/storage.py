@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from orrery.core import registry
-from orrery.core.errors import ConfigError, CorruptionError
+from orrery.core.errors import ConfigError, CorruptionError, StorageError
 from orrery.core.files import atomic_directory, read_json, verify_directory, write_json
 from orrery.core.version import VERSION
 from orrery.models.config import DecoderConfig
@@ -43,7 +43,7 @@ def save(model: nn.Module, path: str | Path, extra: dict[str, bytes] | None = No
     """
     record = describe(model)
     with atomic_directory(path) as folder:
-        save_file(stored_tensors(model), folder / WEIGHTS)
+        write_tensors(stored_tensors(model), folder / WEIGHTS)
         write_json(folder / CONFIG, record)
         for name, data in (extra or {}).items():
             target = folder / name
@@ -100,6 +100,14 @@ def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
             seen[id(tensor)] = name
             kept[name] = tensor.detach().contiguous()
     return kept
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; a full disk is a StorageError, as it is for every other file."""
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:
+        raise StorageError(f"cannot write '{file.name}': {error}; free some space or choose another place") from error
 
 
 def read_weights(model: nn.Module, file: str | Path) -> None:

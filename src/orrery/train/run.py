@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from orrery.core import registry
@@ -30,7 +29,7 @@ from orrery.core.seeds import seed_everything
 from orrery.data import Dataset, Loader, Tokenizer, prepare, validation_windows
 from orrery.evaluate.language import bits_per_byte
 from orrery.models.build import create_model
-from orrery.models.storage import describe, save, stored_tensors
+from orrery.models.storage import describe, save, stored_tensors, write_tensors
 from orrery.objectives import create_objective
 from orrery.optim.schedule import create_schedule, make_plan
 from orrery.runs import Run
@@ -452,7 +451,7 @@ def _save_weights(model: nn.Module, tokenizer: Tokenizer, path: Path) -> None:
         save(model, path, files)
         return
     with atomic_directory(path) as folder:
-        save_file(stored_tensors(model), folder / "model.safetensors")
+        write_tensors(stored_tensors(model), folder / "model.safetensors")
         (folder / "tokenizer").mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
