@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from orrery.core.config import Config
 from orrery.core.errors import ConfigError, StateError
-from orrery.nn.state import map_state
 from orrery.nn.timeline import Timeline, fresh_clock, gather_time, plan, spread_time
 
 
@@ -186,14 +185,4 @@ class Mixer(Part):
     """A part that mixes over time."""
 
 
-def clock_after(ctx: Context) -> Tensor:
-    """The clock that a state returned from `mix` carries."""
-    return ctx.timeline.clock
-
-
-def cast_state(value: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:
-    """A state on another device, its floating tensors in another type."""
-    return map_state(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None), value)
-
-
-__all__ = ["Aux", "Context", "Mixer", "Part", "PartConfig", "Place", "cast_state", "clock_after", "fresh_clock"]
+__all__ = ["Aux", "Context", "Mixer", "Part", "PartConfig", "Place", "fresh_clock"]

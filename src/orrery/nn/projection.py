@@ -53,8 +53,3 @@ class Projection(nn.Module):
         """2 D E per token, and the convolution."""
         own = 2 * self.linear.in_features * self.linear.out_features * length
         return own + (0 if self.conv is None else self.conv.flops(length))
-
-
-def init_normal_(weight: Tensor, std: float) -> None:
-    """Normal(0, std) in place."""
-    nn.init.normal_(weight, mean=0.0, std=std)
