@@ -4,7 +4,7 @@ Every query first compares the folders (inode, time and size of `run.json` and `
 seen, reads what is new or changed, and forgets what is gone. So the index is never stale, a training process never
 touches it, and deleting it loses nothing.
 
-Two processes may do so at once: writes are short immediate transactions with a busy timeout and happen twice at worst.
+Two processes may do so at once: folders are read and written down in one immediate transaction with a busy timeout.
 The journal is SQLite's rollback journal, never WAL, because WAL needs shared memory that network disks do not have.
 Where the file cannot be written or locked (read-only folder, full disk, a network disk without locks) the answer comes
 from an index in memory, and a note says so. A damaged index (SQLite's integrity check, and a digest per row) is deleted
@@ -84,9 +84,7 @@ class Index:
         """Forget everything and read all folders again; the number of folders read."""
 
         def ask(connection: sqlite3.Connection) -> int:
-            with _transaction(connection):
-                connection.execute("DELETE FROM runs")
-            self._refresh(connection)
+            self._refresh(connection, forget=True)
             return int(connection.execute("SELECT COUNT(*) FROM runs").fetchone()[0])
 
         return self._ask(ask)
@@ -138,18 +136,29 @@ class Index:
             return False
         return True
 
-    def _refresh(self, connection: sqlite3.Connection) -> None:
-        """Bring the table in line with the folders."""
-        known = {row["folder"]: row["signature"] for row in connection.execute("SELECT folder, signature FROM runs")}
-        here = dict(scan(self.root))
-        changed = [_row(self.root, name, sign) for name, sign in here.items() if known.get(name) != sign]
-        gone = [(name,) for name in known if name not in here]
-        if not changed and not gone:
+    def _refresh(self, connection: sqlite3.Connection, forget: bool = False) -> None:
+        """Bring the table in line with the folders; `forget`: read every folder again.
+
+        What changed is looked for without a lock first, so a question that finds nothing new never waits. The folders are
+        then read *inside* the write transaction: read before it, they could overwrite what another process has read since,
+        and a reader between a deletion and its refill would be told that there are no runs.
+        """
+        if not forget and self._stale(connection) == ({}, []):
             return
         marks = ", ".join("?" * (len(_COLUMNS) + 1))
         with _transaction(connection):
-            connection.executemany(f"INSERT OR REPLACE INTO runs VALUES ({marks})", changed)
-            connection.executemany("DELETE FROM runs WHERE folder = ?", gone)
+            if forget:
+                connection.execute("DELETE FROM runs")
+            changed, gone = self._stale(connection)
+            rows = [_row(self.root, name, signature) for name, signature in changed.items()]
+            connection.executemany(f"INSERT OR REPLACE INTO runs VALUES ({marks})", rows)
+            connection.executemany("DELETE FROM runs WHERE folder = ?", [(name,) for name in gone])
+
+    def _stale(self, connection: sqlite3.Connection) -> tuple[dict[str, str], list[str]]:
+        """Folders (and signatures) that the table has not seen as they are now, and folders that are gone."""
+        known = {row["folder"]: row["signature"] for row in connection.execute("SELECT folder, signature FROM runs")}
+        here = dict(scan(self.root))
+        return {name: sign for name, sign in here.items() if known.get(name) != sign}, [n for n in known if n not in here]
 
 
 class _transaction:
