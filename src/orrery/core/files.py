@@ -157,6 +157,9 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(f"cannot write '{path}': {error.strerror or error}; what stood there before is intact") from error
+    except StorageError as error:  # of one file in it
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(f"cannot write '{path}': {error}; what stood there before is intact") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
