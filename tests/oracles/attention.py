@@ -1,4 +1,4 @@
-"""Softmax attention in float64 loops, one query and one key at a time, written from 1706.03762 and 2104.09864."""
+"""Softmax attention in float64 loops, one query and one key at a time, written from 1706.03762, 2104.09864 and 2505.06708."""
 
 from __future__ import annotations
 
@@ -34,11 +34,15 @@ def attention(parameters, config, x, segments=None):
             if segments is not None and t and segments[b, t] != segments[b, t - 1]:
                 keys, values = [], []
             p = parameters["inputs.linear.weight"] @ x[b, t] + parameters.get("inputs.linear.bias", 0.0)
+            p, gate = p[: (heads + 2 * groups) * size], p[(heads + 2 * groups) * size :]
             position, vectors = len(keys), p.reshape(heads + 2 * groups, size)
+            if config["qk_norm"] and config["norm_whole"]:
+                for low, high, name in ((0, heads, "q_norm.weight"), (heads, heads + groups, "k_norm.weight")):
+                    vectors[low:high] = _norm(vectors[low:high].ravel(), parameters[name]).reshape(-1, size)
             turned = []
             for h in range(heads + groups):
                 vector = vectors[h]
-                if config["qk_norm"]:
+                if config["qk_norm"] and not config["norm_whole"]:
                     vector = _norm(vector, parameters["q_norm.weight" if h < heads else "k_norm.weight"])
                 turned.append(_turn(vector, position, config["rope"], config["rope_theta"]))
             keys.append(turned[heads:])
@@ -50,5 +54,7 @@ def attention(parameters, config, x, segments=None):
                 weights = [math.exp(turned[h] @ keys[s][g] / math.sqrt(size)) for s in range(first, position + 1)]
                 for s, weight in zip(range(first, position + 1), weights, strict=True):
                     out[h * size : (h + 1) * size] += weight / sum(weights) * values[s][g]
+            if config["gate"]:
+                out = out / (1 + np.exp(-gate))
             y[b, t] = parameters["out.weight"] @ out + parameters.get("out.bias", 0.0)
     return y

@@ -1,10 +1,11 @@
 """Softmax attention: multi-head, grouped-query, sliding-window; with rotary positions.
 
 Paper: Attention Is All You Need (arXiv 1706.03762); grouped queries 2305.13245; rotary positions 2104.09864;
-    sliding window 2310.06825; query-key norm 2010.04245.
+    sliding window 2310.06825; query-key norm 2010.04245; output gate 2505.06708.
 
 Equation: per head  y_t = sum_{s in N(t)} softmax_s( q_t . k_s / sqrt(K) ) v_s,
     N(t) = { s <= t, same document, t - s < window };  q, k rotated by their positions;  y = W_o [y_1 .. y_H]
+    with `gate`:  y = W_o (sigmoid(W_g x) * [y_1 .. y_H])
 
 Shapes: B batch, T time, D width, H query heads, G key-value heads, K head dimension, S cached keys, W window.
 
@@ -35,12 +36,14 @@ from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.timeline import Timeline, fresh_clock
+from orrery.ops.gates import sigmoid_gate
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
-    of each head that is rotated. init_std None: sqrt(2 / 5D)."""
+    of each head that is rotated. qk_norm: RMSNorm of every query and key, with norm_whole over all heads together (OLMo 2).
+    gate: a sigmoid gate on what comes out, before the way out. init_std None: sqrt(2 / 5D)."""
 
     heads: int | None = None
     kv_heads: int | None = None
@@ -49,6 +52,8 @@ class AttentionConfig(PartConfig):
     rope: float = 1.0
     rope_theta: float = 10000.0
     qk_norm: bool = False
+    norm_whole: bool = False
+    gate: bool = False
     bias: bool = False
     dropout: float = 0.0
     init_std: float | None = None
@@ -87,7 +92,11 @@ class Attention(Mixer):
     State = AttentionState
     config: AttentionConfig
     honours = frozenset({"positions", "bias"})
-    examples = ({"head_dim": 8}, {"head_dim": 16, "heads": 4, "kv_heads": 2, "window": 7, "qk_norm": True, "rope": 0.5, "bias": True})
+    examples = (
+        {"head_dim": 8},
+        {"head_dim": 16, "heads": 4, "kv_heads": 2, "window": 7, "qk_norm": True, "rope": 0.5, "bias": True},
+        {"head_dim": 8, "kv_heads": 2, "qk_norm": True, "norm_whole": True, "gate": True},
+    )
 
     def __init__(self, config: AttentionConfig, place: Place) -> None:
         super().__init__(config, place)
@@ -101,10 +110,12 @@ class Attention(Mixer):
         require(self.heads % self.kv_heads == 0, f"kv_heads {self.kv_heads} must divide heads {self.heads}")
         self.rotated = 2 * int(config.rope * self.head_dim / 2)
         inner = self.heads * self.head_dim
-        self.inputs = Projection(place, inner + 2 * self.kv_heads * self.head_dim, bias=config.bias)
+        self._parts = [inner + 2 * self.kv_heads * self.head_dim, inner if config.gate else 0]
+        self.inputs = Projection(place, sum(self._parts), bias=config.bias)  # of q, k, v, and the gate
         self.out = nn.Linear(inner, place.width, bias=config.bias)
-        self.q_norm = RMSNorm(self.head_dim) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim) if config.qk_norm else None
+        whole = config.norm_whole
+        self.q_norm = RMSNorm(self.head_dim * (self.heads if whole else 1)) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim * (self.kv_heads if whole else 1)) if config.qk_norm else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -123,7 +134,7 @@ class Attention(Mixer):
 
     def mix(self, x: Tensor, state: AttentionState | None, ctx: Context) -> tuple[Tensor, AttentionState]:
         time = ctx.timeline
-        q, k, v, conv = self._project(x, None if state is None else state.conv, ctx)
+        q, k, v, gate, conv = self._project(x, None if state is None else state.conv, ctx)
         fresh = state is None or time.past == 0
         if fresh and time.starts is None:
             y = self._attend(q, k, v, self._mask(None, time, x, 0), ctx.bias)
@@ -142,15 +153,20 @@ class Attention(Mixer):
                 k, v = torch.cat([state.k[:, :old], k], 1), torch.cat([state.v[:, :old], v], 1)
             y = self._attend(q, k, v, self._mask(state, time, x, old), ctx.bias)
             kept = _trim(k, v, state, time, old, self.config.window)
+        y = y if gate is None else sigmoid_gate(gate, y)
         return self.out(y), AttentionState(*kept, conv, time.clock)
 
-    def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed."""
+    def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed; the raw gate (B,T,H*K); the last inputs of Canon-B."""
         p, conv = self.inputs(x, conv, ctx)
+        p, gate = p.split(self._parts, -1) if self.config.gate else (p, None)
         heads = p.unflatten(-1, (-1, self.head_dim))
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            if self.config.norm_whole:
+                q, k = self.q_norm(q.flatten(2)).view(q.shape), self.k_norm(k.flatten(2)).view(k.shape)
+            else:
+                q, k = self.q_norm(q), self.k_norm(k)
         if self.rotated:
             time = ctx.timeline
             length = int(ctx.positions.max()) + 1 if ctx.positions is not None else time.past + x.shape[1]
@@ -159,7 +175,7 @@ class Attention(Mixer):
                 q, k = rotate(heads[:, :, : self.heads + self.kv_heads], table).split([self.heads, self.kv_heads], 2)
             else:
                 q, k = rotate(q, table), rotate(k, table)
-        return q, k, v, conv
+        return q, k, v, gate, conv
 
     def _fits(self, state: AttentionState, time: Timeline, x: Tensor) -> bool:
         """Whether new keys go into the donated buffer at the slots of their positions."""
@@ -208,7 +224,7 @@ class Attention(Mixer):
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The attention matrix (B,H,T,T) of a whole sequence; row t sums to 1."""
-        q, k, _, _ = self._project(x, None, ctx)
+        q, k, _, _, _ = self._project(x, None, ctx)
         k = k.repeat_interleave(self.heads // self.kv_heads, 2)
         scores = torch.einsum("bthk,bshk->bhts", q, k) / math.sqrt(self.head_dim)
         mask = self._mask(None, ctx.timeline, x, 0)

@@ -53,8 +53,8 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     block = own["blocks"][0]
     mixer, channel = block["mixer"], block["channel"]
     require(own["layout"] == [0] * len(own["layout"]) and block["placement"] == "pre" and not block["canon"], "Llama has one kind of block")
-    plain = mixer.get("rope", 1.0) == 1.0 and not mixer.get("window") and not mixer.get("qk_norm")
-    require(plain, "Llama has no window, query-key norm or partial rotation")
+    plain = mixer.get("rope", 1.0) == 1.0 and not any(mixer.get(key) for key in ("window", "qk_norm", "gate"))
+    require(plain, "Llama has no window, query-key norm, gate or partial rotation")
     heads = mixer.get("heads") or own["width"] // mixer["head_dim"]
     theta = mixer.get("rope_theta", 10000.0)
     return {

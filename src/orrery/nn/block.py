@@ -3,6 +3,7 @@
 pre:       x += mixer(norm(x));  x += channel(norm(x))          (arXiv 2002.04745)
 post:      x = norm(x + mixer(x));  x = norm(x + channel(x))    (arXiv 1706.03762)
 parallel:  x += mixer(norm(x)) + channel(norm(x))
+output:    x += norm(mixer(x));  x += norm(channel(x))          (OLMo 2, arXiv 2501.00656)
 
 Canon A stands after the mixer's norm, C after the channel mixer's; B and D are inside the parts.
 A block's state is the tuple (canon A, mixer, canon C, channel) of its parts' states.
@@ -25,7 +26,7 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 
-PLACEMENTS = ("pre", "post", "parallel")
+PLACEMENTS = ("pre", "post", "parallel", "output")
 BlockState = tuple[Any, Any, Any, Any]
 
 
@@ -76,12 +77,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
         """X (B,T,D) and the block's state or None -> (B,T,D) and the new state."""
         a, m, c, f = state if state is not None else (None, None, None, None)
-        if self.config.placement == "post":
-            y, m = self.mixer(x, m, ctx)
-            x = self.mixer_norm(x + self._drop(y))
+        if self.config.placement in ("post", "output"):
+            h, a = self.canon_a(x, a, ctx) if self.canon_a is not None else (x, a)
+            y, m = self.mixer(h, m, ctx)
+            x = self._joined(x, y, self.mixer_norm)
             if self.channel is not None and self.channel_norm is not None:
-                y, f = self.channel(x, f, ctx)
-                x = self.channel_norm(x + self._drop(y))
+                h, c = self.canon_c(x, c, ctx) if self.canon_c is not None else (x, c)
+                y, f = self.channel(h, f, ctx)
+                x = self._joined(x, y, self.channel_norm)
             return x, (a, m, c, f)
         h = self.mixer_norm(x)
         if self.canon_a is not None:
@@ -96,6 +99,10 @@ class Block(nn.Module):
             y, f = self.channel(h, f, ctx)
             x = x + self._drop(y)
         return x, (a, m, c, f)
+
+    def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
+        """A part's output y and the residual x, where the norm stands behind the part."""
+        return cast(Tensor, x + self._drop(norm(y)) if self.config.placement == "output" else norm(x + self._drop(y)))
 
     def _drop(self, y: Tensor) -> Tensor:
         return nn.functional.dropout(y, self.dropout, self.training) if self.dropout else y
