@@ -7,6 +7,7 @@ settings, settings written behind a name in a pattern, the caller's overrides. T
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -29,8 +30,8 @@ from orrery.nn.contract import Place
 
 DEFAULT_SIZE = "tiny"
 DEFAULT_VOCAB = 257  # the byte tokenizer's
-_FRAME = ("tied", "norm", "eps", "embed_norm", "positions", "max_positions", "dropout", "embed_std")
-_BLOCK = ("norm", "eps", "placement", "canon", "dropout")
+_FRAME = ("tied", "norm", "eps", "embed_norm", "positions", "max_positions", "dropout", "embed_std", "softcap")
+_BLOCK = ("norm", "eps", "placement", "canon", "dropout", "scales")
 
 
 def create_model(
@@ -83,16 +84,17 @@ def resolve(
     depth: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> DecoderConfig:
-    """The resolved config that :func:`create_model` builds."""
-    layers = parse_pattern(name)
+    """The resolved config that :func:`create_model` builds; the override `pattern` replaces a named pattern's own."""
+    written = parse_pattern(name)
     presets: dict[str, Any] = {}
-    for layer in layers:
+    for layer in written:
         for branch in layer:
             presets.update(_preset(branch.name))
     given = {**{k: v for k, v in presets.items() if k not in ("width", "depth", "vocab_size")}, **(overrides or {})}
+    lead, layers = _architecture(written[0][0].name), _spell_out(written, given.pop("pattern", None))
     vocab_size = vocab_size or presets.get("vocab_size", DEFAULT_VOCAB)
     width, depth = width or presets.get("width"), depth or presets.get("depth")
-    draft = _Draft(name, layers, int(vocab_size), given)
+    draft = _Draft(name, layers, int(vocab_size), given, lead)
     if size is None and width is None and depth is None:
         size = DEFAULT_SIZE
     return draft.on_ladder(size, width, depth) if size else draft.free(width, depth)
@@ -101,11 +103,12 @@ def resolve(
 class _Draft:
     """A pattern on its way to a config: everything but width, depth and the fine dimensions is known."""
 
-    def __init__(self, name: str, layers: list[Layer], vocab_size: int, overrides: Mapping[str, Any]) -> None:
-        self.name, self.layers, self.vocab_size, self.overrides = name, layers, vocab_size, overrides
+    def __init__(
+        self, name: str, layers: list[Layer], vocab_size: int, overrides: Mapping[str, Any], lead: Architecture
+    ) -> None:
+        self.name, self.layers, self.vocab_size, self.overrides, self.lead = name, layers, vocab_size, overrides, lead
         self.kinds = list(dict.fromkeys(layers))
         self.architectures = {kind: [_architecture(branch.name) for branch in kind] for kind in self.kinds}
-        self.lead = self.architectures[layers[0]][0]
 
     def depth(self, base: int) -> int:
         """The ladder's depth times the mean depth factor, in whole repetitions of the pattern."""
@@ -146,7 +149,7 @@ class _Draft:
     def _block(self, kind: Layer, width: int, head_dim: int | None, scale: float) -> dict[str, Any]:
         specs = []
         for branch, architecture in zip(kind, self.architectures[kind], strict=True):
-            block = architecture.block.to_dict()
+            block = cast(BlockConfig, architecture.block).to_dict()
             if architecture.head and head_dim:
                 block = apply_overrides(block, {architecture.head: head_dim})
             if len(kind) == 1 or architecture.fine.startswith("mixer."):
@@ -185,7 +188,38 @@ def _count(config: DecoderConfig) -> int:
     return total
 
 
+def _spell_out(written: list[Layer], own: str | None) -> list[Layer]:
+    """Layers with the patterns that names stand for in their place; `own` replaces that of a single name."""
+    if own is not None and (len(written) > 1 or not _architecture(written[0][0].name).pattern):
+        raise ConfigError("pattern= is a setting of architectures whose name stands for a pattern; write the pattern as the name")
+    found: list[Layer] = []
+    for layer in written:
+        for branch in layer:
+            architecture = _architecture(branch.name)
+            if not architecture.pattern:
+                continue
+            if len(layer) > 1 or branch.settings:
+                raise ConfigError(f"'{branch.name}' stands for several layers ({architecture.pattern}): it stands alone, without settings")
+            home = registry.lookup(branch.name).name
+            inner = parse_pattern(own or architecture.pattern)
+            found += [tuple(_at_home(part, home, architecture) for part in each) for each in inner]
+            break
+        else:
+            found.append(layer)
+    return found
+
+
+def _at_home(branch: Branch, home: str, architecture: Architecture) -> Branch:
+    return Branch(f"{home}/{branch.name}", branch.settings) if branch.name in architecture.blocks else branch
+
+
 def _architecture(name: str) -> Architecture:
+    home, _, part = name.partition("/")
+    if part:
+        whole = cast(Architecture, registry.load(registry.lookup(home, "architecture").name, "architecture"))
+        if part not in whole.blocks:
+            raise ConfigError(f"'{home}' has no layer '{part}'.{suggest(part, whole.blocks)} Known: {', '.join(whole.blocks) or 'none'}")
+        return dataclasses.replace(whole, block=whole.blocks[part], pattern="")
     entry = registry.lookup(name)
     if "architecture" in entry.kinds:
         return cast(Architecture, registry.load(entry.name, "architecture"))
@@ -195,7 +229,7 @@ def _architecture(name: str) -> Architecture:
 
 
 def _preset(name: str) -> Mapping[str, Any]:
-    entry = registry.lookup(name)
+    entry = registry.lookup(name.partition("/")[0])
     if name not in entry.presets:
         return {}
     presets = _architecture(name).presets

@@ -21,6 +21,7 @@ class DecoderConfig(Config):
     norm, eps: the final norm; embed_norm: a norm of the same kind after the embedding.
     positions: "none" (the mixer knows) or "learned", up to max_positions.
     dropout: on the embedding. embed_std: of the embedding's normal initialisation.
+    softcap: logits are s tanh(z / s) with this s; None: z as they are.
     """
 
     architecture: str
@@ -36,10 +37,12 @@ class DecoderConfig(Config):
     max_positions: int = 1024
     dropout: float = 0.0
     embed_std: float = 0.02
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
         require(self.vocab_size > 0, f"vocab_size must be positive, not {self.vocab_size}")
         require(self.width > 0, f"width must be positive, not {self.width}")
+        require(self.softcap is None or self.softcap > 0, f"softcap must be positive, not {self.softcap}")
         require(len(self.layout) > 0, "a model needs at least one layer")
         require(all(0 <= i < len(self.blocks) for i in self.layout), "layout names a block that is not there")
         require(self.positions in POSITIONS, f"positions '{self.positions}' must be one of {', '.join(POSITIONS)}")

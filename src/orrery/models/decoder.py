@@ -31,6 +31,19 @@ class DecoderState(NamedTuple):
     clock: Tensor
 
 
+class Head(nn.Linear):
+    """Logits z = W h; with a softcap s, s tanh(z / s) (arXiv 2408.00118)."""
+
+    def __init__(self, width: int, vocab_size: int, softcap: float | None = None) -> None:
+        super().__init__(width, vocab_size, bias=False)
+        self.softcap = softcap
+
+    def forward(self, h: Tensor) -> Tensor:
+        """H (...,D) -> (...,V)."""
+        z = super().forward(h)
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+
 class DecoderLM(nn.Module):
     """A causal language model: `model(tokens) -> Output`; pass `out.state` back to continue."""
 
@@ -49,7 +62,7 @@ class DecoderLM(nn.Module):
             for layer, kind in enumerate(config.layout)
         )
         self.norm = make_norm(config.norm, config.width, config.eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Head(config.width, config.vocab_size, config.softcap)
         if config.tied:
             self.head.weight = self.embed.weight
         self._reset_frame()

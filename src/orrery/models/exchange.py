@@ -8,6 +8,7 @@ Every parameter of ours must be filled and every tensor of theirs used, or the e
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -125,13 +126,13 @@ def _fill(model: DecoderLM, exchange: ExchangeMap, tensors: Mapping[str, Tensor]
     theirs = _named(tensors, exchange)
     filled: set[str] = set()
     used: set[str] = set()
-    for rule in _expand(exchange.rules, model.config.depth):
+    for rule in _expand(exchange.rules, model):
         if rule.ours not in own:
             continue
         missing = [name for name in rule.theirs if name not in theirs]
         if missing:
             raise CorruptionError(f"the {exchange.model_type} checkpoint lacks {missing[0]}, which {rule.ours} needs")
-        parts = [_step(theirs[name], rule.step(k), model) for k, name in enumerate(rule.theirs)]
+        parts = [_step(theirs[name], rule.step(k), _mixer(rule, model)) for k, name in enumerate(rule.theirs)]
         value = torch.cat(parts) if len(parts) > 1 else parts[0]
         if value.shape != own[rule.ours].shape:
             raise CorruptionError(f"{' + '.join(rule.theirs)} has shape {tuple(value.shape)}, {rule.ours} {tuple(own[rule.ours].shape)}")
@@ -152,13 +153,13 @@ def export_tensors(model: DecoderLM, exchange: ExchangeMap) -> dict[str, Tensor]
     own = model.state_dict()
     result: dict[str, Tensor] = {}
     done = set()
-    for rule in _expand(exchange.rules, model.config.depth):
+    for rule in _expand(exchange.rules, model):
         if rule.ours not in own or (model.config.tied and rule.ours == "head.weight"):
             continue
         value = own[rule.ours]
         sizes = _part_sizes(rule, value, model)
         for k, (name, part) in enumerate(zip(rule.theirs, value.split(sizes), strict=True)):
-            result[name] = _unstep(part, rule.step(k), model).contiguous().clone()
+            result[name] = _unstep(part, rule.step(k), _mixer(rule, model)).contiguous().clone()
         done.add(rule.ours)
     left = sorted(set(own) - done - ({"head.weight"} if model.config.tied else set()))
     if left:
@@ -167,22 +168,32 @@ def export_tensors(model: DecoderLM, exchange: ExchangeMap) -> dict[str, Tensor]
 
 
 def _part_sizes(rule: Rule, value: Tensor, model: DecoderLM) -> list[int]:
-    """Rows of each part of a stacked tensor: equal, or q, k, v of grouped-query attention."""
+    """Rows of each part of a stacked tensor: as the rule says, equal, or q, k, v of grouped-query attention."""
     if len(rule.theirs) == 1:
         return [len(value)]
-    mixer = cast(Any, model.blocks[0]).mixer
+    mixer = _mixer(rule, model)
+    if rule.rows:
+        return [int(getattr(mixer, name)) for name in rule.rows]
     if len(rule.theirs) == 3 and hasattr(mixer, "kv_heads"):
         return [mixer.heads * mixer.head_dim, *[mixer.kv_heads * mixer.head_dim] * 2]
     return [len(value) // len(rule.theirs)] * len(rule.theirs)
 
 
-def _expand(rules: tuple[Rule, ...], depth: int) -> list[Rule]:
+def _mixer(rule: Rule, model: DecoderLM) -> Any:
+    """The mixer of the layer that an expanded rule speaks of."""
+    parts = rule.ours.split(".")
+    return cast(Any, model.blocks[int(parts[1]) if parts[0] == "blocks" else 0]).mixer
+
+
+def _expand(rules: tuple[Rule, ...], model: DecoderLM) -> list[Rule]:
+    names = [model.config.blocks[kind].mixer["name"] for kind in model.config.layout]
     expanded = []
     for rule in rules:
-        layers = range(depth) if "{i}" in rule.ours else (0,)
+        layers = range(len(names)) if "{i}" in rule.ours else (0,)
         for i in layers:
-            names = tuple(name.replace("{i}", str(i)) for name in rule.theirs)
-            expanded.append(Rule(rule.ours.replace("{i}", str(i)), names, rule.steps))
+            if rule.mixer in ("", names[i]):
+                theirs = tuple(name.replace("{i}", str(i)) for name in rule.theirs)
+                expanded.append(dataclasses.replace(rule, ours=rule.ours.replace("{i}", str(i)), theirs=theirs))
     return expanded
 
 
@@ -194,20 +205,27 @@ def _named(tensors: Mapping[str, Tensor], exchange: ExchangeMap) -> dict[str, Te
     return dict(tensors)
 
 
-def _rotary_order(rows: int, model: DecoderLM) -> Tensor:
+def _rotary_order(rows: int, mixer: Any) -> Tensor:
     """Their row for each of ours: pairs (j, j + R/2) become neighbours, head by head."""
-    mixer = cast(Any, model.blocks[0]).mixer
     head, rotated = mixer.head_dim, mixer.rotated
     order = torch.arange(head)
     order[:rotated] = torch.arange(rotated).view(2, -1).t().flatten()
     return (torch.arange(rows // head)[:, None] * head + order).flatten()
 
 
-def _step(tensor: Tensor, step: str, model: DecoderLM) -> Tensor:
+def _heads_order(rows: int, mixer: Any) -> Tensor:
+    """Their row for each of ours: (H,3,K) becomes (3,H,K)."""
+    return torch.arange(rows).view(mixer.heads, 3, -1).transpose(0, 1).flatten()
+
+
+_ORDERS = {"rotary": _rotary_order, "heads": _heads_order}
+
+
+def _step(tensor: Tensor, step: str, mixer: Any) -> Tensor:
     if step == "transpose":
         return tensor.t()
-    if step == "rotary":
-        return tensor[_rotary_order(len(tensor), model)]
+    if step in _ORDERS:
+        return tensor[_ORDERS[step](len(tensor), mixer)]
     if step == "squeeze":
         return tensor.squeeze(1)
     if step == "flat":
@@ -215,12 +233,12 @@ def _step(tensor: Tensor, step: str, model: DecoderLM) -> Tensor:
     return tensor
 
 
-def _unstep(tensor: Tensor, step: str, model: DecoderLM) -> Tensor:
+def _unstep(tensor: Tensor, step: str, mixer: Any) -> Tensor:
     if step == "transpose":
         return tensor.t()
-    if step == "rotary":
+    if step in _ORDERS:
         back = torch.empty_like(tensor)
-        back[_rotary_order(len(tensor), model)] = tensor
+        back[_ORDERS[step](len(tensor), mixer)] = tensor
         return back
     if step == "squeeze":
         return tensor.unsqueeze(1)

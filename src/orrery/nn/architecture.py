@@ -19,7 +19,9 @@ class Architecture:
     """How a mixer becomes a model.
 
     block: one layer; the mixer and channel settings given here are defaults that overrides replace.
-    frame: settings of the frame (tied, norm, eps, embed_norm, positions, max_positions, dropout).
+    pattern: what the name stands for when its layers differ ("mlstm*7 + slstm"); there is no `block` then.
+    blocks: layers that only this architecture has, by the names its pattern uses; elsewhere "architecture/name".
+    frame: settings of the frame (tied, norm, eps, embed_norm, positions, max_positions, dropout, softcap).
     depth_factor: layers relative to the ladder's depth (2 for blocks without a channel mixer).
     head: dotted setting that holds a head size; the ladder sets it to 32 up to `tiny` and 64 from `small` on.
     width_step: widths are multiples of this (None: of the head size).
@@ -30,7 +32,9 @@ class Architecture:
     exchange: maps to and from other libraries' checkpoints (:mod:`orrery.models.exchange`), as data.
     """
 
-    block: BlockConfig
+    block: BlockConfig | None = None
+    pattern: str = ""
+    blocks: Mapping[str, BlockConfig] = field(default_factory=dict)
     frame: Mapping[str, Any] = field(default_factory=dict)
     depth_factor: float = 1.0
     head: str | None = None

@@ -32,7 +32,10 @@ BlockState = tuple[Any, Any, Any, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig(Config):
-    """One layer. `mixer` and `channel` are {"name": registered name, **settings of its config}; channel None: no such part."""
+    """One layer. `mixer` and `channel` are {"name": registered name, **settings of its config}; channel None: no such part.
+
+    scales: a, b, c, d of the placement "normed"; 1 elsewhere.
+    """
 
     mixer: dict[str, Any]
     channel: dict[str, Any] | None = None
@@ -41,8 +44,13 @@ class BlockConfig(Config):
     placement: str = "pre"
     canon: str = ""
     dropout: float = 0.0
+    scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
+        require(
+            self.placement == "normed" or set(self.scales) == {1.0},
+            f"scales belong to the placement 'normed', not to '{self.placement}'",
+        )
         require(self.placement in PLACEMENTS, f"placement '{self.placement}' must be one of {', '.join(PLACEMENTS)}")
         require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
 
@@ -56,6 +64,11 @@ def part_config(spec: dict[str, Any], kind: str) -> PartConfig:
 def make_part(spec: dict[str, Any], kind: str, place: Place) -> Part:
     """Build a mixer or channel mixer from its spec."""
     return cast(Part, registry.load(spec["name"], kind)(part_config(spec, kind), place))
+
+
+def _sum(x: Tensor, keep: float, y: Tensor, add: float) -> Tensor:
+    x = x if keep == 1 else x * keep
+    return x + y if add == 1 else torch.add(x, y, alpha=add)
 
 
 class Block(nn.Module):
@@ -87,6 +100,8 @@ class Block(nn.Module):
                 x = self._joined(x, y, self.channel_norm)
             return x, (a, m, c, f)
         h = self.mixer_norm(x)
+        if self.config.placement == "normed":
+            return self._normed(h, (a, m, c, f), ctx)
         if self.canon_a is not None:
             h, a = self.canon_a(h, a, ctx)
         y, m = self.mixer(h, m, ctx)
@@ -103,6 +118,22 @@ class Block(nn.Module):
     def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
         """A part's output y and the residual x, where the norm stands behind the part."""
         return cast(Tensor, x + self._drop(norm(y)) if self.config.placement == "output" else norm(x + self._drop(y)))
+
+    def _normed(self, x: Tensor, state: BlockState, ctx: Context) -> tuple[Tensor, BlockState]:
+        """The residual is what has been normed; X is, for the mixer."""
+        (a, m, c, f), (keep, add, keep_channel, add_channel) = state, self.config.scales
+        h = x
+        if self.canon_a is not None:
+            h, a = self.canon_a(h, a, ctx)
+        y, m = self.mixer(h, m, ctx)
+        x = _sum(x, keep, self._drop(y), add)
+        if self.channel is not None and self.channel_norm is not None:
+            x = h = self.channel_norm(x)
+            if self.canon_c is not None:
+                h, c = self.canon_c(h, c, ctx)
+            y, f = self.channel(h, f, ctx)
+            x = _sum(x, keep_channel, self._drop(y), add_channel)
+        return x, (a, m, c, f)
 
     def _drop(self, y: Tensor) -> Tensor:
         return nn.functional.dropout(y, self.dropout, self.training) if self.dropout else y

@@ -13,6 +13,9 @@ Steps, from theirs to ours (the way back is their inverse):
     rotary       reorder the rows of each head: pairs (j, j + R/2) become neighbours (2j, 2j + 1)
     squeeze      drop the middle dimension of size 1 (depthwise convolutions are (C,1,K))
     flat         drop all dimensions of size 1
+    heads        rows that lie head by head, each with its q, k, v, become all of q, all of k, all of v
+
+Layers of one model may differ: a rule that names a `mixer` concerns the layers that have it.
 """
 
 from __future__ import annotations
@@ -24,11 +27,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of ours from one or several of theirs."""
+    """One tensor of ours from one or several of theirs.
+
+    mixer: registered name; only layers with this mixer are meant. rows: attributes of the layer's mixer that say how many
+    rows each of theirs has (empty: equal parts, or those of grouped-query attention).
+    """
 
     ours: str
     theirs: tuple[str, ...]
     steps: tuple[str, ...] = ()
+    mixer: str = ""
+    rows: tuple[str, ...] = ()
 
     def step(self, index: int) -> str:
         """What happens to the index-th of theirs."""
@@ -57,13 +66,15 @@ class ExchangeMap:
     prefixes: tuple[str, ...] = ()
 
 
-def linear_rules(ours: str, theirs: str | tuple[str, ...], *steps: str) -> tuple[Rule, Rule]:
+def linear_rules(
+    ours: str, theirs: str | tuple[str, ...], *steps: str, mixer: str = "", rows: tuple[str, ...] = ()
+) -> tuple[Rule, Rule]:
     """Rules for the weight and the bias of a linear map; a transposition does not concern the bias."""
     names = (theirs,) if isinstance(theirs, str) else theirs
     bias_steps = tuple("" if step == "transpose" else step for step in steps)
     return (
-        Rule(f"{ours}.weight", tuple(f"{name}.weight" for name in names), steps),
-        Rule(f"{ours}.bias", tuple(f"{name}.bias" for name in names), bias_steps),
+        Rule(f"{ours}.weight", tuple(f"{name}.weight" for name in names), steps, mixer, rows),
+        Rule(f"{ours}.bias", tuple(f"{name}.bias" for name in names), bias_steps, mixer, rows),
     )
 
 
