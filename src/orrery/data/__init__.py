@@ -21,6 +21,7 @@ _HOME = {
     "build_tokenizer": "dataset",
     "prepare": "dataset",
     "Loader": "loader",
+    "StreamLoader": "stream",
     "TokenFile": "shards",
     "write_tokens": "shards",
     "Task": "task",

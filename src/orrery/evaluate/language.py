@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +89,7 @@ def bits_per_byte(
     if not bool(total.isfinite().all()):
         wrong = int(numbers[~total.isfinite()][0])
         raise NonFiniteError(f"the model's probabilities on validation document {wrong} are not finite")
-    return _summary(windows, numbers, total, count)
+    return summary(windows.tokens, numbers.numpy(), total.numpy(), count.numpy())
 
 
 def _score(model: nn.Module, tokens: Tensor, scored: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -106,16 +107,17 @@ def _score(model: nn.Module, tokens: Tensor, scored: Tensor, device: torch.devic
         return nats(model, model(tokens[:, :-1]), targets)
 
 
-def _summary(windows: Windows, numbers: Tensor, total: Tensor, count: Tensor) -> dict[str, Any]:
-    sizes = [int(size) for size in windows.tokens.text_bytes[windows.documents]]
+def summary(tokens: TokenFile, documents: np.ndarray, total: np.ndarray, count: np.ndarray) -> dict[str, Any]:
+    """The result of scoring documents (n,) of a token file, from the nats (n,) and numbers of targets (n,) of each."""
+    sizes = [int(size) for size in np.asarray(tokens.text_bytes)[documents]]
     rows: Iterable[tuple[int, float, int, int]] = zip(
-        numbers.tolist(), total.tolist(), sizes, count.tolist(), strict=True
+        documents.tolist(), total.tolist(), sizes, count.tolist(), strict=True
     )
     everything = float(total.sum())
     return {
-        "bits_per_byte": everything / math.log(2) / windows.bytes,
+        "bits_per_byte": everything / math.log(2) / sum(sizes),
         "nats": everything,
-        "bytes": windows.bytes,
+        "bytes": sum(sizes),
         "tokens": int(count.sum()),
         "nats_per_token": everything / int(count.sum()),
         "documents": len(sizes),

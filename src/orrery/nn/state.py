@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from orrery.core.errors import StateError
+
 S = TypeVar("S")
 
 
@@ -45,6 +47,27 @@ def select(value: S, index: Tensor) -> S:
 def detach(value: S) -> S:
     """The same values without history: what a trainer carries from one window to the next."""
     return map_state(torch.Tensor.detach, value)
+
+
+def settled(value: S) -> S:
+    """The same values without history, in memory of their own, each laid out plainly.
+
+    A state that is carried on holds nothing of what made it alive, and continues bit for bit as its copy on a disk does.
+    """
+    return map_state(lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format), value)
+
+
+def rebuild(template: S, tensors: list[Tensor]) -> S:
+    """A state of the template's form out of what `state_tensors` gave.
+
+    Raises:
+        StateError: when there are too few or too many.
+    """
+    needed = len(state_tensors(template))
+    if needed != len(tensors):
+        raise StateError(f"a state of {len(tensors)} tensors is not one of {needed}; it belongs to another architecture")
+    rest = iter(tensors)
+    return map_state(lambda _: next(rest), template)
 
 
 def state_bytes(value: Any, clocks: bool = False) -> int:

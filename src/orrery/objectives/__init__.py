@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from orrery.core import registry
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors by name, and "state" (a nested state or None) where one is carried from batch to batch
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]
 
 

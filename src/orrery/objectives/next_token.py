@@ -41,13 +41,14 @@ class NextToken:
     def __init__(self, config: NextTokenConfig | None = None) -> None:
         self.config = config or NextTokenConfig()
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Loss of a batch.
 
         Args:
             model: any frame; one that gives only logits will do.
             batch: "tokens" (B,T+1) int64, and "segments" (B,T+1) int64, -1 at padding, or absent. Or, for tasks that
-                say what to answer where: "tokens" (B,T) and "targets" (B,T), -100 where nothing is asked.
+                say what to answer where: "tokens" (B,T) and "targets" (B,T), -100 where nothing is asked. With a key "state"
+                the model continues it (None: it begins), and "state" of the metrics is what to continue next.
 
         Returns:
             The loss to minimise, and metrics: "loss" (nats per target, without additions), "tokens" (targets that
@@ -56,7 +57,8 @@ class NextToken:
         Raises:
             DataError: for a batch without two tokens in a row.
         """
-        tokens, segments = batch["tokens"], batch.get("segments")
+        tokens: Tensor = batch["tokens"]
+        segments: Tensor | None = batch.get("segments")
         if tokens.dim() != 2 or (tokens.shape[1] < 2 and "targets" not in batch):
             raise DataError(f"a batch of tokens needs the shape (batch, 2 or more), not {tuple(tokens.shape)}")
         targets = batch.get("targets")
@@ -67,9 +69,12 @@ class NextToken:
                 targets = targets.masked_fill(segments[:, 1:] < 0, IGNORE)
                 segments = segments[:, :-1]
         aux = Aux()
-        out = model(tokens, ctx=Context(aux=aux), segments=segments)
+        before = {"state": batch["state"]} if "state" in batch else {}
+        out = model(tokens, ctx=Context(aux=aux), segments=segments, **before)
         result = score(model, out, targets, z_loss=self.config.z_loss, ignore_index=IGNORE if sparse else None)
         metrics: dict[str, Any] = {"loss": result.nats / result.weight.clamp(min=1), "tokens": result.weight}
+        if before:
+            metrics["state"] = out.state
         loss = result.loss
         for name, value in aux.losses.items():
             loss = loss + value

@@ -2,6 +2,7 @@
 
     checkpoint/              the newest; older ones are checkpoint-STEP/, as many as `keep` says
       weights.safetensors    parameters and buffers
+      carried.safetensors    where a state is carried from step to step: its tensors
       optimizer.safetensors  the optimizer's tensors, as PARAMETER.KEY, and the states of torch's random generators
       state.json             format, step, config hash, plain numbers of the optimizer, other generators, the trainer's record
       manifest.json          size and SHA-256 of the above
@@ -32,6 +33,7 @@ from orrery.models.storage import read_weights, stored_tensors
 FORMAT = 1
 NEWEST, NEXT = "checkpoint", "checkpoint-next"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+CARRIED = "carried.safetensors"
 _RANDOM = "random"  # prefix of generator states among the optimizer's tensors
 
 
@@ -41,9 +43,17 @@ class Checkpoints:
     def __init__(self, folder: str | Path, config_hash: str, keep: int = 2) -> None:
         self.folder, self.config_hash, self.keep = Path(folder), config_hash, keep
         self.latest: int | None = None  # step of the newest whole one
+        self.carried: dict[str, Tensor] = {}  # of the one that was restored
 
-    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> Path:
-        """Write a checkpoint after `step` steps. `record` is the trainer's own, JSON-able.
+    def save(
+        self,
+        step: int,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        record: dict[str, Any],
+        carried: dict[str, Tensor] | None = None,
+    ) -> Path:
+        """Write a checkpoint after `step` steps. `record` is the trainer's own, JSON-able; `carried` are tensors of its own.
 
         Raises:
             StorageError: when the disk is full or cannot be written; the older checkpoints are intact.
@@ -63,6 +73,8 @@ class Checkpoints:
             with atomic_directory(self.folder / NEXT) as part:
                 save_file(stored_tensors(module), part / WEIGHTS)
                 save_file(tensors, part / OPTIMIZER)
+                if carried:
+                    save_file(carried, part / CARRIED)
                 write_json(part / STATE, state)
         except SafetensorError as error:
             where = self.folder / NEXT
@@ -126,6 +138,7 @@ class Checkpoints:
             tensors = load_file(path / OPTIMIZER)
         except SafetensorError as error:
             raise CorruptionError(f"'{path / OPTIMIZER}' is damaged: {error}") from error
+        self.carried = load_file(path / CARRIED) if (path / CARRIED).exists() else {}
         read_weights(module, path / WEIGHTS)
         _restore_optimizer(module, optimizer, tensors, state["optimizer"], path)
         _restore_generators(tensors, state["random"])

@@ -29,6 +29,9 @@ class DataSpec(Config):
 
     tokenizer: "bytes", "chars", "bpe:8192", "unigram:8192", or a tokenizer's file.
     length: T, tokens that a row predicts. batch: rows of one optimizer step over all micro-batches and machines.
+    stream: every row goes on where it ended a step before, and the model's state is carried along (truncated
+    backpropagation through time); documents reset it as always. span: tokens that a gradient reaches back at most; the
+    state's history is cut and a backward pass is made every so many tokens of a window; 0: the window.
     """
 
     corpus: str = "stdlib"
@@ -36,10 +39,14 @@ class DataSpec(Config):
     length: int = 256
     batch: int = 16
     strict: bool = False
+    stream: bool = False
+    span: int = 0
 
     def __post_init__(self) -> None:
         require(self.length >= 1, f"data.length must be 1 or more, not {self.length}")
         require(self.batch >= 1, f"data.batch must be 1 or more, not {self.batch}")
+        require(0 <= self.span <= self.length, f"data.span must be 0 (the window) to {self.length}, not {self.span}")
+        require(not self.span or self.stream, "data.span cuts a carried state's history and needs data.stream=true")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,11 @@ from orrery.core.files import atomic_directory, write_text
 from orrery.core.memory import keep_large_blocks
 from orrery.core.progress import Progress, progress
 from orrery.core.seeds import seed_everything
-from orrery.data import Dataset, Loader, Tokenizer, prepare, validation_windows
+from orrery.data import Dataset, Loader, StreamLoader, Tokenizer, prepare, validation_windows
+from orrery.evaluate.carried import carried_bits_per_byte
 from orrery.evaluate.language import bits_per_byte
 from orrery.models.build import create_model
+from orrery.models.carry import check_streams
 from orrery.models.storage import describe, save, stored_tensors, write_tensors
 from orrery.objectives import create_objective
 from orrery.optim.schedule import create_schedule, make_plan
@@ -130,7 +132,12 @@ class _Work:
                 f"the model knows {vocabulary} tokens, the tokenizer makes {self.data.tokenizer.vocab_size}"
             )
         rank, world = seat()
-        self.loader = Loader(self.data.train, config.data.batch, config.data.length, config.seed, rank, world)
+        if config.data.stream:
+            check_streams(self.model)
+            if world > 1:
+                raise ConfigError("data.stream keeps its state in one process; use one, or data.stream=false")
+        loader = StreamLoader if config.data.stream else Loader
+        self.loader = loader(self.data.train, config.data.batch, config.data.length, config.seed, rank, world)
         self.model.to(self.device)
         self.pair: Pair = Pair(self.model, create_objective(config.objective.name, **config.objective.settings)).to(
             self.device
@@ -161,6 +168,8 @@ class _Work:
             spec.clip,
             system.accumulate,
             lambda: autocast(self.device, system.dtype),
+            self.config.data.stream,
+            self.config.data.span,
         )
 
     def steps(self, quiet: bool) -> dict[str, Any]:
@@ -252,6 +261,7 @@ class _Loop:
         restored = self.checkpoints.restore(self.work.pair, self.engine.optimizer)
         if restored is not None:
             self.start, record = restored
+            self.engine.resume(self.checkpoints.carried, self.work.model, self.config.data.batch)
             self.meters = Meters.resumed(record["meters"])
             replayed = _forget_after(self.run, self.start)
             self._tell("resume", step=self.start, replayed=replayed)
@@ -307,7 +317,11 @@ class _Loop:
             self.windows = validation_windows(self.work.data.validation, self.config.data.length, spec.batch, limit)
         begin = time.perf_counter()
         dtype = torch.bfloat16 if self.config.system.dtype == "bfloat16" else torch.float32
-        result = bits_per_byte(self.work.model, self.windows, dtype=dtype)
+        if self.config.data.stream:  # as it is trained: documents are read with the state carried through them
+            held = (self.windows.tokens, self.windows.documents, self.config.data.length, spec.batch)
+            result = carried_bits_per_byte(self.work.model, *held, dtype=dtype)
+        else:
+            result = bits_per_byte(self.work.model, self.windows, dtype=dtype)
         numbers = {key: result[key] for key in ("bits_per_byte", "nats", "bytes", "tokens")}
         took = round(time.perf_counter() - begin, 3)
         self._tell("validation", step=done, trained_tokens=self.meters.tokens, **numbers, seconds=took)
@@ -324,7 +338,8 @@ class _Loop:
 
     def _save(self, done: int) -> None:
         begin = time.perf_counter()
-        self.checkpoints.save(done, self.work.pair, self.engine.optimizer, {"meters": self.meters.kept()})
+        record = {"meters": self.meters.kept()}
+        self.checkpoints.save(done, self.work.pair, self.engine.optimizer, record, self.engine.carried())
         self.last_save = time.perf_counter()
         self.save_cost = self.last_save - begin
         self._tell("checkpoint", step=done, seconds=round(self.save_cost, 3))
