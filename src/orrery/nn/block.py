@@ -4,6 +4,7 @@ pre:       x += mixer(norm(x));  x += channel(norm(x))          (arXiv 2002.0474
 post:      x = norm(x + mixer(x));  x = norm(x + channel(x))    (arXiv 1706.03762)
 parallel:  x += mixer(norm(x)) + channel(norm(x))
 output:    x += norm(mixer(x));  x += norm(channel(x))          (OLMo 2, arXiv 2501.00656)
+normed:    x = norm(x); x = a x + b mixer(x);  x = norm(x); x = c x + d channel(x)     (MiniMax-01, arXiv 2501.08313)
 
 Canon A stands after the mixer's norm, C after the channel mixer's; B and D are inside the parts.
 A block's state is the tuple (canon A, mixer, canon C, channel) of its parts' states.
@@ -26,7 +27,7 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 
-PLACEMENTS = ("pre", "post", "parallel", "output")
+PLACEMENTS = ("pre", "post", "parallel", "output", "normed")
 BlockState = tuple[Any, Any, Any, Any]
 
 
