@@ -77,13 +77,14 @@ class BareLSTM(nn.Module):
 class Pair:
     """One row of the table. `kind` says how the peer is called: hf (labels, generate), gpt (cache), plain (logits only).
 
-    hf-train is hf without decoding: transformers' cache of Qwen3-Next needs at least one attention layer.
+    none: nobody else runs it on a CPU (peer "", build gives None for it). hf-train is hf without decoding: transformers'
+    cache of Qwen3-Next needs at least one attention layer.
     """
 
     name: str
     peer: str
     kind: str
-    build: Callable[[], tuple[nn.Module, nn.Module]]
+    build: Callable[[], tuple[nn.Module, nn.Module | None]]
     train: float | None = None  # targets: at least so many times the peer
     prefill: float | None = None
     decode: float | None = None

@@ -1,10 +1,14 @@
-"""Speed beside peers, in one run: `python benchmarks/speed.py [--only NAME] [--rounds N]` writes benchmarks/RESULTS.md.
+"""Speed beside peers: `python benchmarks/speed.py [--only NAME] [--rounds N]` writes benchmarks/RESULTS.md.
+
+Rows are kept in results.json with the date and load of their own measurement; `--only` measures some rows anew and leaves
+the others, so that the table can be made in pieces on a machine that is not idle for long.
 
 Both sides of a pair are timed in turn (A B A B ...) in the same process with the same number of threads, after warm-up of
 both; medians are compared, and the ratio is the median of the rounds' ratios. Training: forward, loss, backward, one fused
 AdamW step on 8 x 512 tokens; ours through its objective (chunked cross-entropy), the peer through its own loss. Prefill: all
 logits of 4 x 512 tokens, without gradients. Decode: greedy, batch 1, 64 tokens after a prompt of 128. Memory: peak of a
-fresh process over three training steps, above what it held before the first.
+fresh process over three training steps, above what it held before the first. A side that needs longer than a minute for one
+call is called once, without warm-up. An architecture that nobody else runs on a CPU has a row without a peer.
 
 Fraction of matmul rate: our model's FLOPs by its own formulas (three forward passes; a larger chunk earns nothing) over
 the time, over the float32 matmul rate measured in the same rounds.
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,11 +35,12 @@ from torch.nn import functional as F
 
 import orrery
 from orrery.core.environment import cpu_name, version
-from orrery.core.files import write_text
+from orrery.core.files import read_json, write_json, write_text
 from orrery.core.memory import keep_large_blocks
 from orrery.objectives import create_objective
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+RESULTS, ROWS = Path(__file__).with_name("RESULTS.md"), Path(__file__).with_name("results.json")
+SLOW = 60.0  # seconds of one call beyond which it is not repeated
 BATCH, LENGTH, READ_BATCH, PROMPT, NEW = 8, 512, 4, 128, 64
 
 
@@ -70,7 +76,7 @@ def trainer(model: nn.Module, loss: Callable[[nn.Module, torch.Tensor], torch.Te
     return step
 
 
-def readers(pair: Pair, own: nn.Module, peer: nn.Module) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def readers(pair: Pair, own: nn.Module, peer: nn.Module | None) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
     """All logits of a batch, without gradients."""
     tokens = data(READ_BATCH, LENGTH)
 
@@ -79,10 +85,10 @@ def readers(pair: Pair, own: nn.Module, peer: nn.Module) -> tuple[Callable[[], A
             result = model(tokens)
             _ = result.logits if kind in ("own", "hf", "hf-train") else result
 
-    return lambda: read(own.eval(), "own"), lambda: read(peer.eval(), pair.kind)
+    return lambda: read(own.eval(), "own"), None if peer is None else lambda: read(peer.eval(), pair.kind)
 
 
-def writers(pair: Pair, own: nn.Module, peer: nn.Module) -> tuple[Callable[[], Any], Callable[[], Any]] | None:
+def writers(pair: Pair, own: nn.Module, peer: nn.Module | None) -> tuple[Callable[[], Any], Callable[[], Any] | None] | None:
     """Greedy decoding at batch 1."""
     prompt = data(1, PROMPT)
 
@@ -91,33 +97,44 @@ def writers(pair: Pair, own: nn.Module, peer: nn.Module) -> tuple[Callable[[], A
 
     def hf() -> None:
         with torch.inference_mode():
+            assert peer is not None
             peer.eval().generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0)
 
     def gpt() -> None:
         with torch.inference_mode():
+            assert peer is not None
             logits, cache = peer.eval()(prompt)
             for _ in range(NEW):
                 logits, cache = peer(logits[:, -1:].argmax(-1), cache)
 
     if pair.kind in ("plain", "hf-train"):
         return None
-    return ours, hf if pair.kind == "hf" else gpt
+    return ours, {"hf": hf, "gpt": gpt}.get(pair.kind)
 
 
-def in_turn(a: Callable[[], Any], b: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of both, and the median over rounds of b / a: how many times as fast a is."""
-    for work in (a, b, a, b):
-        work()
-    times: list[tuple[float, float]] = []
-    for _ in range(rounds):
-        pair = []
+def seconds_of(work: Callable[[], Any]) -> float:
+    """One call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turn(name: str, a: Callable[[], Any], b: Callable[[], Any] | None, rounds: int, tokens: int) -> dict[str, dict[str, float]]:
+    """Tokens a second of both, and how many times as fast a is: the median over rounds. `b` None: there is no peer."""
+    first = seconds_of(a), 0.0 if b is None else seconds_of(b)
+    slow = max(first) > SLOW
+    if not slow:
         for work in (a, b):
-            started = time.perf_counter()
-            work()
-            pair.append(time.perf_counter() - started)
-        times.append((pair[0], pair[1]))
-    ratio = statistics.median(second / first for first, second in times)
-    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times), ratio
+            _ = work and work()
+    times = []
+    for _ in range(1 if slow else rounds):
+        own = seconds_of(a)
+        times.append((own, 0.0 if b is None else first[1] if slow else seconds_of(b)))
+    row = {"own": tokens / statistics.median(t[0] for t in times)}
+    if b is not None:
+        row["peer"] = tokens / statistics.median(t[1] for t in times)
+        row["ratio"] = statistics.median(second / first for first, second in times)
+    return {name: row}
 
 
 def matmul_rate() -> float:
@@ -135,19 +152,16 @@ def measure(pair: Pair, rounds: int) -> dict[str, Any]:
     """All figures of a pair."""
     torch.manual_seed(0)
     own, peer = pair.build()
-    row: dict[str, Any] = {"name": pair.name, "peer": pair.peer}
+    row: dict[str, Any] = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "rounds": rounds, "load": os.getloadavg()[0]}
     rate = matmul_rate()
-    a, b, ratio = in_turn(trainer(own, own_loss), trainer(peer, peer_loss(pair)), rounds)
-    tokens = BATCH * LENGTH
+    theirs = None if peer is None else trainer(peer, peer_loss(pair))
+    row |= in_turn("train", trainer(own, own_loss), theirs, rounds, BATCH * LENGTH)
     rate = max(rate, matmul_rate())
-    row["train"] = {"own": tokens / a, "peer": tokens / b, "ratio": ratio}
-    row["fraction"] = 3 * BATCH * own.flops(LENGTH) / a / rate
-    a, b, ratio = in_turn(*readers(pair, own, peer), rounds)
-    row["prefill"] = {"own": READ_BATCH * LENGTH / a, "peer": READ_BATCH * LENGTH / b, "ratio": ratio}
+    row["fraction"] = 3 * own.flops(LENGTH) / LENGTH * row["train"]["own"] / rate
+    row |= in_turn("prefill", *readers(pair, own, peer), rounds, READ_BATCH * LENGTH)
     pairs = writers(pair, own, peer)
     if pairs:
-        a, b, ratio = in_turn(*pairs, rounds)
-        row["decode"] = {"own": NEW / a, "peer": NEW / b, "ratio": ratio}
+        row |= in_turn("decode", *pairs, rounds, NEW)
     row["matmul_rate"] = rate
     return row
 
@@ -156,7 +170,7 @@ def memory(index: int, side: str) -> float:
     """Peak bytes of three training steps above what the process held before them; run in a process of its own."""
     pair = PAIRS[index]
     own, peer = pair.build()
-    model, loss = (own, own_loss) if side == "own" else (peer, peer_loss(pair))
+    model, loss = (own, own_loss) if side == "own" or peer is None else (peer, peer_loss(pair))
     del own, peer
     step = trainer(model, loss)
     a = torch.randn(512, 512)
@@ -195,51 +209,57 @@ def mark(value: float | None, target: float | None, least: bool = True) -> str:
     return f"{value:.2f}x ({'' if met else 'short of '}{'>=' if least else '<='} {target:g})"
 
 
-def table(rows: list[dict[str, Any]], threads: int, rounds: int) -> str:
-    """The page."""
+def cells(pair: Pair, row: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    fraction = f"{row['fraction']:.0%}"
+    if pair.fraction:
+        fraction += f" ({'' if row['fraction'] >= pair.fraction else 'short of '}>= {pair.fraction:.0%})"
+    line = [pair.name, pair.peer or "none"]
+    for what in ("train", "prefill", "decode"):
+        found = row.get(what)
+        speeds = " / ".join(f"{found[side]:,.0f}" for side in ("own", "peer") if side in found) if found else ""
+        line += [speeds, mark(found.get("ratio"), getattr(pair, what)) if found else ""]
+        line += [fraction] if what == "train" else []
+    own, peer = (row["memory"] + [None])[:2]
+    line += [f"{own / 1e6:,.0f}" + (f" / {peer / 1e6:,.0f}" if peer else "")]
+    return [*line, mark(own / peer if peer else None, pair.memory, least=False), row["date"]]
+
+
+def table(rows: dict[str, Any], threads: int) -> str:
+    """The page, from the rows that are kept."""
+    here = [(pair, rows[key(pair)]) for pair in PAIRS if key(pair) in rows]
+    rates = [row["matmul_rate"] / 1e9 for _, row in here]
     lines = [
         "# Speed beside peers",
         "",
-        f"{datetime.now(timezone.utc):%Y-%m-%d}; {cpu_name()}, {threads} threads; torch {torch.__version__}, "
-        f"transformers {version('transformers')}; {rounds} rounds; float32 matmul {max(r['matmul_rate'] for r in rows) / 1e9:.0f} GFLOP/s.",
+        f"{cpu_name()}, {threads} threads; torch {torch.__version__}, transformers {version('transformers')}; float32 matmul "
+        f"{min(rates):.0f} to {max(rates):.0f} GFLOP/s while the rows were measured; load before a row at most "
+        f"{max(row['load'] for _, row in here):.1f}.",
         "",
         "Width 256, 6 layers, vocabulary 8192. Training 8 x 512 tokens, prefill 4 x 512 tokens with all logits, greedy decoding of "
         f"{NEW} tokens after {PROMPT} at batch 1. Ratios are ours over the peer's, medians of rounds in turn, in one process; more is",
         "faster. Memory: peak of three training steps in a fresh process, ours over the peer's; less is better.",
-        "How each is measured: `benchmarks/speed.py`.",
+        "How each is measured: `benchmarks/speed.py`; the numbers with all digits: `benchmarks/results.json`.",
         "",
-        "| architecture | peer | train tokens/s | ratio | of matmul rate | prefill tokens/s | ratio | decode tokens/s | ratio | memory MB | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| architecture | peer | train tokens/s | ratio | of matmul rate | prefill tokens/s | ratio | decode tokens/s | ratio "
+        "| memory MB | ratio | measured |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row, pair in ((row, PAIRS[row["index"]]) for row in rows):
-        decode = row.get("decode")
-        fraction = f"{row['fraction']:.0%}"
-        if pair.fraction:
-            fraction += f" ({'' if row['fraction'] >= pair.fraction else 'short of '}>= {pair.fraction:.0%})"
-        own, peer = row["memory"]
-        cells = [
-            row["name"],
-            row["peer"],
-            f"{row['train']['own']:,.0f} / {row['train']['peer']:,.0f}",
-            mark(row["train"]["ratio"], pair.train),
-            fraction,
-            f"{row['prefill']['own']:,.0f} / {row['prefill']['peer']:,.0f}",
-            mark(row["prefill"]["ratio"], pair.prefill),
-            f"{decode['own']:,.0f} / {decode['peer']:,.0f}" if decode else "",
-            mark(decode["ratio"], pair.decode) if decode else "",
-            f"{own / 1e6:,.0f} / {peer / 1e6:,.0f}",
-            mark(own / peer, pair.memory, least=False),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + ["| " + " | ".join(cells(pair, row)) + " |" for pair, row in here]) + "\n"
+
+
+def key(pair: Pair) -> str:
+    """Name of a pair's row in results.json."""
+    return f"{pair.name} beside {pair.peer or 'nobody'}"
 
 
 def main() -> None:
-    """Run what was asked for; a whole run takes about ten minutes."""
+    """Run what was asked for; a whole run takes half an hour."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="architectures to time (may be repeated); RESULTS.md is then left as it is")
+    parser.add_argument("--only", action="append", help="architectures to time (may be repeated); the other rows stay as they are")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dry", action="store_true", help="print the rows and write nothing")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -247,17 +267,20 @@ def main() -> None:
         print(memory(int(options.memory[0]), options.memory[1]))
         return
     keep_large_blocks()  # for both sides: they share this process
-    rows = []
+    rows: dict[str, Any] = read_json(ROWS) if ROWS.exists() and not options.dry else {}
     for index, pair in enumerate(PAIRS):
         if options.only and pair.name not in options.only:
             continue
-        row = {**measure(pair, options.rounds), "index": index}
-        row["memory"] = [memory_of(index, side, options.threads) for side in ("own", "peer")]
-        print(json.dumps(row), file=sys.stderr, flush=True)
-        rows.append(row)
-    page = table(rows, options.threads, options.rounds)
+        sides = ("own", "peer") if pair.peer else ("own",)
+        row = measure(pair, options.rounds)
+        row["memory"] = [memory_of(index, side, options.threads) for side in sides]
+        print(json.dumps({key(pair): row}), file=sys.stderr, flush=True)
+        rows[key(pair)] = row
+        if not options.dry:
+            write_json(ROWS, {key(pair): rows[key(pair)] for pair in PAIRS if key(pair) in rows})
+    page = table(rows, options.threads)
     print(page)
-    if not options.only:
+    if not options.dry:
         write_text(RESULTS, page)
 
 
