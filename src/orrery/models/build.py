@@ -152,7 +152,7 @@ class _Draft:
             block = cast(BlockConfig, architecture.block).to_dict()
             if architecture.head and head_dim:
                 block = apply_overrides(block, {architecture.head: head_dim})
-            if len(kind) == 1 or architecture.fine.startswith("mixer."):
+            if architecture.fine and (len(kind) == 1 or architecture.fine.startswith("mixer.")):
                 block = apply_overrides(block, {architecture.fine: _fine(architecture, width, scale)})
             for key, value in branch.settings:
                 _apply_block(block, key, value, branch.name)

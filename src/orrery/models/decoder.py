@@ -96,8 +96,9 @@ class DecoderLM(nn.Module):
             time = time._replace(positions=ctx.positions)
         if order is not None:
             tokens = tokens.gather(1, order) if tokens is not None else None
+            ctx = ctx if ctx.tokens is None else ctx.replace(tokens=ctx.tokens.gather(1, order))
             embeds = gather_time(embeds, order) if embeds is not None else None
-        ctx = ctx.replace(time=time, tokens=tokens)
+        ctx = ctx.replace(time=time, tokens=ctx.tokens if tokens is None else tokens)
         h, blocks = self.run(self._embed(tokens, embeds, ctx), 0, len(self.blocks), None if state is None else state.blocks, ctx)
         h = self.norm(h)
         valid = time.valid(length)
@@ -175,9 +176,14 @@ class DecoderLM(nn.Module):
         own = 2 * self.config.width * self.vocab_size * length if head else 0
         return own + sum(cast(Block, block).flops(length) for block in self.blocks)
 
-    def num_parameters(self, embedding: bool = False) -> int:
-        """Parameters; without `embedding`, those of embedding, positions and head are left out (the size ladder's count)."""
+    def num_parameters(self, embedding: bool = False, active: bool = False) -> int:
+        """Parameters; without `embedding`, those of embedding, positions and head are left out (the size ladder's count).
+
+        `active` leaves out what one token does not use: the experts that are not chosen.
+        """
         total = sum(p.numel() for p in self.parameters())
+        if active:
+            total -= sum(int(cast(Any, module).idle_parameters()) for module in self.modules() if hasattr(module, "idle_parameters"))
         if embedding:
             return total
         outside = {id(p): p.numel() for m in (self.embed, self.head, self.position_embed) if m is not None for p in m.parameters()}

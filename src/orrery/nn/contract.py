@@ -135,6 +135,8 @@ class Part(nn.Module):
         ctx = ctx.replace(time=time)
         if order is None:
             return self._checked(x, state, ctx)
+        if ctx.tokens is not None:
+            ctx = ctx.replace(tokens=ctx.tokens.gather(1, order))
         y, state = self._checked(gather_time(x, order), state, ctx)
         return spread_time(y, order), state
 

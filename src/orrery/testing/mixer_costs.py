@@ -67,7 +67,7 @@ def save_load(subject: Subject) -> None:
         path = str(Path(folder) / "mixer.safetensors")
         safetensors.save_file({k: v.contiguous() for k, v in mixer.state_dict().items()}, path)
         config = type(mixer.config).from_dict(mixer.config.to_dict())
-        other = subject.cls(config, mixer.place).eval()
+        other = subject.wired(subject.cls(config, mixer.place).eval())
         other.load_state_dict(safetensors.load_file(path), strict=True)
     with torch.no_grad():
         assert_same(run(other, x)[0], run(mixer, x)[0], "the output after saving and loading, which")

@@ -16,7 +16,7 @@ from orrery.core.seeds import generator
 from orrery.nn.contract import Mixer
 from orrery.ops.backend import use_backend
 from orrery.testing.poison import poisoned_memory
-from orrery.testing.subject import Subject, copied, floating, inputs, run
+from orrery.testing.subject import Subject, copied, floating, inputs, run, token_ids
 from orrery.testing.tolerance import DIFFERENCE, ORACLE, TOLERANCES, assert_close, assert_finite, assert_same, error
 
 
@@ -140,6 +140,8 @@ def precision(subject: Subject) -> None:
                 f"float32 (backend {backend or 'automatic'})",
                 torch.float32,
             )
+    if "surrogate" in subject.tags:  # in bfloat16 values often cross a threshold that they do not cross exactly
+        return
     _compare(_gradients_of(subject, torch.bfloat16), exact, "bfloat16", torch.bfloat16)
     _compare(_gradients_of(subject, torch.float32, autocast=True), exact, "autocast to bfloat16", torch.bfloat16)
     if "bidirectional" not in subject.tags:
@@ -283,6 +285,8 @@ def oracle(subject: Subject) -> None:
     forward, gradient = oracle_errors(subject)
     limit = ORACLE
     assert forward <= limit, f"the output differs from the oracle's by {forward:.3g} (allowed {limit:.3g})"
+    if "surrogate" in subject.tags:  # its gradient is not the derivative of its output, and has tests of its own
+        return
     assert gradient <= DIFFERENCE, (
         f"the gradient differs from differences of the oracle by {gradient:.3g} (allowed {DIFFERENCE:.3g})"
     )
@@ -323,7 +327,8 @@ def _call_oracle(subject: Subject, mixer: nn.Module, x: Tensor, segments: Tensor
     assert subject.oracle is not None
     parameters = {name: value.detach().double().numpy() for name, value in mixer.state_dict().items()}
     config = {**mixer.config.to_dict(), "width": subject.width, "canon": subject.canon}  # type: ignore[operator, union-attr]
-    y = subject.oracle(parameters, config, x.detach().double().numpy(), None if segments is None else segments.numpy())
+    extra = {"tokens": token_ids(x).numpy()} if "tokens" in subject.tags else {}
+    y = subject.oracle(parameters, config, x.detach().double().numpy(), None if segments is None else segments.numpy(), **extra)
     return torch.as_tensor(y, dtype=torch.float64)
 
 

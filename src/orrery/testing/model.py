@@ -24,6 +24,7 @@ from orrery.models.decoder import DecoderLM
 from orrery.models.ladder import LADDER, TOLERANCE
 from orrery.models.storage import load, save
 from orrery.models.wrap import wrap
+from orrery.nn.contract import Context
 from orrery.nn.state import state_bytes
 from orrery.testing.check import Check, run_all
 from orrery.testing.count import counting
@@ -198,7 +199,8 @@ def parts(subject: ModelSubject) -> None:
     """embed, run and norm put together are the model; embeds may stand for tokens; recomputed blocks change no gradient."""
     model, tokens = subject.build(), subject.tokens(2, 12)
     whole = model(tokens)
-    assert_close(model(embeds=model.embed(tokens)).hidden, whole.hidden, "embeds in place of tokens")
+    ctx = Context(tokens=tokens)  # for parts that read ids
+    assert_close(model(embeds=model.embed(tokens), ctx=ctx).hidden, whole.hidden, "embeds in place of tokens")
     found = {}
     for recompute in (False, True):
         model.train().checkpoint_blocks = recompute

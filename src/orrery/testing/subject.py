@@ -65,11 +65,28 @@ class Subject:
                 ) from problem
         if randomise:
             perturb(mixer, seed)
-        return mixer.to(dtype).eval()
+        return self.wired(mixer.to(dtype).eval())
+
+    def wired(self, mixer: Mixer) -> Mixer:
+        """The mixer itself; a token-aware one is given :func:`token_ids` of its input wherever a check gives it none."""
+        if "tokens" in self.tags:
+            mixer.register_forward_pre_hook(_with_tokens, with_kwargs=True)
+        return mixer
 
     def context(self, **fields: Any) -> Context:
         """A context for one call."""
         return Context(**fields)
+
+
+def token_ids(x: Tensor) -> Tensor:
+    """Ids (B,T) below 4 that stand for the tokens of a random input x (B,T,D): the signs of its first two features."""
+    return (x[..., 0] > 0).long() + 2 * (x[..., 1] > 0).long()
+
+
+def _with_tokens(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x, state, ctx = (*args, None, None)[:3]
+    ctx = ctx or Context()
+    return (x, state, ctx if ctx.tokens is not None else ctx.replace(tokens=token_ids(x))), kwargs
 
 
 def perturb(module: nn.Module, seed: int, size: float = 0.1) -> None:

@@ -17,6 +17,8 @@ KNOWN_TAGS = {
     "frozen": "some parameters are drawn once and not trained",
     "counted": "its tables are counted by `fit`, not trained by gradients",
     "data-order": "the result depends on what else is in the batch",
+    "tokens": "reads token ids beside its input",
+    "surrogate": "has thresholds, whose gradients are surrogates",
 }
 
 _NO_STATE = "carries no state"
@@ -50,6 +52,7 @@ DISABLED: dict[str, dict[str, str]] = {
         "compile": _RANDOM,
         "oracle": _RANDOM,
     },
+    "surrogate": {"gradients": "a surrogate is not the derivative of a step; its own tests compare it with its reference's"},
     "frozen": {"every_parameter": "some parameters are not trained by design"},
     "data-order": {"batch": "the batch is part of the function by design"},
 }
