@@ -68,7 +68,7 @@ def scalar_decay(
     Args:
         q, k: (B,T,G,K); G divides H, and each group serves H/G heads that follow each other.
         v: (B,T,H,V).
-        g_log: (B,T,H), logarithm of the decay, at most 0; -inf forgets everything.
+        g_log: (B,T,H), logarithm of the decay, at most 0; -inf forgets everything. (H,) for one that never changes.
         state: (B,H,K,V) before the first token, zero when None.
         starts: (B,T) bool; True zeroes the state before the token is consumed.
         scale: factor of q, 1 when None.
@@ -84,6 +84,8 @@ def scalar_decay(
     Raises:
         StateError: when an operand, the state or `starts` has a shape that does not fit.
     """
+    if g_log.dim() == 1:
+        g_log = g_log.expand(*v.shape[:2], -1)
     _check(q, k, v, g_log, state, starts)
     time = v.shape[1]
     if lengths is not None:
@@ -220,12 +222,12 @@ def scalar_decay_matrix(
 
     O(T^2): for pictures and for distillation of short sequences. Differentiable.
     """
-    a = g_log.double().clamp(min=FORGET)
+    a = (g_log.expand(*q.shape[:2], -1) if g_log.dim() == 1 else g_log).double().clamp(min=FORGET)
     if starts is not None:
         a = a.masked_fill(starts[..., None], FORGET)
     a = a.cumsum(1).transpose(1, 2)
     mask = (a[..., :, None] - a[..., None, :]).clamp(max=0.0).exp().tril().to(q.dtype)  # (B,H,T,T)
-    scores = torch.einsum("btgk,bsgk->bgts", q, k).repeat_interleave(g_log.shape[2] // q.shape[2], 1)
+    scores = torch.einsum("btgk,bsgk->bgts", q, k).repeat_interleave(g_log.shape[-1] // q.shape[2], 1)
     matrix = mask * (scores if scale is None else scores * scale)
     if beta is not None:
         matrix = matrix * beta.transpose(1, 2)[:, :, None]
@@ -361,7 +363,9 @@ class _Chunked(torch.autograd.Function):
         dv, dbeta, direct, dskip = loops.values_gradient(
             by_head, by_group, decays.outer, write, skip, Pair(v, vh), Pair(dy, dyh), read, size
         )
-        dg = _gate_gradient(direct, g_log, starts, states, dstates, after, dafter, size)
+        dg = None
+        if ctx.needs_input_grad[3]:
+            dg = _gate_gradient(direct, g_log, starts, states, dstates, after, dafter, size)
         dstate = None if state is None else dstate
         dbeta = None if beta is None else dbeta
         return dq, _ungrouped(dk, size), dv, dg, dbeta, dskip, dstate, None, None, None, None
