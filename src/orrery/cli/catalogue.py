@@ -77,7 +77,7 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
         (
             s["size"],
             f"{s['width']} x {s['depth']}",
-            output.count(s["parameters"]),
+            output.count(s["parameters"]) + (f" ({output.count(s['active'])} active)" if s["active"] < s["parameters"] else ""),
             output.count(s["train_flops_per_token"]),
             *(output.size(s["state_bytes"][str(n)]) for n in LENGTHS),
         )
@@ -132,6 +132,7 @@ def _size_facts(name: str, size: str) -> dict[str, Any]:
         "width": config.width,
         "depth": config.depth,
         "parameters": model.num_parameters(),
+        "active": model.num_parameters(active=True),
         "train_flops_per_token": 3 * model.flops(1024, head=False) / 1024,
         "state_bytes": {str(n): model.state_bytes(n) for n in LENGTHS},
         "config": cast(Any, config).to_dict(),

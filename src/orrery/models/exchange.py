@@ -9,6 +9,7 @@ Every parameter of ours must be filled and every tensor of theirs used, or the e
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +41,9 @@ def from_transformers(source: Any, dtype: torch.dtype | None = None) -> DecoderL
     """
     config, tensors = _read_source(source)
     exchange, name = find_map(str(config.get("model_type")))
+    tensors = _stack_experts(_named(tensors, exchange))
+    if exchange.prepare is not None:
+        tensors = exchange.prepare(config, tensors)
     arguments = exchange.read(config)
     width, depth, vocab_size = (int(arguments.pop(key)) for key in ("width", "depth", "vocab_size"))
     with torch.device("meta"):
@@ -61,8 +65,8 @@ def to_transformers(model: nn.Module, path: str | Path) -> Path:
     """
     if not isinstance(model, DecoderLM):
         raise ConfigError(f"{type(model).__name__} has no exchange map; only models of `create_model` can be exchanged")
-    exchange = _map_of(model)
-    config = {**exchange.write(model.config.to_dict()), "model_type": exchange.model_type, "architectures": [exchange.cls]}
+    exchange, config = _written(model)
+    config = {**config, "model_type": exchange.model_type, "architectures": [exchange.cls]}
     config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
     tensors = export_tensors(model, exchange)
     with atomic_directory(path) as folder:
@@ -84,7 +88,18 @@ def find_map(model_type: str) -> tuple[ExchangeMap, str]:
     return next(each for each in maps if each.model_type == model_type), name
 
 
-def _map_of(model: DecoderLM) -> ExchangeMap:
+def _written(model: DecoderLM) -> tuple[ExchangeMap, dict[str, Any]]:
+    """The first of the architecture's maps that can express the model, and their config."""
+    first: ConfigError | None = None
+    for exchange in _maps_of(model):
+        try:
+            return exchange, exchange.write(model.config.to_dict())
+        except ConfigError as problem:
+            first = first or problem
+    raise cast(ConfigError, first)
+
+
+def _maps_of(model: DecoderLM) -> tuple[ExchangeMap, ...]:
     name = model.config.architecture.split("(")[0].strip()
     try:
         maps = registry.load(registry.lookup(name, "architecture").name, "architecture").exchange
@@ -92,7 +107,7 @@ def _map_of(model: DecoderLM) -> ExchangeMap:
         maps = ()
     if not maps:
         raise ConfigError(f"'{model.config.architecture}' has no exchange map to transformers; use orrery.save to keep it")
-    return cast(ExchangeMap, maps[0])
+    return cast("tuple[ExchangeMap, ...]", maps)
 
 
 def _read_source(source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -123,7 +138,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _fill(model: DecoderLM, exchange: ExchangeMap, tensors: Mapping[str, Tensor]) -> None:
     own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not (model.config.tied and name == "head.weight")}
-    theirs = _named(tensors, exchange)
+    theirs = tensors
     filled: set[str] = set()
     used: set[str] = set()
     for rule in _expand(exchange.rules, model):
@@ -180,9 +195,10 @@ def _part_sizes(rule: Rule, value: Tensor, model: DecoderLM) -> list[int]:
 
 
 def _mixer(rule: Rule, model: DecoderLM) -> Any:
-    """The mixer of the layer that an expanded rule speaks of."""
+    """The mixer of the layer, or of the branch of a parallel layer, that an expanded rule speaks of."""
     parts = rule.ours.split(".")
-    return cast(Any, model.blocks[int(parts[1]) if parts[0] == "blocks" else 0]).mixer
+    mixer = cast(Any, model.blocks[int(parts[1]) if parts[0] == "blocks" else 0]).mixer
+    return mixer.branches[int(parts[4])] if parts[2:4] == ["mixer", "branches"] else mixer
 
 
 def _expand(rules: tuple[Rule, ...], model: DecoderLM) -> list[Rule]:
@@ -203,6 +219,31 @@ def _named(tensors: Mapping[str, Tensor], exchange: ExchangeMap) -> dict[str, Te
         if not any(name.startswith(prefix) for name in tensors):
             return {(name if name.startswith("lm_head") else prefix + name): tensor for name, tensor in tensors.items()}
     return dict(tensors)
+
+
+_EXPERT = re.compile(r"(?P<home>.*\.experts)\.(?P<number>\d+)\.(?P<map>gate_proj|w1|up_proj|w3|down_proj|w2)\.weight")
+
+
+def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Experts that a file holds one by one, as models in memory have them: `gate_up_proj` (E,2F,D), `down_proj` (E,D,F)."""
+    found: dict[str, dict[int, dict[str, Tensor]]] = {}
+    rest = {}
+    for name, tensor in tensors.items():
+        match = _EXPERT.fullmatch(name)
+        if match is None:
+            rest[name.replace(".block_sparse_moe.", ".mlp.")] = tensor
+            continue
+        kind = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(match["map"], match["map"])
+        home = match["home"].replace(".block_sparse_moe.", ".mlp.")
+        found.setdefault(home, {}).setdefault(int(match["number"]), {})[kind] = tensor
+    for home, experts in found.items():
+        whole = sorted(experts) == list(range(len(experts))) and all(len(maps) == 3 for maps in experts.values())
+        if not whole:
+            raise CorruptionError(f"the checkpoint lacks some tensors of {home}")
+        maps = [experts[number] for number in range(len(experts))]
+        rest[f"{home}.gate_up_proj"] = torch.stack([torch.cat([each["gate_proj"], each["up_proj"]]) for each in maps])
+        rest[f"{home}.down_proj"] = torch.stack([each["down_proj"] for each in maps])
+    return rest
 
 
 def _rotary_order(rows: int, mixer: Any) -> Tensor:

@@ -55,6 +55,7 @@ class ExchangeMap:
     rules: weights; a rule whose `ours` the model does not have (no bias, a tied head) is skipped.
     ignored: endings of their tensors that hold no parameters (masks, frequency tables).
     prefixes: prefixes that their tensors may lack, depending on how they were saved.
+    prepare: (their config, their tensors) -> tensors, before the rules; where constant factors go into the weights.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class ExchangeMap:
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
+    prepare: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
 
 
 def linear_rules(
