@@ -100,26 +100,100 @@ def _number(value: Any, form: str) -> str:
 def evaluate(
     model: Path = typer.Argument(..., help="A folder of weights, or the folder of a run."),
     corpus: str = typer.Option("stdlib", help="What to read: its validation split is scored."),
-    sample: int = typer.Option(0, help="Bytes of whole documents to score; 0 for the whole split."),
+    sample: int = typer.Option(0, help="Bytes of whole documents to score; 0 for the whole split. With --lengths: of the longest."),
     length: int = typer.Option(256, help="Tokens of a window; documents are cut into windows, each read from an empty state."),
     batch: int = typer.Option(16, help="Windows at a time."),
+    stream: bool = typer.Option(False, "--stream", help="Carry the state from window to window through each document."),
+    lengths: bool = typer.Option(False, "--lengths", help="Bits per byte by position in the document, state carried."),
+    longest: int = typer.Option(65536, help="With --lengths and --state: read documents up to this position."),
+    least: int = typer.Option(0, help="With --lengths: only documents of at least so many tokens."),
+    state: bool = typer.Option(False, "--state", help="Statistics of the state over time (2410.07145), state carried."),
+    policy: str = typer.Option("", help="Between windows: slide:512, normalise:1.5x, normalise:40 or restart:256."),
+    decay: float = typer.Option(1.0, help="Forget more: the exponent of every token's decay."),
+    insertion: float = typer.Option(1.0, help="Remember less: the factor of what is written into the state."),
     strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8."),
     as_json: bool = typer.Option(False, "--json", help="For machines, with every document's score."),
 ) -> None:
     """Bits per byte of a trained model on text that it was not trained on.
 
-    Example:  orrery eval runs/first --corpus stdlib
+    Example:  orrery eval runs/first --corpus stdlib     orrery eval runs/first --lengths --policy slide:512
     """
-    from orrery.data import prepare, validation_windows
-    from orrery.evaluate.language import bits_per_byte
+    from orrery.data import prepare
     from orrery.generate.engine import saved_tokenizer
+    from orrery.generate.policy import create_policy
+    from orrery.methods.forget_more import forget_more
     from orrery.models.storage import load
 
     loaded = load(weights_folder(model))
+    chosen = create_policy(policy) if policy else None
     data = prepare(corpus, saved_tokenizer(loaded), strict)
-    windows = validation_windows(data.validation, length, batch, sample or None)
-    score = bits_per_byte(loaded, windows)
-    if as_json:
-        output.say_json(score)
-        return
-    print(f"{score['bits_per_byte']:.4f} bits per byte  ({score['bytes']:,} bytes, {score['tokens']:,} tokens of the validation split)")
+    if (decay, insertion) != (1.0, 1.0):
+        loaded = forget_more(loaded, decay, insertion)
+    if lengths:
+        from orrery.evaluate.lengths import by_position, default_edges
+
+        found: Any = by_position(loaded, data.validation, default_edges(longest), least, sample or None, length, batch, chosen, quiet=as_json)
+        if as_json:
+            output.say_json(found)
+        else:
+            print_lengths(found, trained_length(model))
+    elif state:
+        from orrery.evaluate.memory import state_over_time
+
+        found = state_over_time(loaded, data.validation, longest, batch, length, chosen, quiet=as_json)
+        if as_json:
+            output.say_json(found)
+        else:
+            print_state(found)
+    else:
+        score = _bits(loaded, data.validation, sample, length, batch, stream or chosen is not None, chosen)
+        if as_json:
+            output.say_json(score)
+        else:
+            rule = ", state carried" if score.get("rule") else ""
+            text = f"({score['bytes']:,} bytes, {score['tokens']:,} tokens of the validation split{rule})"
+            print(f"{score['bits_per_byte']:.4f} bits per byte  {text}")
+
+
+def _bits(model: Any, tokens: Any, sample: int, length: int, batch: int, carried: bool, policy: Any) -> dict[str, Any]:
+    from orrery.data import validation_windows
+    from orrery.evaluate.carried import carried_bits_per_byte
+    from orrery.evaluate.language import bits_per_byte
+
+    windows = validation_windows(tokens, length, batch, sample or None)
+    if not carried:
+        return bits_per_byte(model, windows)
+    return carried_bits_per_byte(model, tokens, windows.documents, length, batch, policy)
+
+
+def trained_length(model: Path) -> int | None:
+    """The length that a run's folder says its model was trained at; None for bare weights."""
+    from orrery.core.errors import OrreryError
+    from orrery.runs import Run
+
+    try:
+        return int(Run.open(model).config["data"]["length"])
+    except (OrreryError, KeyError, TypeError, ValueError):
+        return None
+
+
+def print_lengths(found: dict[str, Any], trained: int | None) -> None:
+    """Bits per byte by position as a table."""
+    rows = []
+    for row in found["rows"]:
+        interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+        beyond = "" if trained is None else "within" if row["to"] <= trained else f"{row['to'] / trained:g} x"
+        rows.append((f"{row['from']:,} to {row['to']:,}", f"{row['bits_per_byte']:.4f}", interval, row["documents"], f"{row['targets']:,}", beyond))
+    output.say_table(("position", "bits per byte", "95 %", "documents", "targets", "of the training length"), rows, right=range(1, 6))
+    print(f"{found['documents']} documents, state carried through windows of {found['window']}; {found['method']}")
+
+
+def print_state(found: list[dict[str, Any]]) -> None:
+    """Statistics of the state at positions that double, as a table."""
+    window = found[0]["position"]
+    kept = [r for r in found if (r["position"] // window).bit_count() == 1 or r["position"] == found[-1]["position"]]
+    keys = ("mean", "variance", "largest", "norm", "largest_norm", "outliers", "retention", "kept")
+    rows = [(f"{r['position']:,}", r["layer"], r["field"], *("" if r[key] is None else f"{r[key]:.3g}" for key in keys)) for r in kept]
+    output.say_table(("position", "layer", "field", *(key.replace("_", " ") for key in keys)), rows, right=range(3, 11))
+    print("norms are of heads; outliers: heads of more than 10 times the median variance; retention: what is left of the first window's")
+    print("content, mean over heads; kept: share of heads that keep more than 1 % of it")

@@ -133,14 +133,16 @@ class Mamba2(Mixer):
         nn.init.ones_(self.norm)
 
     def mix(self, x: Tensor, state: Mamba2State | None, ctx: Context) -> tuple[Tensor, Mamba2State]:
-        time = ctx.timeline
-        if x.shape[1] == 1 and state is not None and time.starts is None and time.lengths is None:
+        time, asked = ctx.timeline, ctx.wants("decay_log")
+        if x.shape[1] == 1 and state is not None and time.starts is None and time.lengths is None and not asked:
             return self._step(x, state, ctx)
         p, _ = self.inputs(x, None, ctx)
         z, xbc, dt = p.split([self.inner, self.mixed, self.heads], -1)
         xbc, conv = self.conv(xbc, None if state is None else state.conv, ctx)
         v, k, q = self._heads(xbc)
         g_log, dt = self._gates(dt)
+        if asked and ctx.aux is not None:
+            ctx.aux.put("decay_log", self.place.layer, {"ssm": g_log})
         y, ssm = scalar_decay(  # 2405.21060 section 6
             q,
             k,
@@ -188,6 +190,15 @@ class Mamba2(Mixer):
         if self.config.dt_limit is not None:
             dt = dt.clamp(*self.config.dt_limit)
         return -dt * self.A_log.to(kind).exp(), dt
+
+    @torch.no_grad()
+    def forget_more(self, decay: float, insertion: float) -> None:
+        """Raise every token's decay to the power `decay` and write `insertion` times as much, by changing parameters.
+
+        Writing less is reading less of a linear state; the norm behind it sees only the ratio to the skip D (up to eps).
+        """
+        self.A_log.add_(math.log(decay))
+        self.D.div_(insertion)
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrix (B,H,T,T) that maps x to y (before gate and norm) for a whole sequence; D is on its diagonal."""

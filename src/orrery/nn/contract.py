@@ -26,6 +26,9 @@ class Aux:
 
     `Aux("attention_mass", "routing")` requests two reports; a part calls `ctx.aux.put("routing", layer, value)` for
     what it has. `losses` collects additional training losses (load balancing) by name.
+
+    Reports with a fixed form: "decay_log", of a part whose state has fields that obey S_t = exp(g_t) S_{t-1} + (what the
+    tokens write): {field: g (B,T,H) or (B,T,H,K)} for fields (B,H,K,V).
     """
 
     def __init__(self, *wanted: str) -> None:
@@ -72,6 +75,10 @@ class Context:
     def replace(self, **changes: Any) -> Context:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def wants(self, report: str) -> bool:
+        """Whether the caller asked for a report."""
+        return self.aux is not None and report in self.aux.wanted
 
     @property
     def timeline(self) -> Timeline:
