@@ -98,7 +98,7 @@ class DecoderLM(nn.Module):
             tokens = tokens.gather(1, order) if tokens is not None else None
             ctx = ctx if ctx.tokens is None else ctx.replace(tokens=ctx.tokens.gather(1, order))
             embeds = gather_time(embeds, order) if embeds is not None else None
-        ctx = ctx.replace(time=time, tokens=ctx.tokens if tokens is None else tokens)
+        ctx = ctx.replace(time=time, tokens=ctx.tokens if tokens is None else tokens, shared={})
         h, blocks = self.run(self._embed(tokens, embeds, ctx), 0, len(self.blocks), None if state is None else state.blocks, ctx)
         h = self.norm(h)
         valid = time.valid(length)
@@ -113,9 +113,11 @@ class DecoderLM(nn.Module):
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
         """Blocks start..stop-1 on h (B,T,D); `state` holds one entry per layer of the whole model, or is None.
 
-        Returns h and the new states of these blocks. Early exit and layerwise distillation stand on it.
+        Returns h and the new states of these blocks. Early exit and layerwise distillation stand on it. Where the layers of
+        one call are run in several goes, one ctx with a `shared` of its own goes with all of them.
         """
         states = []
+        ctx = ctx if ctx.shared is not None else ctx.replace(shared={})
         for layer in range(start, stop):
             block, before = self.blocks[layer], None if state is None else state[layer]
             if self.checkpoint_blocks and self.training and torch.is_grad_enabled():

@@ -59,6 +59,8 @@ class Context:
     aux: reports and extra losses, both ways.
     time: derived once per call.
     donate: the caller gives its state away; buffers may be overwritten in place (only `generate` sets it).
+    shared: what a layer leaves for later ones of the same call, by name (RWKV-7's first values); the frame makes it anew
+        for every call. It holds activations of these very tokens, so it is no state: cuts and steps need nothing of it.
     """
 
     segments: Tensor | None = None
@@ -71,6 +73,7 @@ class Context:
     aux: Aux | None = None
     time: Timeline | None = None
     donate: bool = False
+    shared: dict[str, Tensor] | None = None
 
     def replace(self, **changes: Any) -> Context:
         """A copy with some fields changed."""
