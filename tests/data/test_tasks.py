@@ -26,6 +26,10 @@ SPECS = [
         "state-tracking(group=parity, length=1)",
         "state-tracking(group=A5)",
         "state-tracking(group=A4xZ5, length=17)",
+        "passkey",
+        "passkey(length=5, digits=2, distance=0)",
+        "passkey(length=100, distance=40, filler=repeat)",
+        "passkey(length=200, filler=blank)",
     ),
 ]
 
@@ -53,7 +57,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(spec: str):
         assert all(np.array_equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.parametrize("spec", ["mqar", "state-tracking"])
+@pytest.mark.parametrize("spec", ["mqar", "state-tracking", "passkey"])
 def test_no_example_is_shared_by_steps_seeds_or_the_test_set(spec: str):
     task = create_task(spec)
     batches = [task.arrays(step, 64, seed)["tokens"] for seed in (0, 1, 2) for step in range(3)]
@@ -138,6 +142,31 @@ def test_guessing_a_shown_value_scores_chance():
         batch["tokens"][:, 1:16:2], np.random.default_rng(0).integers(0, 8, (4000, 48)), axis=1
     )
     assert abs(accuracy(guesses, batch["targets"]) - task.chance) < 4 * np.sqrt(0.125 * 0.875 / 32_000)
+
+
+def retrieve(tokens: list[int], digits: int) -> list[int]:
+    """The passkey by reading: what follows the mark, named at the end."""
+    place = tokens.index(10)
+    return [UNSCORED] * (len(tokens) - digits) + tokens[place + 1 : place + 1 + digits]
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.startswith("passkey")])
+def test_a_reader_finds_every_passkey_and_noise_gives_none_away(spec: str):
+    task = create_task(spec)
+    digits, distance = task.config.digits, task.config.distance
+    batch, distances = task.arrays(0, 300, 1), set()
+    for tokens, targets in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
+        assert retrieve(tokens, digits) == targets
+        place, ask = tokens.index(10), len(tokens) - digits
+        assert tokens[ask] == 11 and tokens.count(10) == tokens.count(11) == 1
+        assert tokens[ask + 1 :] == targets[ask : len(tokens) - 1]  # what stands behind ASK are the digits before
+        noise = tokens[:place] + tokens[place + digits + 1 : ask]
+        assert all(token >= 12 for token in noise)
+        distances.add(ask - place - digits - 1)
+    assert distances == {distance} if distance >= 0 else len(distances) > 20
+    answers = batch["targets"][batch["targets"] != UNSCORED]
+    counts, expected = np.bincount(answers, minlength=10), len(answers) / 10
+    assert ((counts - expected) ** 2 / expected).sum() < 33.7  # chi-square, 9 degrees of freedom, p = 1e-4
 
 
 def permutations_of(group: str) -> list[tuple[int, ...]]:
@@ -228,6 +257,12 @@ def test_any_allowed_recall_setting_gives_solvable_examples(pairs: int, longer: 
         ("mqar(pears=3)", "Did you mean 'pairs'"),
         ("mqar(pairs=3", "not of the form"),
         ("mqar(pairs)", "key=value"),
+        ("passkey(length=10)", "need a length of 11"),
+        ("passkey(length=64, distance=60)", "need a length of 71"),
+        ("passkey(vocab=12)", "at least 13"),
+        ("passkey(distance=-2)", "or -1 for anywhere"),
+        ("passkey(filler=noise)", "random, blank, repeat"),
+        ("passkey(digits=0)", "at least one digit"),
         ("state-tracking(length=0)", "at least 1"),
         ("state-tracking(group=M11)", "is not a group"),
         ("state-tracking(group=S9)", "362880 elements"),

@@ -1,6 +1,6 @@
 """What a carried state looks like as a text goes on: the diagnosis of state collapse.
 
-Paper: Stuffed Mamba: State Collapse and State Capacity of RNN-Based Long-Context Modeling (arXiv 2410.07145), section 3.
+Paper: Stuffed Mamba: State Collapse and State Capacity of RNN-Based Long-Context Modeling (arXiv 2410.07145).
 
 Documents are read with the state carried, and after every window each layer's state fields are measured, over all rows:
 

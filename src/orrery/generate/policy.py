@@ -1,6 +1,6 @@
 """What may be done to a carried state between windows, so that a model reads on beyond the length it was trained on.
 
-Paper: Stuffed Mamba: State Collapse and State Capacity of RNN-Based Long-Context Modeling (arXiv 2410.07145), section 4:
+Paper: Stuffed Mamba: State Collapse and State Capacity of RNN-Based Long-Context Modeling (arXiv 2410.07145):
     a state that is large for the length it was trained on never had to learn to forget, and beyond that length it
     collapses. Two of its remedies without training are policies here; the third, forgetting more, changes parameters
     (:mod:`orrery.methods.forget_more`).

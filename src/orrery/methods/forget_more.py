@@ -1,6 +1,6 @@
 """`forget-more`: a trained recurrence that decays faster and writes less, so that its state stays what it knows.
 
-Paper: Stuffed Mamba: State Collapse and State Capacity of RNN-Based Long-Context Modeling (arXiv 2410.07145), section 4.2:
+Paper: Stuffed Mamba: State Collapse and State Capacity of RNN-Based Long-Context Modeling (arXiv 2410.07145):
     every token's decay a_t is replaced by a_t^g, g > 1, and what is written is multiplied by b < 1.
 
     longer = forget_more(model, decay=1.2, insertion=0.9)
