@@ -169,7 +169,15 @@ def test_no_decay_for_rates_steps_and_skips():
 
 
 @pytest.mark.parametrize("donate", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"groups": 2, "dt_limit": (0.01, 0.3), "conv_bias": False, "conv": 1, "bias": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"groups": 2, "dt_limit": (0.01, 0.3), "conv_bias": False, "conv": 1, "bias": True},
+        {"groups": 2, "gate_norm": "before"},
+        {"gate_norm": "none"},
+    ],
+)
 def test_the_compiled_step_is_the_step_in_torch(settings, donate):
     """Outputs and both states; a state that is not donated stays as it was."""
     torch.manual_seed(0)
@@ -226,6 +234,7 @@ def test_transfer_times_inputs_is_what_the_heads_put_out():
         ({"chunk": 0}, "chunk must be positive"),
         ({"dt_init": (0.1, 0.01)}, "dt_init must be a range"),
         ({"dt_limit": (-1.0, 0.5)}, "dt_limit must be a range"),
+        ({"gate_norm": "both"}, "gate_norm 'both' must be one of"),
         ({"groups": 3, "head_dim": 8}, "groups 3 must divide the 8 heads"),
     ],
 )

@@ -41,9 +41,10 @@ def mamba2(parameters, config, x, segments=None):
                 value = inner[h * P : (h + 1) * P]
                 S[h] = math.exp(-math.exp(p["A_log"][h]) * dt) * S[h] + dt * np.outer(B[g], value)
                 y[h * P : (h + 1) * P] = C[g] @ S[h] + p["D"][h] * value
-            gated = y * _silu(z)
-            for g in range(G):
+            gated = y * (1.0 if config["gate_norm"] == "before" else _silu(z))
+            for g in range(G) if config["gate_norm"] != "none" else ():
                 part = slice(g * E // G, (g + 1) * E // G)
                 gated[part] /= math.sqrt(np.mean(gated[part] ** 2) + config["eps"])
-            out[b, t] = p["out.weight"] @ (p["norm"] * gated) + p.get("out.bias", 0.0)
+                gated[part] *= p["norm"][part] * (_silu(z[part]) if config["gate_norm"] == "before" else 1.0)
+            out[b, t] = p["out.weight"] @ gated + p.get("out.bias", 0.0)
     return out

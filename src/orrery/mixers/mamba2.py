@@ -38,14 +38,19 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gated_rms_norm import gated_rms_norm
+from orrery.ops.gates import silu_gate
 from orrery.ops.mamba2_step import StepWeights, can_step, mamba2_step
+from orrery.ops.rms_norm import rms_norm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
+
+GATE_NORMS = ("after", "before", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2Config(PartConfig):
     """state: N. groups: G. expand: E / D. conv: K. dt_init, a_init: ranges of the initial step sizes (log-uniform, at least
-    dt_floor) and decay rates (uniform). dt_limit: bounds of the step size in use; None: none. bias: of both projections."""
+    dt_floor) and decay rates (uniform). dt_limit: bounds of the step size in use; None: none. bias: of both projections.
+    gate_norm: RMSNorm "after" the gate, "before" it, or "none" (Falcon-H1)."""
 
     head_dim: int = 64
     state: int = 128
@@ -60,10 +65,12 @@ class Mamba2Config(PartConfig):
     bias: bool = False
     conv_bias: bool = True
     chunk: int | None = None
+    gate_norm: str = "after"
 
     def __post_init__(self) -> None:
         for name in ("head_dim", "state", "groups", "conv", "expand", "dt_floor"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        require(self.gate_norm in GATE_NORMS, f"gate_norm '{self.gate_norm}' must be one of {', '.join(GATE_NORMS)}")
         require(self.chunk is None or self.chunk > 0, f"chunk must be positive, not {self.chunk}")
         for name in ("dt_init", "a_init"):
             low, high = getattr(self, name)
@@ -91,6 +98,8 @@ class Mamba2(Mixer):
     examples = (
         {"head_dim": 8, "state": 8},
         {"head_dim": 16, "state": 4, "groups": 2, "dt_limit": (0.05, 0.5), "bias": True, "conv_bias": False, "conv": 3},
+        {"head_dim": 16, "state": 4, "groups": 2, "gate_norm": "before"},
+        {"head_dim": 16, "state": 4, "gate_norm": "none"},
     )
 
     def __init__(self, config: Mamba2Config, place: Place) -> None:
@@ -109,7 +118,7 @@ class Mamba2(Mixer):
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.empty(self.heads))
-        self.norm = nn.Parameter(torch.empty(self.inner))
+        self.norm = nn.Parameter(torch.empty(self.inner)) if config.gate_norm != "none" else None
         self.out = nn.Linear(self.inner, place.width, bias=config.bias)
         self.reset_parameters()
 
@@ -130,7 +139,8 @@ class Mamba2(Mixer):
             self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
             nn.init.uniform_(self.A_log, *config.a_init).log_()
         nn.init.ones_(self.D)
-        nn.init.ones_(self.norm)
+        if self.norm is not None:
+            nn.init.ones_(self.norm)
 
     def mix(self, x: Tensor, state: Mamba2State | None, ctx: Context) -> tuple[Tensor, Mamba2State]:
         time, asked = ctx.timeline, ctx.wants("decay_log")
@@ -155,8 +165,7 @@ class Mamba2(Mixer):
             skip=self.D,
             lengths=time.lengths,
         )
-        y = gated_rms_norm(y.flatten(2), z, self.norm, self.config.eps, self.config.groups)
-        return self.out(y), Mamba2State(conv, ssm, time.clock)
+        return self.out(self._gate(y.flatten(2), z)), Mamba2State(conv, ssm, time.clock)
 
     def _step(self, x: Tensor, state: Mamba2State, ctx: Context) -> tuple[Tensor, Mamba2State]:
         """One token that continues a state: the same function in as few calls as possible."""
@@ -165,7 +174,7 @@ class Mamba2(Mixer):
         if can_step(p, state.conv, state.ssm):
             weights = StepWeights(self.conv.weight, self.conv.bias, self.dt_bias, self.A_log, self.D, self.norm)
             y, window, ssm = mamba2_step(
-                p, state.conv, state.ssm, weights, config.groups, config.eps, config.dt_limit, ctx.donate
+                p, state.conv, state.ssm, weights, config.groups, config.eps, config.dt_limit, ctx.donate, config.gate_norm == "before"
             )
             return self.out(y)[:, None], Mamba2State(window, ssm, ctx.timeline.clock)
         z, xbc, dt = p.split([self.inner, self.mixed, self.heads], 1)
@@ -174,8 +183,17 @@ class Mamba2(Mixer):
         v, k, q = self._heads(F.silu(taps if self.conv.bias is None else taps.add_(self.conv.bias)))
         g_log, dt = self._gates(dt)
         y, ssm = scalar_decay_step(q, k, v, g_log, state.ssm, beta=dt, skip=self.D, donate=ctx.donate)
-        y = gated_rms_norm(y.flatten(1), z, self.norm, self.config.eps, self.config.groups)
-        return self.out(y)[:, None], Mamba2State(window[:, 1:], ssm, ctx.timeline.clock)
+        return self.out(self._gate(y.flatten(1), z))[:, None], Mamba2State(window[:, 1:], ssm, ctx.timeline.clock)
+
+    def _gate(self, y: Tensor, z: Tensor) -> Tensor:
+        """What the heads put out (..., E), normed and gated by z (..., E)."""
+        config = self.config
+        if self.norm is None:
+            return silu_gate(z, y.to(z.dtype))
+        if config.gate_norm == "after":
+            return gated_rms_norm(y, z, self.norm, config.eps, config.groups)
+        parts = rms_norm(y.unflatten(-1, (config.groups, -1)), None, config.eps)
+        return silu_gate(z, (parts.flatten(-2) * self.norm).to(z.dtype))
 
     def _heads(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From (..., E+2GN): x (..., H, P), B and C (..., G, N)."""
@@ -255,6 +273,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     require(own["layout"] == [0] * len(own["layout"]) and plain and not block["canon"], "Mamba-2 has one kind of block")
     config = Mamba2Config.from_dict({key: value for key, value in block["mixer"].items() if key != "name"})
     require(config.eps == block["eps"] == own["eps"], "Mamba-2 has one eps for all of its norms")
+    require(config.gate_norm == "after", "Mamba-2 in transformers has its norm after the gate")
     heads = max(1, round(config.expand * own["width"] / config.head_dim))
     expand = heads * config.head_dim // own["width"]
     require(

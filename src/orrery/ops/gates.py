@@ -1,6 +1,7 @@
 """Small elementwise functions with a backward of their own, each one pass over memory in each direction.
 
     sigmoid_gate:  y = sigmoid(r) v;   dv = dy s,  dr = dy v s (1 - s),  s = sigmoid(r)     (RWKV 2305.13048, section 3.1)
+    silu_gate:     y = r sigmoid(r) v;   dv = dy r s,  dr = dy v s (1 + r (1 - s))            (Mamba 2312.00752)
     relu_square:   y = max(h, 0)^2;    dh = 2 sqrt(y) dy                                      (Primer 2109.08668)
 
 Autograd of the plain formulas keeps and reads two to three times as many tensors. `relu_square` keeps its result only, which
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, run_blocks, sigmoid
@@ -30,6 +32,14 @@ def sigmoid_gate(r: Tensor, v: Tensor, backend: str | None = None) -> Tensor:
     if not wide or choose(backend, r, op="sigmoid_gate") == "torch":
         return torch.sigmoid(r) * v
     return _Gate.apply(r, v)
+
+
+def silu_gate(r: Tensor, v: Tensor, backend: str | None = None) -> Tensor:
+    """silu(r) * v, any equal shapes."""
+    wide = r.dtype == v.dtype and r.dtype in (torch.float32, torch.float64) and r.numel() >= _BLOCK
+    if not wide or choose(backend, r, op="silu_gate") == "torch":
+        return F.silu(r) * v
+    return _SiluGate.apply(r, v)
 
 
 def relu_square(h: Tensor, backend: str | None = None) -> Tensor:
@@ -60,6 +70,24 @@ class _Gate(torch.autograd.Function):
         r, v = ctx.saved_tensors
         dr, dv = torch.empty_like(r), torch.empty_like(v)
         _run(_gate_backward, r, v, dy.contiguous(), dr, dv)
+        return dr, dv
+
+
+class _SiluGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, r: Tensor, v: Tensor) -> Tensor:
+        r, v = r.contiguous(), v.contiguous()
+        y = torch.empty_like(v)
+        _run(_silu_forward, r, v, y)
+        ctx.save_for_backward(r, v)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        r, v = ctx.saved_tensors
+        dr, dv = torch.empty_like(r), torch.empty_like(v)
+        _run(_silu_backward, r, v, dy.contiguous(), dr, dv)
         return dr, dv
 
 
@@ -97,6 +125,25 @@ def _gate_backward(first, last, r, v, dy, dr, dv):  # type: ignore[no-untyped-de
         s = sigmoid(raw[i])
         dvalue[i] = given[i] * s
         draw[i] = given[i] * value[i] * s * (_ONE - s)
+
+
+@compiled
+def _silu_forward(first, last, r, v, y):  # type: ignore[no-untyped-def]
+    low, high = first * _BLOCK, min(last * _BLOCK, len(y))
+    raw, value, out = r[low:high], v[low:high], y[low:high]
+    for i in range(len(out)):
+        out[i] = raw[i] * sigmoid(raw[i]) * value[i]
+
+
+@compiled
+def _silu_backward(first, last, r, v, dy, dr, dv):  # type: ignore[no-untyped-def]
+    low, high = first * _BLOCK, min(last * _BLOCK, len(dy))
+    raw, value, given, draw, dvalue = r[low:high], v[low:high], dy[low:high], dr[low:high], dv[low:high]
+    for i in range(len(given)):
+        s = sigmoid(raw[i])
+        silu = raw[i] * s
+        dvalue[i] = given[i] * silu
+        draw[i] = given[i] * value[i] * (s + silu * (_ONE - s))
 
 
 @compiled

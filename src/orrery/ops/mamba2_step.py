@@ -1,7 +1,7 @@
 """One token of Mamba-2 (arXiv 2405.21060) between its two projections, as one compiled loop.
 
     x, B, C = silu(conv(window));  dt = softplus(raw + b_dt);  S = exp(-exp(A_log) dt) S + dt B x^T;  y = C S + D x
-    out = w rmsnorm(y silu(z))
+    out = w rmsnorm(y silu(z)),  or  w rmsnorm(y) silu(z),  or  y silu(z)
 
 Decoding one row is some thirty small torch calls otherwise, which take several times as long as their arithmetic.
 Inference only; the mixer says the same in torch, for gradients, other types and devices.
@@ -24,14 +24,14 @@ from orrery.ops.compiled import compiled, exp, run_blocks, sigmoid
 
 
 class StepWeights(NamedTuple):
-    """Parameters that a step reads: taps (M,K), conv_bias (M,) or None, dt_bias, A_log, D (H,), norm (E,)."""
+    """Parameters that a step reads: taps (M,K), conv_bias (M,) or None, dt_bias, A_log, D (H,), norm (E,) or None."""
 
     taps: Tensor
     conv_bias: Tensor | None
     dt_bias: Tensor
     A_log: Tensor
     D: Tensor
-    norm: Tensor
+    norm: Tensor | None
 
 
 def can_step(p: Tensor, conv: Tensor, ssm: Tensor) -> bool:
@@ -50,6 +50,7 @@ def mamba2_step(
     eps: float,
     dt_limit: tuple[float, float] | None = None,
     donate: bool = False,
+    norm_first: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one token of every row.
 
@@ -62,6 +63,7 @@ def mamba2_step(
         eps: of the norm.
         dt_limit: bounds of the step size.
         donate: the caller gives `ssm` away.
+        norm_first: the norm stands before the gate.
 
     Returns:
         out (B,E), the next last inputs and the next state.
@@ -69,19 +71,20 @@ def mamba2_step(
     batch, kept, mixed = conv.shape
     p, ssm = p.contiguous(), ssm.contiguous()
     after = ssm if donate else torch.empty_like(ssm)
-    window, out = conv.new_empty(batch, kept, mixed), p.new_empty(batch, len(weights.norm))
+    window, out = conv.new_empty(batch, kept, mixed), p.new_empty(batch, ssm.shape[1] * ssm.shape[3])
     bias = conv.new_zeros(mixed) if weights.conv_bias is None else weights.conv_bias
     low, high = dt_limit or (0.0, math.inf)
     tensors = (p, conv.contiguous(), window, ssm, after, out)
-    parameters = (weights.taps, bias, weights.dt_bias, weights.A_log, weights.D, weights.norm)
+    norm = p.new_empty(0) if weights.norm is None else weights.norm
+    parameters = (weights.taps, bias, weights.dt_bias, weights.A_log, weights.D, norm)
     arrays = [t.detach().numpy() for t in (*tensors, *parameters)]
-    run_blocks(_step, batch, 4 * ssm.numel(), *arrays, groups, eps, low, high)
+    run_blocks(_step, batch, 4 * ssm.numel(), *arrays, groups, eps, low, high, norm_first)
     return out, window, after
 
 
 @compiled
 def _step(  # type: ignore[no-untyped-def]
-    first, last, p, conv, window, before, after, out, taps, bias, dt_bias, A_log, D, norm, groups, eps, low, high
+    first, last, p, conv, window, before, after, out, taps, bias, dt_bias, A_log, D, norm, groups, eps, low, high, norm_first
 ):
     kept, mixed = conv.shape[1:]
     heads, size, width = before.shape[1:]
@@ -119,11 +122,17 @@ def _step(  # type: ignore[no-untyped-def]
                     y[j] += query * s
         for g in range(groups):
             y, z = out[b, g * part : (g + 1) * part], p[b, g * part : (g + 1) * part]
-            for j in range(part):
-                y[j] = y[j] * z[j] * sigmoid(z[j])
+            if not norm_first:
+                for j in range(part):
+                    y[j] = y[j] * z[j] * sigmoid(z[j])
+            if len(norm) == 0:
+                continue
             square = np.float64(0.0)
             for j in range(part):
                 square += np.float64(y[j]) * y[j]
             scale = np.float32(1.0 / np.sqrt(square / part + eps))
             for j in range(part):
                 y[j] = y[j] * scale * norm[g * part + j]
+            if norm_first:
+                for j in range(part):
+                    y[j] = y[j] * z[j] * sigmoid(z[j])
