@@ -142,8 +142,12 @@ def precision(subject: Subject) -> None:
             )
     if "surrogate" in subject.tags:  # in bfloat16 values often cross a threshold that they do not cross exactly
         return
-    _compare(_gradients_of(subject, torch.bfloat16), exact, "bfloat16", torch.bfloat16)
-    _compare(_gradients_of(subject, torch.float32, autocast=True), exact, "autocast to bfloat16", torch.bfloat16)
+    for what, rounded in (
+        ("bfloat16", _gradients_of(subject, torch.bfloat16)),
+        ("autocast to bfloat16", _gradients_of(subject, torch.float32, autocast=True)),
+    ):
+        kinked = "rectified" in subject.tags  # rounding moves features over the kink, where the gradient jumps
+        _compare({"the output": rounded["the output"]} if kinked else rounded, exact, what, torch.bfloat16)
     if "bidirectional" not in subject.tags:
         mixer, x, state, found = subject.build(torch.bfloat16), inputs(subject, 2, 40, torch.bfloat16), None, []
         with torch.no_grad():
