@@ -1,4 +1,4 @@
-"""Branches on one input, normed and averaged (2411.13676), for branches that are attention."""
+"""Branches on one input, normed and fused (2510.04800, 2411.13676), for branches that are attention."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ import numpy as np
 from oracles.attention import attention
 
 DEFAULTS = {
-    "heads": None, "kv_heads": None, "head_dim": 64, "window": None, "rope": 1.0, "rope_theta": 10000.0, "qk_norm": False
+    "heads": None, "kv_heads": None, "head_dim": 64, "window": None, "rope": 1.0, "rope_theta": 10000.0, "qk_norm": False,
+    "norm_whole": False, "gate": False,
 }  # fmt: skip
 
 
 def parallel(parameters, config, x, segments=None):
     """The mixer on x (B,T,D); parameters by name, config as a dict with `width`."""
-    total = np.zeros_like(x)
+    found = []
     for i, branch in enumerate(config["branches"]):
         start = f"branches.{i}."
         own = {name.removeprefix(start): value for name, value in parameters.items() if name.startswith(start)}
-        y = attention(own, {**DEFAULTS, **branch, "width": config["width"]}, x, segments)
-        if config["fusion"] == "norm":
-            size = np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + config["eps"])
-            y = parameters[f"norms.{i}.weight"] * y / size
-        total += y
-    return total / len(config["branches"])
+        settings = {**DEFAULTS, **branch, "width": config["width"]}
+        if config["shares"] is not None:
+            settings["heads"] = round(config["shares"][i] * config["width"] / settings["head_dim"])
+        y = attention(own, settings, x, segments)
+        if config["normed"]:
+            size = y.shape[-1] // config["groups"]
+            for g in range(config["groups"]):
+                part = y[..., g * size : (g + 1) * size]
+                part /= np.sqrt(np.mean(part**2, axis=-1, keepdims=True) + config["eps"])
+        if config["beta"] != "none":
+            y = y * parameters["beta"][i]
+        found.append(y)
+    if config["fusion"] == "concat":
+        return np.concatenate(found, -1) @ parameters["out.weight"].T
+    if config["fusion"] == "difference":
+        return found[0] - sum(found[1:])
+    return sum(found) / (len(found) if config["fusion"] == "mean" else 1)
