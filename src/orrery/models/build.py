@@ -151,9 +151,10 @@ class _Draft:
         for branch, architecture in zip(kind, self.architectures[kind], strict=True):
             block = cast(BlockConfig, architecture.block).to_dict()
             if architecture.head and head_dim:
-                block = apply_overrides(block, {architecture.head: head_dim})
-            if architecture.fine and (len(kind) == 1 or architecture.fine.startswith("mixer.")):
-                block = apply_overrides(block, {architecture.fine: _fine(architecture, width, scale)})
+                _apply_block(block, architecture.head, head_dim, branch.name)
+            layer, _, fine = architecture.fine.rpartition("/")
+            if fine and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", branch.name.rpartition("/")[2]):
+                block = apply_overrides(block, {fine: _fine(architecture, width, scale)})
             for key, value in branch.settings:
                 _apply_block(block, key, value, branch.name)
             specs.append(block)
@@ -184,7 +185,10 @@ def _count(config: DecoderConfig) -> int:
         for index, block in enumerate(config.blocks):
             layers = config.layout.count(index)
             if layers:
-                total += layers * sum(p.numel() for p in Block(block, Place(width=config.width, depth=config.depth)).parameters())
+                first = int(config.layout[0] == index)  # the first layer may lack what refers to an earlier one
+                for layer, number in ((0, first), (config.depth - 1, layers - first)):
+                    place = Place(width=config.width, layer=layer, depth=config.depth)
+                    total += number * sum(p.numel() for p in Block(block, place).parameters()) if number else 0
     return total
 
 
@@ -247,11 +251,14 @@ def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> No
             return
     touched = key in _FRAME
     for block, kind in zip(data["blocks"], kinds, strict=True):
-        named = rest and head in {branch.name for branch in kind} | _part_names(block)
+        named = rest and head in {name for branch in kind for name in _names(branch)} | _part_names(block)
         if rest and head not in ("mixer", "channel") and not named:
             continue
         try:
-            _apply_block(block, rest if named else key, value, data["architecture"])
+            if named and block["mixer"]["name"] == "parallel" and head != "parallel":
+                _apply_branches(block, kind, head, rest, value, data["architecture"])
+            else:
+                _apply_block(block, rest if named else key, value, data["architecture"])
             touched = True
         except ConfigError:
             if (not rest and len(data["blocks"]) > 1) or touched:
@@ -262,16 +269,43 @@ def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> No
         raise ConfigError(f"unknown setting '{key}'.{suggest(key, known)} `orrery show {data['architecture']}` lists the settings.")
 
 
+def _names(branch: Branch) -> tuple[str, str]:
+    """A layer may be named with or without the architecture that it belongs to."""
+    return branch.name, branch.name.rpartition("/")[2]
+
+
+def _parts(block: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The part of a kind, and behind a parallel mixer its branches."""
+    part = block[kind]
+    return [part, *part.get("branches", ())] if part else []
+
+
 def _part_names(block: dict[str, Any]) -> set[str]:
-    return {part["name"] for part in (block["mixer"], block["channel"]) if part}
+    return {part["name"] for kind in ("mixer", "channel") for part in _parts(block, kind)}
+
+
+def _fields(part: dict[str, Any], kind: str) -> set[str]:
+    return set(field_types(registry.load(part["name"], kind).Config))
 
 
 def _known(block: dict[str, Any]) -> set[str]:
-    known = set(_BLOCK)
-    for kind in ("mixer", "channel"):
-        if block[kind]:
-            known |= set(field_types(registry.load(block[kind]["name"], kind).Config))
-    return known
+    return set(_BLOCK).union(*(_fields(part, kind) for kind in ("mixer", "channel") for part in _parts(block, kind)))
+
+
+def _apply_branches(block: dict[str, Any], kind: Layer, name: str, key: str, value: Any, model: str) -> None:
+    """Set `key` in the branches of a parallel layer that `name` means: by the pattern's words or by their mixers'; else in
+    the channel mixer of that name."""
+    branches = block["mixer"]["branches"]
+    words = [_names(branch) for branch in kind] if len(kind) == len(branches) else [()] * len(branches)
+    meant = [(part, "mixer") for part, known in zip(branches, words, strict=True) if name in (part["name"], *known)]
+    if block["channel"] and block["channel"]["name"] == name:
+        meant.append((block["channel"], "channel"))
+    able = [(part, part_kind) for part, part_kind in meant if key.removeprefix("mixer.") in _fields(part, part_kind)]
+    for part, _ in able:
+        part[key.removeprefix("mixer.")] = value
+    if not able:
+        names = sorted(set().union(*(_fields(*each) for each in meant)))
+        raise ConfigError(f"unknown setting '{key}' of {name} in {model}.{suggest(key, names)} Known: {', '.join(names)}")
 
 
 def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None:
@@ -281,12 +315,15 @@ def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None
         block[key] = value
         return
     for kind in ("mixer", "channel") if not rest else (head,):
-        spec = block.get(kind)
-        if not spec:
-            continue
-        known = field_types(registry.load(spec["name"], kind).Config)
-        if (rest or key) in known or rest == "name":
-            spec[rest or key] = value
+        parts = _parts(block, kind)
+        if parts and rest == "name":
+            known = _fields({"name": value}, kind)
+            block[kind] = {"name": value, **{setting: own for setting, own in parts[0].items() if setting in known}}
+            return
+        able = [part for part in parts if (rest or key) in _fields(part, kind)]
+        for part in able[:1] if able and able[0] is parts[0] else able:
+            part[rest or key] = value
+        if able:
             return
     names = sorted(_known(block))
     raise ConfigError(f"unknown setting '{key}' of {name}.{suggest(rest or key, names)} Known: {', '.join(names)}")

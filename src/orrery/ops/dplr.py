@@ -53,6 +53,7 @@ _HALF = {torch.float32: 80.0, torch.float64: 340.0}  # e^x and e^-x are ordinary
 _MATRICES = 256  # chunks times rows times heads in a section: what the backward pass holds at a time
 
 
+@torch.compiler.disable  # the loops are not torch's, and chunks by the hundred take a compiler longer than they save
 def dplr(
     q: Tensor,
     k: Tensor,
@@ -235,9 +236,9 @@ def _matrices(x: Tensor, chunk: int, kind: torch.dtype) -> Tensor:
 def _scores(rows: Tensor, columns: Tensor, high: Tensor, low: Tensor, seen: Tensor) -> Tensor:
     """Sums over K of rows (M,R,K) times columns (M,S,K) times e^{high - low}, where `seen` (M,R,S); high, low like them."""
     half = _HALF[rows.dtype]
-    last = low[:, -1:].detach()
-    middle = last / 2
-    far = (last < -2 * half).flatten(1).any(1)
+    least = low.detach().amin(1, keepdim=True)
+    middle = least / 2
+    far = (least < -2 * half).flatten(1).any(1)
     up, down = ((x.clamp(-half, half) if bool(far.any()) else x).to(rows.dtype).exp() for x in (high - middle, middle - low))
     found = torch.bmm(rows * up, (columns * down).transpose(1, 2)).masked_fill(~seen, 0.0)
     for index in far.nonzero()[:, 0].split(32):
@@ -259,9 +260,9 @@ def _section(inputs: Sequence[Tensor], state: Tensor, options: _Options) -> tupl
     if options.starts is not None:
         marks = _matrices(options.starts[..., None].expand(batch, time, heads), chunk, torch.int64)
         g, documents = g.masked_fill(marks[..., None] > 0, 0.0), marks.cumsum(1)
-    total = g.cumsum(1)
-    last = total[:, -1:]
     same = documents[:, :, None] == documents[:, None, :]
+    total = g.cumsum(1) if options.starts is None else torch.bmm(same.tril().to(wide), g)  # each document's own
+    last = total[:, -1:]
     later = torch.cat([same.tril(), same.tril(-1)], 1)  # (M,2C,C): q sees itself, a does not
     reach = torch.cat([total, total - g], 1)
     rows = torch.cat([q, a], 1)
@@ -311,7 +312,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, before = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors  # read once: with recomputed blocks every reading would unpack it again
+        inputs, before = saved[:6], saved[6:]
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
         dstate = dfinal.clone()
         sections = list(enumerate(_sections(inputs[1], ctx.options.chunk)))
