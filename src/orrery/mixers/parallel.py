@@ -18,13 +18,13 @@ Oracle: tests/oracles/parallel.py (the branches by themselves, fused in float64)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from orrery.core.config import field_types, require
+from orrery.core.config import require
 from orrery.core.errors import ConfigError
 from orrery.core.registry import register
 from orrery.nn.block import make_part, part_config
@@ -156,11 +156,11 @@ def _reduced(spec: dict[str, Any], share: float, width: int) -> dict[str, Any]:
     if share == 1:
         return spec
     config: Any = part_config(spec, "mixer")
-    known = field_types(type(config))
+    known = {field.name for field in fields(config)}
     if "heads" in known:
         heads = config.heads or width // config.head_dim
-        fewer = {name: getattr(config, name, None) for name in ("kv_heads",)}
-        fewer = {name: max(1, round(share * value)) for name, value in fewer.items() if value}
+        grouped = getattr(config, "kv_heads", None)
+        fewer = {"kv_heads": max(1, round(share * grouped))} if grouped else {}
         return {**spec, "heads": max(1, round(share * heads)), **fewer}
     if "expand" in known:
         return {**spec, "expand": share * config.expand}

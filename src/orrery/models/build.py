@@ -31,7 +31,7 @@ from orrery.nn.contract import Place
 DEFAULT_SIZE = "tiny"
 DEFAULT_VOCAB = 257  # the byte tokenizer's
 _FRAME = ("tied", "norm", "eps", "embed_norm", "positions", "max_positions", "dropout", "embed_std", "softcap")
-_BLOCK = ("norm", "eps", "placement", "canon", "dropout", "scales")
+_BLOCK = ("norm", "eps", "placement", "canon", "dropout", "scales", "gate", "gate_bias")
 
 
 def create_model(
@@ -155,7 +155,7 @@ class _Draft:
             layer, _, fine = architecture.fine.rpartition("/")
             if fine and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", branch.name.rpartition("/")[2]):
                 block = apply_overrides(block, {fine: _fine(architecture, width, scale)})
-            for key, value in branch.settings:
+            for key, value in sorted(branch.settings, key=lambda setting: not setting[0].endswith(".name")):
                 _apply_block(block, key, value, branch.name)
             specs.append(block)
         return specs[0] if len(specs) == 1 else _side_by_side(specs, width, scale)

@@ -25,7 +25,7 @@ class Architecture:
     depth_factor: layers relative to the ladder's depth (2 for blocks without a channel mixer).
     head: dotted setting that holds a head size; the ladder sets it to 32 up to `tiny` and 64 from `small` on.
     width_step: widths are multiples of this (None: of the head size).
-    fine: dotted setting that absorbs what is left of the parameter budget.
+    fine: dotted setting that absorbs what is left of the parameter budget; "layer/setting": only in that one of `blocks`.
     fine_step: its granularity.
     fine_ratio, fine_base: its natural value is ratio * width + base; the ladder picks the width that brings it nearest.
     presets: published sizes by their papers' names -> {setting: value}, with `width`, `depth` and any dotted setting.

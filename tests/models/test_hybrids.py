@@ -1,0 +1,71 @@
+"""Layers side by side and between one another: settings that find their branch, sizes, and training."""
+
+import pytest
+import torch
+
+import orrery
+from orrery.core.errors import ConfigError
+from orrery.models.build import resolve
+from orrery.models.ladder import LADDER
+
+SMALL = {"width": 64, "depth": 2, "vocab_size": 31}
+
+
+def branches(config, layer=0):
+    return config.blocks[layer].mixer["branches"]
+
+
+def test_settings_find_their_branch():
+    overrides = {"mamba2.state": 16, "attention.window": 5, "fusion": "sum", "parallel.normed": False, "conv": 3}
+    config = resolve("mamba2 | attention", width=64, overrides=overrides)
+    mamba, attention = branches(config)
+    assert mamba["state"] == 16 and attention["window"] == 5 and "window" not in mamba and "state" not in attention
+    assert config.blocks[0].mixer["fusion"] == "sum" and config.blocks[0].mixer["normed"] is False
+    assert mamba["conv"] == 3 and "conv" not in attention
+    both = resolve("mamba2 | attention", width=64, overrides={"head_dim": 16, "attention.bias": True, "glu.hidden": 40}).blocks[0]
+    assert [part["head_dim"] for part in both.mixer["branches"]] == [16, 16] and both.channel["hidden"] == 40
+    with pytest.raises(ConfigError, match="unknown setting 'stat' of mamba2.*'state'"):
+        resolve("mamba2 | attention", width=64, overrides={"mamba2.stat": 16})
+
+
+def test_a_channel_mixer_is_exchanged_with_what_it_shares():
+    config = resolve("gpt2 + gpt2(channel.name=moe,channel.experts=4)", width=64)
+    plain, experts = (block.channel for block in config.blocks)
+    assert plain["name"] == "mlp" and experts["name"] == "moe" and experts["experts"] == 4
+    assert experts["activation"] == plain["activation"] and "bias" not in experts
+
+
+def test_shared_heads_cost_what_one_mixer_costs():
+    whole = resolve("attention", width=64, depth=1, overrides={"head_dim": 16})
+    halves = resolve("attention | attention", width=64, depth=1, overrides={"shares": [0.5, 0.5], "head_dim": 16, "beta": "none"})
+    sizes = [sum(p.numel() for p in orrery.models.build.build(c).blocks[0].mixer.parameters()) for c in (whole, halves)]
+    assert sizes[0] == sizes[1]
+    mixed = resolve("mamba2 | attention", width=64, depth=1, overrides={"shares": [0.5, 0.5], "head_dim": 16})
+    mamba, attention = orrery.models.build.build(mixed).blocks[0].mixer.branches
+    assert mamba.heads == 4 and attention.heads == 2
+    with pytest.raises(ConfigError, match="neither heads nor an expansion"):
+        orrery.models.build.build(resolve("attention | lstm", width=64, depth=1, overrides={"shares": [0.5, 0.5]}))
+
+
+@pytest.mark.parametrize("fusion", ["mean", "sum", "difference", "concat"])
+def test_every_fusion_trains(fusion):
+    model = orrery.create_model("mamba2 | attention", **SMALL, fusion=fusion, seed=0, head_dim=16, state=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    tokens = ((torch.arange(33) % 7)[None].expand(4, -1) * 3 + torch.arange(4)[:, None]) % 31
+    losses = []
+    for _ in range(25):
+        logits = model(tokens[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["mamba2 | attention", "mamba2*3 + mixtral"])
+def test_patterns_meet_the_ladder(name):
+    for size in ("nano", "tiny"):
+        config = resolve(name, size)
+        with torch.device("meta"):
+            assert orrery.models.build.build(config).num_parameters() == pytest.approx(LADDER[size].parameters, rel=0.02)
