@@ -5,6 +5,7 @@ post:      x = norm(x + mixer(x));  x = norm(x + channel(x))    (arXiv 1706.0376
 parallel:  x += mixer(norm(x)) + channel(norm(x))
 output:    x += norm(mixer(x));  x += norm(channel(x))          (OLMo 2, arXiv 2501.00656)
 normed:    x = norm(x); x = a x + b mixer(x);  x = norm(x); x = c x + d channel(x)     (MiniMax-01, arXiv 2501.08313)
+gated:     x = g(x, relu(mixer(norm(x))));  x = g'(x, relu(channel(norm(x))))          (GTrXL, arXiv 1910.06764)
 
 Canon A stands after the mixer's norm, C after the channel mixer's; B and D are inside the parts.
 A block's state is the tuple (canon A, mixer, canon C, channel) of its parts' states.
@@ -26,8 +27,9 @@ from orrery.core.errors import StateError
 from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
+from orrery.nn.residual_gate import ResidualGate
 
-PLACEMENTS = ("pre", "post", "parallel", "output", "normed")
+PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
 BlockState = tuple[Any, Any, Any, Any]
 
 
@@ -35,7 +37,8 @@ BlockState = tuple[Any, Any, Any, Any]
 class BlockConfig(Config):
     """One layer. `mixer` and `channel` are {"name": registered name, **settings of its config}; channel None: no such part.
 
-    scales: a, b, c, d of the placement "normed"; 1 elsewhere.
+    scales: a, b, c, d of the placement "normed"; 1 elsewhere. gate, gate_bias: of the placement "gated"
+    (:mod:`orrery.nn.residual_gate`).
     """
 
     mixer: dict[str, Any]
@@ -46,6 +49,8 @@ class BlockConfig(Config):
     canon: str = ""
     dropout: float = 0.0
     scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    gate: str = "gru"
+    gate_bias: float = 2.0
 
     def __post_init__(self) -> None:
         require(
@@ -87,6 +92,8 @@ class Block(nn.Module):
         self.canon_a = Canon(place.width) if "a" in config.canon else None
         self.canon_c = Canon(place.width) if "c" in config.canon and self.channel is not None else None
         self.dropout = config.dropout
+        gates = (1 if self.channel is None else 2) if config.placement == "gated" else 0
+        self.gates = nn.ModuleList(ResidualGate(config.gate, place.width, config.gate_bias) for _ in range(gates))
 
     def forward(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
         """X (B,T,D) and the block's state or None -> (B,T,D) and the new state."""
@@ -106,15 +113,21 @@ class Block(nn.Module):
         if self.canon_a is not None:
             h, a = self.canon_a(h, a, ctx)
         y, m = self.mixer(h, m, ctx)
-        x = x + self._drop(y)
+        x = self._added(x, y, 0)
         if self.channel is not None:
             if self.channel_norm is not None:
                 h = self.channel_norm(x)
             if self.canon_c is not None:
                 h, c = self.canon_c(h, c, ctx)
             y, f = self.channel(h, f, ctx)
-            x = x + self._drop(y)
+            x = self._added(x, y, 1)
         return x, (a, m, c, f)
+
+    def _added(self, x: Tensor, y: Tensor, part: int) -> Tensor:
+        """The residual x and the output y of the mixer (part 0) or the channel mixer (1), where the norm stands before it."""
+        if not self.gates:
+            return x + self._drop(y)
+        return cast(Tensor, self.gates[part](x, torch.relu(self._drop(y))))
 
     def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
         """A part's output y and the residual x, where the norm stands behind the part."""
@@ -152,7 +165,8 @@ class Block(nn.Module):
 
     def flops(self, length: int) -> int:
         """Forward operations of the parts for one sequence; norms and residuals (under 1 %) are not counted."""
-        return sum(p.flops(length) for p in self._parts() if p is not None)
+        gates = sum(cast(ResidualGate, gate).flops(length) for gate in self.gates)
+        return gates + sum(p.flops(length) for p in self._parts() if p is not None)
 
     def check_honoured(self, ctx: Context) -> None:
         """Raise for a context field that one of the parts would ignore."""
@@ -168,6 +182,6 @@ class Block(nn.Module):
 
     def reset_parameters(self) -> None:
         """Every part's own initialisation."""
-        for part in (self.mixer_norm, self.channel_norm, *self._parts()):
+        for part in (self.mixer_norm, self.channel_norm, *self._parts(), *self.gates):
             if part is not None:
                 part.reset_parameters()
