@@ -113,8 +113,9 @@ def diagonal_scan_chunked(a_log: Tensor, b: Tensor, state: Tensor | None = None)
     return _ChunkedScan.apply(a_log, b, state)
 
 
-def _scan_chunks(a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Scan every chunk from zero, all at once; carry the state over chunks; add what each carried state still counts."""
+def scan_chunks(a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The chunked form without its gradient: scan every chunk from zero, all at once; carry the state over chunks; add what
+    each carried state still counts."""
     batch, time, width = b.shape
     chunk = max(1, math.isqrt(time))
     chunks = -(-time // chunk)
@@ -147,7 +148,7 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        h, after = _scan_chunks(a_log, b, state)
+        h, after = scan_chunks(a_log, b, state)
         ctx.save_for_backward(a_log, h, state)
         return h, after
 
@@ -156,7 +157,7 @@ class _ChunkedScan(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor, dafter: Tensor) -> tuple[Tensor, ...]:
         a_log, h, state = ctx.saved_tensors
         later = F.pad(a_log[:, 1:], (0, 0, 0, 1)).flip(1)  # in reversed time, the gate of the token after
-        grad = _scan_chunks(later, dh.flip(1), dafter)[0].flip(1)
+        grad = scan_chunks(later, dh.flip(1), dafter)[0].flip(1)
         da_log, dstate = _gradients_from(grad, a_log, h, state)
         return da_log, grad, dstate
 
