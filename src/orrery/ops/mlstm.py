@@ -132,7 +132,7 @@ def mlstm_step(
     given = v.dtype
     q, k, v, i_log, f_log = (x.to(kind) for x in (q, k, v, i_log, f_log))
     if state is None:
-        memory, m = mlstm_initial(*v.shape[:2], q.shape[-1], v.shape[-1], v.device, kind)
+        memory, m = mlstm_initial(len(v), v.shape[1], q.shape[-1], v.shape[-1], v.device, kind)
     else:
         memory, m = (x.to(kind) for x in state)
     if starts is not None:
