@@ -59,5 +59,5 @@ def test_a_model_without_a_state_and_a_broken_one_are_named(tokens):
         carried_bits_per_byte(orrery.wrap(nn.Embedding(V, V), V, "mine"), tokens, np.arange(3))
     broken = build("mamba2")
     nn.init.constant_(broken.norm.weight, float("nan"))
-    with pytest.raises(NonFiniteError, match="document 1 are not finite at position 0"):
+    with pytest.raises(NonFiniteError, match="document 1 are not finite in the window from token 0"):
         carried_bits_per_byte(broken, tokens, np.array([1, 0]))

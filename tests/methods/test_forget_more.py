@@ -11,8 +11,8 @@ from orrery.methods.forget_more import forget_more
 from orrery.nn.contract import Aux, Context
 
 
-def build(name="mamba2"):
-    settings = {"head_dim": 8, "state": 8} if name == "mamba2" else {}
+def build(name="mamba2", **more):
+    settings = {"head_dim": 8, "state": 8, **more} if name == "mamba2" else {}
     return orrery.create_model(name, width=32, depth=1, vocab_size=20, seed=0, **settings).double()
 
 
@@ -31,9 +31,10 @@ def test_decays_are_raised_and_the_model_given_stays():
     assert torch.allclose(forget_more(model)(tokens).hidden, before)
 
 
-def test_writing_less_is_what_the_paper_multiplies():
+@pytest.mark.parametrize("gate_norm", ["after", "before", "none"])
+def test_writing_less_is_what_the_paper_multiplies(gate_norm):
     """b times what is written, through the mixer's own norm: computed from the state that the plain mixer leaves."""
-    model, tokens = build(), torch.randint(0, 20, (2, 15), generator=torch.Generator().manual_seed(0))
+    model, tokens = build(gate_norm=gate_norm), torch.randint(0, 20, (2, 15), generator=torch.Generator().manual_seed(0))
     mixer = model.blocks[0].mixer
     mixer.config = mixer.config.replace(eps=1e-14)
     b = 0.6

@@ -112,7 +112,7 @@ def test_what_is_not_finite_stops_before_the_step(what, accumulate):
 def test_the_complaint_names_parameters():
     model, engine = make()
     model.blocks[0].mixer_norm.weight.register_hook(lambda g: g * float("nan"))
-    with pytest.raises(NonFiniteError, match=r"the gradient's norm is nan .* in blocks.0.mixer_norm.weight"):
+    with pytest.raises(NonFiniteError, match=r"the gradient's norm is nan .* in the gradient of blocks.0.mixer_norm.weight"):
         engine.step(3, batch(0))
 
 

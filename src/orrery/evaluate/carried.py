@@ -78,7 +78,7 @@ def read_carried(
 
     Raises:
         ConfigError: for a model that carries no state.
-        NonFiniteError: naming document and position.
+        NonFiniteError: naming document and window.
     """
     check_carries(model)
     if length < 1 or batch_size < 1:
@@ -158,9 +158,10 @@ class _Group:
     def _check(self, each: np.ndarray, start: int) -> None:
         if np.isfinite(each).all():
             return
-        row, place = (int(index[0]) for index in np.nonzero(~np.isfinite(each)))
+        row = int((~np.isfinite(each)).any(1).nonzero()[0][0])
         raise NonFiniteError(
-            f"the model's probabilities on validation document {int(self.documents[row])} are not finite at position {start + place}"
+            f"the model's probabilities on validation document {int(self.documents[row])} are not finite "
+            f"in the window from token {start} on"
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from orrery.core.errors import ConfigError
 from orrery.core.seeds import generator as seeded
 from orrery.generate.sampling import Sampling
+from orrery.models.diagnose import find_broken
 from orrery.nn.contract import Context
 from orrery.nn.state import reserve
 
@@ -165,11 +166,19 @@ def _steps(
             scores, _ = _read(model, seen, marks, None, None)
         new = sampling.choose(scores, seen, valid, draws)
         if bool(torch.isnan(scores).any()):
-            raise ConfigError(f"the model's scores are not numbers (NaN) at new token {step}; its weights are damaged or diverged")
+            raise ConfigError(_complaint(model, step, seen, valid))
         seen = torch.cat([seen, new[:, None]], 1)
         if valid is not None:
             valid = torch.cat([valid, torch.ones_like(new, dtype=torch.bool)[:, None]], 1)
         yield new
+
+
+def _complaint(model: nn.Module, step: int, seen: Tensor, valid: Tensor | None) -> str:
+    """What to say about scores that are not numbers; everything is read once more to see where it begins."""
+    marks = None if valid is None else torch.where(valid, 0, PADDING)
+    begun = find_broken(model, lambda: _read(model, seen, marks, None, None))
+    where = f", first in {begun}" if begun else ""
+    return f"the model's scores are not numbers (NaN) at new token {step}{where}; its weights are damaged or diverged"
 
 
 def pad_prompts(texts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,8 @@ class AttentionConfig(PartConfig):
 
     def __post_init__(self) -> None:
         require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
+        for name in ("heads", "kv_heads"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
         require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
 

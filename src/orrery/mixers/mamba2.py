@@ -213,10 +213,12 @@ class Mamba2(Mixer):
     def forget_more(self, decay: float, insertion: float) -> None:
         """Raise every token's decay to the power `decay` and write `insertion` times as much, by changing parameters.
 
-        Writing less is reading less of a linear state; the norm behind it sees only the ratio to the skip D (up to eps).
+        Writing less is reading less of a linear state: heads put out b (S read + D/b x), and a norm undoes b (up to eps).
         """
         self.A_log.add_(math.log(decay))
         self.D.div_(insertion)
+        if self.norm is None:
+            self.out.weight.mul_(insertion)
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrix (B,H,T,T) that maps x to y (before gate and norm) for a whole sequence; D is on its diagonal."""

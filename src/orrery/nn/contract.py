@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from orrery.core.config import Config
 from orrery.core.errors import ConfigError, StateError
+from orrery.nn.state import state_tensors
 from orrery.nn.timeline import Timeline, fresh_clock, gather_time, plan, spread_time
 
 
@@ -117,6 +118,8 @@ class Part(nn.Module):
     honours: ClassVar[frozenset[str]] = frozenset()  # of: positions, bias, memory, cond; others raise when set
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()  # small settings (for width 32) that the contract checks run with
 
+    _fitting: tuple[torch.Size, ...] | None = None  # shapes of the state that was last found to fit
+
     def __init__(self, config: PartConfig, place: Place) -> None:
         super().__init__()
         self.config = config
@@ -176,6 +179,32 @@ class Part(nn.Module):
             raise StateError(f"{type(self).__name__} was given a state of {type(state).__name__}, which belongs to another architecture")
         if len(state.clock) != batch:
             raise StateError(f"the state holds {len(state.clock)} rows, the input {batch}; use state.select(index) to choose rows")
+        shapes = _shapes(state)
+        if shapes != self._fitting and not torch.compiler.is_compiling():
+            self._check_shapes(state, shapes)
+            object.__setattr__(self, "_fitting", shapes)
+
+    def _check_shapes(self, state: Any, shapes: tuple[torch.Size, ...]) -> None:
+        """Raise for a state of this part at another width or with other settings; a cache may have any length."""
+        known = _shapes(self.init_state(1, device="meta"))
+        for given, wanted in zip(shapes, known, strict=False):
+            same = len(given) == len(wanted) and all(b in (a, 0) for a, b in zip(given[1:], wanted[1:], strict=True))
+            if not same:
+                expected = ", ".join(str(size) if size else "any" for size in wanted[1:])
+                raise StateError(
+                    f"{type(self).__name__} was given a state of shape {tuple(given)}, which belongs to another width or other settings; "
+                    f"here a row's shape is ({expected})"
+                )
+
+    def stepper(self, norm: Any, state: Any, run: Any) -> Callable[[], None] | None:
+        """A function that does `x += part(norm(x))` for one token in place (:mod:`orrery.nn.stepping`); None: no such form.
+
+        Args:
+            norm: a :class:`~orrery.ops.row_linear.RowNorm`.
+            state: where to go on from; the caller gives it away.
+            run: the :class:`~orrery.nn.stepping.Stepping` that holds x and the positions.
+        """
+        return None
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
         """The state before the first token, for `batch` rows (None for a stateless part)."""
@@ -191,6 +220,13 @@ class Part(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew, as the paper initialises them."""
+
+
+def _shapes(state: Any) -> tuple[torch.Size, ...]:
+    try:
+        return tuple([item.shape for item in state])
+    except AttributeError:  # a state of states
+        return tuple([tensor.shape for tensor in state_tensors(state)])
 
 
 class Mixer(Part):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from orrery.core.errors import ConfigError, CorruptionError, NonFiniteError, StateError
+from orrery.models.diagnose import find_broken
 from orrery.nn.state import map_state, rebuild, settled, state_tensors
 from orrery.objectives import Batch, Objective
 from orrery.optim.groups import set_learning_rate
@@ -90,7 +91,7 @@ class Engine:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NonFiniteError(self._complaint(number, loss, norm))
+            raise NonFiniteError(self._complaint(number, loss, norm, batch))
         if self.clip and norm > self.clip:
             torch._foreach_mul_(gradients, self.clip / norm)
         rate = self.rate(number)
@@ -179,14 +180,25 @@ class Engine:
             loss, metrics = self.pair(batch)
         return loss, metrics
 
-    def _complaint(self, number: int, loss: float, norm: float) -> str:
-        names = {id(p): name.removeprefix("model.") for name, p in self.pair.named_parameters()}
-        broken = [
-            names.get(id(p), "?") for p in self.parameters if p.grad is not None and not bool(p.grad.isfinite().all())
-        ]
+    def _complaint(self, number: int, loss: float, norm: float, batch: Batch) -> str:
+        """One sentence: what is not finite, at which step, and where it began, found by a second pass."""
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        where = f"; not finite first in {', '.join(broken[:3])}" if broken else ""
+        begun = find_broken(self.pair, lambda: self._again(batch))
+        if begun is None:
+            broken = [name for name, p in self.pair.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+            begun = f"the gradient of {broken[-1].removeprefix('model.')}" if broken else None  # gradients come from behind
+        where = f", first in {begun}" if begun else ""
         return f"{what} at step {number} on batch {number}{where}; the step was not taken"
+
+    def _again(self, batch: Batch) -> None:
+        """The forward passes of a step once more, from the states before it."""
+        states = list(self.states)
+        for part, piece in self._pieces(batch):
+            if self.carry:
+                piece["state"] = states[part]
+            metrics = self._forward(piece)[1]
+            if self.carry:
+                states[part] = metrics["state"]
 
 
 def _mean(loss: Tensor, metrics: dict[str, Any]) -> float:
