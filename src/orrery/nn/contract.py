@@ -10,6 +10,7 @@ B batch, T time, D width, H heads, K key or head dimension, V value dimension, S
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
