@@ -47,7 +47,7 @@ def test_logits_are_equal_there_and_back(case, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_decoding_equals_their_cached_generation(case):
     hf = theirs(case)
-    expected = hf.generate(X, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    expected = hf.generate(X, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(X))
     assert torch.equal(orrery.generate(orrery.from_transformers(hf), X, 8, temperature=0), expected)
 
 

@@ -24,7 +24,7 @@ def test_settings_find_their_branch():
     assert mamba["conv"] == 3 and "conv" not in attention
     both = resolve("mamba2 | attention", width=64, overrides={"head_dim": 16, "attention.bias": True, "glu.hidden": 40}).blocks[0]
     assert [part["head_dim"] for part in both.mixer["branches"]] == [16, 16] and both.channel["hidden"] == 40
-    with pytest.raises(ConfigError, match="unknown setting 'stat' of mamba2.*'state'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'stat' of mamba2.*'state'"):
         resolve("mamba2 | attention", width=64, overrides={"mamba2.stat": 16})
 
 

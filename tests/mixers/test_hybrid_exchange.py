@@ -1,0 +1,112 @@
+"""Hybrids of Mamba-2 and attention against transformers' own: logits both ways, cached generation, sizes."""
+
+import pytest
+import torch
+
+import orrery
+from orrery.core.errors import ConfigError
+
+SIZES = {
+    "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 61, "intermediate_size": 40,
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": 0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}  # fmt: skip
+MULTIPLIERS = {
+    "lm_head_multiplier": 0.6, "embedding_multiplier": 1.7, "mlp_multipliers": [0.7, 1.3], "key_multiplier": 0.8,
+    "attention_out_multiplier": 1.2, "attention_in_multiplier": 0.9, "ssm_multipliers": [0.5, 1.5, 0.8, 1.1, 0.9],
+    "ssm_in_multiplier": 1.1, "ssm_out_multiplier": 0.7,
+}  # fmt: skip
+BIASES = {"attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True}
+CASES = {
+    "falcon": ("FalconH1Config", {"num_hidden_layers": 2, "mamba_d_ssm": 64, **MULTIPLIERS, **SIZES}),
+    "falcon-normed": (
+        "FalconH1Config",
+        {
+            "num_hidden_layers": 1, "mamba_d_ssm": 64, "mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_n_groups": 2,
+            "tie_word_embeddings": True, "projectors_bias": True, **BIASES, **MULTIPLIERS, **SIZES,
+        },
+    ),
+    "falcon-norm-first": (
+        "FalconH1Config",
+        {"num_hidden_layers": 1, "mamba_d_ssm": 64, "mamba_rms_norm": True, "mamba_norm_before_gate": True, **SIZES},
+    ),
+    "bamba": ("BambaConfig", {"num_hidden_layers": 4, "attn_layer_indices": [1, 3], "tie_word_embeddings": False, **SIZES}),
+    "bamba-other": (
+        "BambaConfig",
+        {"num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_groups": 2, "tie_word_embeddings": True, **BIASES, **SIZES},
+    ),
+}  # fmt: skip
+X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
+
+
+def theirs(case):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    cls, settings = CASES[case]
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, cls)(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # default norms and biases would hide mistakes
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def close(ours, right, limit=1e-4):
+    assert ours.shape == right.shape
+    assert (ours - right).abs().max() <= limit * right.abs().max()
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_logits_are_equal_there_and_back(case, tmp_path):
+    hf = theirs(case)
+    own = orrery.from_transformers(hf).eval()
+    expected = hf(X).logits
+    close(own(X).logits, expected)
+    orrery.to_transformers(own, tmp_path / "ours")
+    again = type(hf).from_pretrained(tmp_path / "ours").eval()
+    close(again(X).logits, expected)
+    assert all(torch.equal(a, b) for a, b in zip(orrery.from_transformers(tmp_path / "ours").parameters(), own.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("case", ["falcon", "bamba"])
+def test_decoding_equals_their_cached_generation(case):
+    hf = theirs(case)
+    own = orrery.from_transformers(hf).eval()
+    expected = hf.generate(X, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(X))
+    assert torch.equal(orrery.generate(own, X, 8, temperature=0), expected)
+    with torch.no_grad():
+        state, found = None, []
+        for t in range(X.shape[1]):
+            out = own(X[:, t : t + 1], state=state)
+            state = out.state
+            found.append(out.logits)
+        close(torch.cat(found, 1), hf(X).logits)
+
+
+@pytest.mark.parametrize(("preset", "billions"), [("falcon-h1-0.5b", 0.521), ("falcon-h1-7b", 7.59), ("bamba-9b", 9.78)])
+def test_published_sizes(preset, billions):
+    with torch.device("meta"):
+        model = orrery.create_model(preset)
+    assert model.num_parameters(embedding=True) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_bamba_9b_attends_where_it_does():
+    with torch.device("meta"):
+        model = orrery.create_model("bamba-9b")
+    assert [i for i, kind in enumerate(model.config.layout) if model.config.blocks[kind].mixer["name"] == "attention"] == [9, 18, 27]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("falcon-h1", {"fusion": "mean"}, "adds its branches"),
+        ("falcon-h1", {"attention.window": 4}, "attention is plain"),
+        ("bamba", {"attention.rope": 1.0}, "rotates half"),
+        ("bamba", {"canon": "a"}, "pre-norm blocks"),
+        ("bamba", {"mamba2.gate_norm": "none"}, "norm after the gate"),
+    ],
+)
+def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):
+    model = orrery.create_model(name, width=32, depth=4, vocab_size=11, **settings)
+    with pytest.raises(ConfigError, match=message):
+        orrery.to_transformers(model, tmp_path / "x")
