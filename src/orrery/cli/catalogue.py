@@ -9,7 +9,7 @@ import typer
 
 from orrery.cli import output
 
-LENGTHS = (1, 1024, 16384, 65536)  # tokens, for state and cost over length
+LENGTHS = (1, 1024, 4096, 16384, 65536)  # tokens, for state and cost over length
 SIZES = ("nano", "micro", "tiny", "small", "base")
 
 
@@ -83,7 +83,7 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
         )
         for s in sizes
     ]
-    output.say_table(headings, rows, right=range(1, 8))
+    output.say_table(headings, rows, right=range(1, 4 + len(LENGTHS)))
     print("parameters without embedding and head; FLOPs: three forward passes at 1,024 tokens, by formula, without the head;")
     print("state: bytes a sequence after so many tokens, by formula, in the parameters' type")
 
