@@ -205,6 +205,8 @@ def test_half_precision_inputs_keep_a_float32_state():
     got = gradients(dplr, rounded)
     y, final = loop(rounded)
     assert got[0].dtype == torch.bfloat16 and got[1].dtype == torch.float32
+    step = dplr_step(**{name: rounded[name][:, :1] for name in NAMES[:-1]}, state=rounded["state"])
+    assert step[0].dtype == torch.bfloat16 and step[1].dtype == torch.float32
     close(got[0], y, 2**-7)
     close(got[1], final, 1e-5)
     for name, grad in zip(NAMES, got[2:], strict=True):

@@ -151,7 +151,7 @@ def dplr_step(
 ) -> tuple[Tensor, Tensor]:
     """One token, in few calls: shapes as in :func:`dplr` with T = 1."""
     batch, _, heads, key = k.shape
-    kind, value, rows = _kind(v), v.shape[-1], batch * heads
+    given, kind, value, rows = v.dtype, _kind(v), v.shape[-1], batch * heads
     q, k, a, b, decay = (x.to(kind).reshape(rows, key, 1) for x in (q, k, a, b, g_log))
     v = v.to(kind).reshape(rows, 1, value)
     if state is None:
@@ -164,7 +164,7 @@ def dplr_step(
         s = torch.baddbmm(s * decay.exp(), torch.cat([b, k], 2), torch.cat([u, v], 1))
     y = torch.bmm(q.transpose(1, 2), s)
     y = y if scale == 1.0 else y * scale
-    return y.view(batch, 1, heads, value).to(v.dtype), s.view(batch, heads, key, value)
+    return y.view(batch, 1, heads, value).to(given), s.view(batch, heads, key, value)
 
 
 def dplr_chunked(
