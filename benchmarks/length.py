@@ -86,9 +86,9 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"{found['name']}: length, microseconds a token read, milliseconds a token decoded, bytes of state"]
     for row in zip(found["lengths"], found["read_us"], found["decode_us"], found["state_bytes"], strict=True):
         lines.append(f"  {row[0]:7,}  {row[1]:8.2f}  {row[2] / 1000:8.3f}  {row[3]:12,}")
-    for what in ("read", "decode"):
+    for what, word in (("read", "reading"), ("decode", "decoding")):
         s = found[f"{what}_slope"]
-        lines.append(f"  slope of {what[:-1] if what == "decode" else what}ing: {s['slope']:+.3f} (95 % {s['low']:+.3f} to {s['high']:+.3f}; 0 is linear cost)")
+        lines.append(f"  slope of {word}: {s['slope']:+.3f} (95 % {s['low']:+.3f} to {s['high']:+.3f}; 0 is linear cost)")
     return "\n".join(lines)
 
 
