@@ -11,7 +11,7 @@ from orrery.core.errors import ConfigError
 from orrery.data.shards import write_tokens
 from orrery.evaluate.carried import read_carried
 from orrery.evaluate.memory import state_over_time
-from orrery.generate.policy import NormaliseState, SlideState, create_policy
+from orrery.generate.policy import NormaliseState, SlideState, create_policy, linear_decays, with_field
 
 V, DOC, L = 13, 12, 6
 
@@ -136,3 +136,34 @@ def test_state_over_time_against_the_states_themselves(tokens):
     assert last["retention"] == pytest.approx(float(left.mean()), rel=1e-5)
     assert last["kept"] == float((left > 0.01).double().mean())
     assert state_over_time(build("lstm"), tokens, 40, 2, 10)[0]["retention"] is None
+
+
+def reporting():
+    """Every architecture whose layer reports a decay, found by asking."""
+    found = []
+    for entry in orrery.core.registry.entries("architecture"):
+        if "recurrent" in entry.tags:
+            model = orrery.create_model(entry.name, width=64, depth=1, vocab_size=V, seed=0).double().eval()
+            aux = orrery.nn.contract.Aux("decay_log")
+            with torch.no_grad():
+                state = model(torch.arange(9)[None], ctx=orrery.nn.contract.Context(aux=aux)).state
+            if aux.reports:
+                found.append((entry.name, model, state))
+    return found
+
+
+def test_a_reported_decay_is_what_a_window_multiplies_the_state_by():
+    """Twice the state before is once more exp(sum g) of it after: for every architecture that reports, in both forms."""
+    found = reporting()
+    assert {"mamba2", "retnet"} <= {name for name, _, _ in found}
+    for name, model, before in found:
+        for length in (7, 1):
+            text = torch.arange(length)[None] % V
+            aux = orrery.nn.contract.Aux("decay_log")
+            with torch.no_grad():
+                after = model(text, state=before, ctx=orrery.nn.contract.Context(aux=aux)).state
+                for field, factor in linear_decays(aux)[0].items():
+                    old, new = (getattr(state.blocks[0][1], field) for state in (before, after))
+                    twice = with_field(before, 0, field, 2 * old)
+                    again = getattr(model(text, state=twice).state.blocks[0][1], field)
+                    assert torch.allclose(again - new, factor * old, rtol=1e-8, atol=1e-12), (name, field, length)

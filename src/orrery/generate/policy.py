@@ -50,7 +50,7 @@ class StatePolicy:
         for layer, fields in decays.items():
             for name, decay in fields.items():
                 old = getattr(state.blocks[layer][1], name)
-                state = _with_field(state, layer, name, self.change((layer, name), old, decay, window))
+                state = with_field(state, layer, name, self.change((layer, name), old, decay, window))
         self.end(window)
         return state
 
@@ -150,8 +150,8 @@ def linear_decays(aux: Aux) -> dict[int, dict[str, Tensor]]:
     reports: dict[int, dict[str, Tensor]] = aux.reports.get("decay_log", {})
     if not reports:
         raise ConfigError(
-            "no layer of this model reports the decay of a linear state, which this needs; mamba2 does (a mixer reports it "
-            "with ctx.aux.put('decay_log', layer, {field: log decay}))"
+            "no layer of this model reports the decay of a linear state, which this needs; mamba2, retnet and gla do (a mixer "
+            "reports it with ctx.report_decay)"
         )
     return {layer: {name: _factor(log) for name, log in fields.items()} for layer, fields in reports.items()}
 
@@ -161,7 +161,7 @@ def _factor(log: Tensor) -> Tensor:
     return total[..., None, None] if log.dim() == 3 else total[..., None]
 
 
-def _with_field(state: Any, layer: int, name: str, value: Tensor) -> Any:
+def with_field(state: Any, layer: int, name: str, value: Tensor) -> Any:
     """A decoder's state with one field of one layer's mixer changed."""
     block = state.blocks[layer]
     mixer = block[1]._replace(**{name: value})

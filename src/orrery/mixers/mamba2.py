@@ -151,8 +151,7 @@ class Mamba2(Mixer):
         xbc, conv = self.conv(xbc, None if state is None else state.conv, ctx)
         v, k, q = self._heads(xbc)
         g_log, dt = self._gates(dt)
-        if asked and ctx.aux is not None:
-            ctx.aux.put("decay_log", self.place.layer, {"ssm": g_log})
+        ctx.report_decay(self.place.layer, ssm=g_log)
         y, ssm = scalar_decay(  # 2405.21060 section 6
             q,
             k,

@@ -111,6 +111,7 @@ class RetNet(Mixer):
         q, k, v, z, conv = self._project(x, None if state is None else state.conv, ctx)
         g_log, scale = self._decay(v), self.key**-0.5
         memory = None if state is None else state.memory
+        ctx.report_decay(self.place.layer, memory=g_log.expand(v.shape[:3]))
         if x.shape[1] == 1 and memory is not None and time.starts is None and time.lengths is None:
             decay = g_log.expand(len(x), -1)
             y, memory = scalar_decay_step(

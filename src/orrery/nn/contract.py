@@ -85,6 +85,11 @@ class Context:
         """Whether the caller asked for a report."""
         return self.aux is not None and report in self.aux.wanted
 
+    def report_decay(self, layer: int, **decays: Tensor) -> None:
+        """Leave the report "decay_log" of a layer, where it is asked for: by state field, g (B,T,H) or (B,T,H,K)."""
+        if self.aux is not None and "decay_log" in self.aux.wanted:
+            self.aux.put("decay_log", layer, decays)
+
     @property
     def timeline(self) -> Timeline:
         """`time`, which the base class has always filled in before `mix` runs."""
