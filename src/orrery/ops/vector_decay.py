@@ -359,15 +359,18 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
-        with _exact(ctx.saved_tensors[2]):
-            return _Chunked._gradients(ctx, dy, dafter)
+        saved = ctx.saved_tensors
+        with _exact(saved[2]):
+            return _Chunked._gradients(saved, ctx.chunk, dy, dafter)
 
     @staticmethod
-    def _gradients(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, g_log, bonus, state, starts, states, after = ctx.saved_tensors
-        logs = _logs(g_log, starts, ctx.chunk, bonus is not None)
+    def _gradients(
+        saved: tuple[Any, ...], chunk: int, dy: Tensor | None, dafter: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        q, k, v, g_log, bonus, state, starts, states, after = saved
+        logs = _logs(g_log, starts, chunk, bonus is not None)
         dy = torch.zeros_like(v) if dy is None else dy
-        qc, kc, vc, dyc = (_to_chunks(x, ctx.chunk) for x in (q, k, v, dy))
+        qc, kc, vc, dyc = (_to_chunks(x, chunk) for x in (q, k, v, dy))
         last = logs.written[:, :, :, -1:]
         near = _no_denormals(logs.read.to(q.dtype).exp())
         far = _no_denormals((last - logs.written).to(q.dtype).exp())

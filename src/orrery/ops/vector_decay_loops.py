@@ -312,6 +312,8 @@ def _sweep(  # type: ignore[no-untyped-def]
             else:
                 for i in range(rows):
                     write[i] = 0
+                for j in range(cols):
+                    col[j] = 0  # what stood there may be NaN
             if 0 <= t < time:
                 at = (b * time + t) * read_step + h * rows
                 r = reads[at : at + rows]
