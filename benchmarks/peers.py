@@ -117,6 +117,25 @@ def _mamba2() -> tuple[nn.Module, nn.Module]:
     return orrery.from_transformers(hf), hf
 
 
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1}
+_GROUPED = {"hidden_size": D, "num_hidden_layers": L, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+
+
+def _falcon_h1() -> tuple[nn.Module, nn.Module]:
+    hf = _hf("FalconH1Config", intermediate_size=688, mamba_d_ssm=512, **_MAMBA, **_GROUPED)
+    return orrery.from_transformers(hf), hf
+
+
+def _bamba() -> tuple[nn.Module, nn.Module]:
+    hf = _hf("BambaConfig", intermediate_size=688, attn_layer_indices=[3], **_MAMBA, **_GROUPED)
+    return orrery.from_transformers(hf), hf
+
+
+def _mixtral() -> tuple[nn.Module, nn.Module]:
+    hf = _hf("MixtralConfig", intermediate_size=344, num_local_experts=8, num_experts_per_tok=2, **_GROUPED)
+    return orrery.from_transformers(hf), hf
+
+
 def _rwkv() -> tuple[nn.Module, nn.Module]:
     hf = _hf("RwkvConfig", hidden_size=D, num_hidden_layers=L, context_length=1024, tie_word_embeddings=False)
     return orrery.from_transformers(hf), hf
@@ -146,6 +165,9 @@ PAIRS = (
     Pair("gpt2", "transformers gpt2", "hf", _gpt2, train=1.1, prefill=1.0, decode=3.0, fraction=0.75, memory=0.65),
     Pair("gpt2", "plain SDPA GPT", "gpt", _plain_gpt, decode=1.5),
     Pair("mamba2", "transformers mamba2", "hf", _mamba2, train=1.4, prefill=1.4, decode=3.0, fraction=0.45, memory=0.65),
+    Pair("falcon-h1", "transformers falcon_h1", "hf", _falcon_h1, train=1.6, prefill=1.15, decode=4.0, memory=0.65),
+    Pair("bamba", "transformers bamba", "hf", _bamba, train=1.4, prefill=1.15, decode=4.0, memory=0.65),
+    Pair("mixtral", "transformers mixtral", "hf", _mixtral, train=1.1, prefill=1.0, decode=3.0, memory=0.65),
     Pair("gated-deltanet", "transformers qwen3_next (linear layers)", "hf-train", _qwen3_next, train=1.4, fraction=0.30, memory=0.65),
     Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
     Pair("lstm", "bare nn.LSTM", "plain", _lstm, train=0.92),
