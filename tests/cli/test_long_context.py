@@ -47,6 +47,10 @@ def test_lengths_and_state(trained):
     assert [(row["from"], row["to"]) for row in found["rows"]] == [(1, 64), (65, 128)]
     table = typed(*words, "--lengths", "--policy", "normalise:1.5x")
     assert "65 to 128" in table and "8 x" in table and "within" not in table
+    both = json.loads(typed(*words, "--lengths", "--json", "--policy", "slide:16", "--paired"))
+    for row, plain, gap in zip(both["rows"], both["without"]["rows"], both["difference"], strict=True):
+        assert gap["difference"] == pytest.approx(row["bits_per_byte"] - plain["bits_per_byte"], abs=1e-9)
+    assert "paired" in typed(*words, "--lengths", "--decay", 1.2, "--paired")
     assert {r["field"] for r in json.loads(typed(*words, "--state", "--json"))} == {"conv", "ssm"}
     assert "retention" in typed(*words, "--state", "--insertion", 0.9)
     with pytest.raises(ConfigError, match="unknown policy 'slid'"):

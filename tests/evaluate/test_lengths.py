@@ -12,7 +12,7 @@ import orrery
 from orrery.core.errors import ConfigError, DataError
 from orrery.data.shards import write_tokens
 from orrery.evaluate.carried import carried_bits_per_byte
-from orrery.evaluate.lengths import by_position, default_edges
+from orrery.evaluate.lengths import by_position, default_edges, difference
 
 V, DOC = 11, 10
 
@@ -68,3 +68,15 @@ def test_edges_double_and_bad_ones_are_refused(model, tokens):
         by_position(model, tokens, [8, 8])
     with pytest.raises(DataError, match="no held-out document has 500 tokens; the longest has 71"):
         by_position(model, tokens, least=500)
+
+
+def test_differences_are_paired(model, tokens):
+    """A model against itself is zero with no width; against another one it is the difference of the rows."""
+    other = orrery.create_model("lstm", width=16, depth=1, vocab_size=V, seed=1).double()
+    first, second = (by_position(each, tokens, [4, 16, 4096]) for each in (model, other))
+    assert all(row["difference"] == row["low"] == row["high"] == 0 for row in difference(first, first))
+    for row, a, b in zip(difference(first, second), first["rows"], second["rows"], strict=True):
+        assert row["difference"] == pytest.approx(a["bits_per_byte"] - b["bits_per_byte"], abs=1e-9)
+        assert row["low"] <= row["difference"] <= row["high"] and row["high"] - row["low"] < a["high"] - a["low"] + b["high"] - b["low"]
+    with pytest.raises(ConfigError, match="same documents"):
+        difference(first, by_position(model, tokens, [4, 16, 4096], least=20))

@@ -111,6 +111,7 @@ def evaluate(
     policy: str = typer.Option("", help="Between windows: slide:512, normalise:1.5x, normalise:40 or restart:256."),
     decay: float = typer.Option(1.0, help="Forget more: the exponent of every token's decay."),
     insertion: float = typer.Option(1.0, help="Remember less: the factor of what is written into the state."),
+    paired: bool = typer.Option(False, "--paired", help="With --lengths and a policy or forgetting: also without, and the difference."),
     strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8."),
     as_json: bool = typer.Option(False, "--json", help="For machines, with every document's score."),
 ) -> None:
@@ -124,15 +125,19 @@ def evaluate(
     from orrery.methods.forget_more import forget_more
     from orrery.models.storage import load
 
-    loaded = load(weights_folder(model))
+    plain = loaded = load(weights_folder(model))
     chosen = create_policy(policy) if policy else None
     data = prepare(corpus, saved_tokenizer(loaded), strict)
     if (decay, insertion) != (1.0, 1.0):
         loaded = forget_more(loaded, decay, insertion)
     if lengths:
-        from orrery.evaluate.lengths import by_position, default_edges
+        from orrery.evaluate.lengths import by_position, default_edges, difference
 
-        found: Any = by_position(loaded, data.validation, default_edges(longest), least, sample or None, length, batch, chosen, quiet=as_json)
+        how = (default_edges(longest), least, sample or None, length, batch)
+        found: Any = by_position(loaded, data.validation, *how, chosen, quiet=as_json)
+        if paired:
+            found["without"] = by_position(plain, data.validation, *how, quiet=as_json)
+            found["difference"] = difference(found, found["without"])
         if as_json:
             output.say_json(found)
         else:
@@ -178,14 +183,23 @@ def trained_length(model: Path) -> int | None:
 
 
 def print_lengths(found: dict[str, Any], trained: int | None) -> None:
-    """Bits per byte by position as a table."""
+    """Bits per byte by position as a table; with what it would be without a policy, where that was asked for."""
+    headings = ["position", "bits per byte", "95 %", "documents", "targets", "of the training length"]
     rows = []
     for row in found["rows"]:
-        interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
         beyond = "" if trained is None else "within" if row["to"] <= trained else f"{row['to'] / trained:g} x"
-        rows.append((f"{row['from']:,} to {row['to']:,}", f"{row['bits_per_byte']:.4f}", interval, row["documents"], f"{row['targets']:,}", beyond))
-    output.say_table(("position", "bits per byte", "95 %", "documents", "targets", "of the training length"), rows, right=range(1, 6))
+        place, score = f"{row['from']:,} to {row['to']:,}", f"{row['bits_per_byte']:.4f}"
+        rows.append([place, score, _span(row), row["documents"], f"{row['targets']:,}", beyond])
+    if "difference" in found:
+        headings += ["without", "difference", "95 %, paired"]
+        for cells, plain, gap in zip(rows, found["without"]["rows"], found["difference"], strict=True):
+            cells += [f"{plain['bits_per_byte']:.4f}", f"{gap['difference']:+.4f}", _span(gap)]
+    output.say_table(headings, rows, right=range(1, len(headings)))
     print(f"{found['documents']} documents, state carried through windows of {found['window']}; {found['method']}")
+
+
+def _span(row: dict[str, Any]) -> str:
+    return "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 def print_state(found: list[dict[str, Any]]) -> None:

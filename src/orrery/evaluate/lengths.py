@@ -62,7 +62,8 @@ def by_position(
 
     Returns:
         "rows": [{"from", "to", "bits_per_byte", "low", "high" (None with one document), "documents", "targets"}];
-        "edges", "documents", "least", "window", "method" (of the intervals), "bits_per_byte" of everything read.
+        "edges", "documents", "least", "window", "method" (of the intervals), "bits_per_byte" of everything read; "each":
+        {"document": numbers, "bits", "bytes": one list of every bucket for each document}, for :func:`difference`.
 
     Raises:
         ConfigError: for edges that do not ascend, or a model without a state.
@@ -100,7 +101,34 @@ def by_position(
         "window": length,
         "bits_per_byte": float(nats.sum() / math.log(2) / covered.sum()),
         "method": f"BCa bootstrap over documents, 95 %, {_RESAMPLES} resamples",
+        "each": {"document": chosen.tolist(), "bits": (nats / math.log(2)).tolist(), "bytes": covered.tolist()},
     }
+
+
+def difference(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
+    """How many more bits per byte `first` takes than `second`, bucket by bucket, paired over documents.
+
+    Args: two results of :func:`by_position` on the same documents and buckets.
+
+    Returns:
+        Rows as there: {"from", "to", "difference", "low", "high", "documents"}.
+
+    Raises:
+        ConfigError: when they were read on other documents or in other buckets.
+    """
+    a, b = first["each"], second["each"]
+    if a["document"] != b["document"] or first["edges"] != second["edges"]:
+        raise ConfigError("only readings of the same documents in the same position buckets can be compared")
+    gap, size = np.asarray(a["bits"]) - np.asarray(b["bits"]), np.asarray(a["bytes"])
+    rows, start = [], 1
+    for number, end in enumerate(first["edges"]):
+        there = size[:, number] > 0
+        if there.any():
+            interval = bootstrap(gap[there, number], size[there, number], samples=_RESAMPLES)
+            low, high = (bound if math.isfinite(bound) else None for bound in (interval.low, interval.high))
+            rows.append({"from": start, "to": end, "difference": interval.estimate, "low": low, "high": high, "documents": interval.n})
+        start = end + 1
+    return rows
 
 
 def _row(nats: np.ndarray, covered: np.ndarray, count: np.ndarray, first: int, last: int) -> dict[str, Any]:
