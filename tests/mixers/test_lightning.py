@@ -82,7 +82,7 @@ def test_block_is_transnormer_s():
         ({"heads": 0}, "heads must be positive"),
         ({"chunk": 0}, "chunk must be positive"),
         ({"lrpe": "second"}, "lrpe 'second' must be one of"),
-        ({"gate": "relu"}, "gate 'relu' must be one of"),
+        ({"output_gate": "relu"}, "output_gate 'relu' must be one of"),
     ],
 )
 def test_impossible_settings(settings, message):

@@ -53,7 +53,7 @@ def lightning(parameters, config, x, segments=None):
             if config["gain"]:
                 y = y * p["norm"]
             u = u.ravel()
-            gated = y / (1.0 + np.exp(-u)) if config["gate"] == "sigmoid" else y * u
+            gated = y / (1.0 + np.exp(-u)) if config["output_gate"] == "sigmoid" else y * u
             out[b, t] = p["out.weight"] @ gated
             position += 1
     return out

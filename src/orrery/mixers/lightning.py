@@ -47,13 +47,13 @@ GATES = ("linear", "sigmoid")
 @dataclass(frozen=True, kw_only=True)
 class LightningConfig(PartConfig):
     """head_dim: K. heads None: width / head_dim. lrpe: which layers have LRPE-d (first, all, none). activate_values: v = silu(W_v x).
-    gate: what is done to u (linear, sigmoid). gain: the norm has a weight. init_std: of every matrix."""
+    output_gate: what is done to u (linear, sigmoid). gain: the norm has a weight. init_std: of every matrix."""
 
     head_dim: int = 128
     heads: int | None = None
     lrpe: str = "first"
     activate_values: bool = False
-    gate: str = "linear"
+    output_gate: str = "linear"
     gain: bool = False
     eps: float = 1e-6
     init_std: float = 0.02
@@ -64,7 +64,7 @@ class LightningConfig(PartConfig):
         require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
         require(self.chunk is None or self.chunk > 0, f"chunk must be positive, not {self.chunk}")
         require(self.lrpe in LRPE, f"lrpe '{self.lrpe}' must be one of {', '.join(LRPE)}")
-        require(self.gate in GATES, f"gate '{self.gate}' must be one of {', '.join(GATES)}")
+        require(self.output_gate in GATES, f"output_gate '{self.output_gate}' must be one of {', '.join(GATES)}")
 
 
 @state
@@ -83,7 +83,7 @@ class Lightning(Mixer):
     State = LightningState
     config: LightningConfig
     examples = (
-        {"head_dim": 16, "heads": 3, "activate_values": True, "gate": "sigmoid", "gain": True},
+        {"head_dim": 16, "heads": 3, "activate_values": True, "output_gate": "sigmoid", "gain": True},
         {"head_dim": 8, "lrpe": "all"},
     )
 
@@ -121,6 +121,7 @@ class Lightning(Mixer):
         time = ctx.timeline
         q, k, v, u, conv = self._project(x, None if state is None else state.conv, ctx)
         g_log, memory = self._decay(v), None if state is None else state.memory
+        ctx.report_decay(self.place.layer, memory=g_log.expand(v.shape[:3]))
         if x.shape[1] == 1 and memory is not None and time.starts is None and time.lengths is None:
             donate = ctx.donate and not torch.is_grad_enabled()
             y, memory = scalar_decay_step(
@@ -132,7 +133,7 @@ class Lightning(Mixer):
                 q, k, v, g_log, memory, time.starts, chunk=self.config.chunk, lengths=time.lengths
             )
         y = rms_norm(y.flatten(2), self.norm, self.config.eps)
-        y = sigmoid_gate(u, y) if self.config.gate == "sigmoid" else u * y
+        y = sigmoid_gate(u, y) if self.config.output_gate == "sigmoid" else u * y
         return self.out(y), LightningState(memory, conv, time.clock)
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
