@@ -43,7 +43,8 @@ from orrery.ops.gates import sigmoid_gate
 class AttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
     of each head that is rotated. qk_norm: RMSNorm of every query and key, with norm_whole over all heads together (OLMo 2).
-    gate: a sigmoid gate on what comes out, before the way out. init_std None: sqrt(2 / 5D)."""
+    gate: a sigmoid gate on what comes out, before the way out. bias: of the projections; out_bias: of the way out alone (None:
+    as bias). init_std None: sqrt(2 / 5D)."""
 
     heads: int | None = None
     kv_heads: int | None = None
@@ -55,6 +56,7 @@ class AttentionConfig(PartConfig):
     norm_whole: bool = False
     gate: bool = False
     bias: bool = False
+    out_bias: bool | None = None
     dropout: float = 0.0
     init_std: float | None = None
 
@@ -114,7 +116,7 @@ class Attention(Mixer):
         inner = self.heads * self.head_dim
         self._parts = [inner + 2 * self.kv_heads * self.head_dim, inner if config.gate else 0]
         self.inputs = Projection(place, sum(self._parts), bias=config.bias)  # of q, k, v, and the gate
-        self.out = nn.Linear(inner, place.width, bias=config.bias)
+        self.out = nn.Linear(inner, place.width, bias=config.bias if config.out_bias is None else config.out_bias)
         whole = config.norm_whole
         self.q_norm = RMSNorm(self.head_dim * (self.heads if whole else 1)) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim * (self.kv_heads if whole else 1)) if config.qk_norm else None

@@ -69,6 +69,8 @@ def to_transformers(model: nn.Module, path: str | Path) -> Path:
     config = {**config, "model_type": exchange.model_type, "architectures": [exchange.cls]}
     config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
     tensors = export_tensors(model, exchange)
+    if exchange.finish is not None:
+        tensors = {name: tensor.contiguous() for name, tensor in exchange.finish(config, tensors).items()}
     with atomic_directory(path) as folder:
         write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
         write_json(folder / "config.json", config)
@@ -183,14 +185,14 @@ def export_tensors(model: DecoderLM, exchange: ExchangeMap) -> dict[str, Tensor]
 
 
 def _part_sizes(rule: Rule, value: Tensor, model: DecoderLM) -> list[int]:
-    """Rows of each part of a stacked tensor: as the rule says, equal, or q, k, v of grouped-query attention."""
+    """Rows of each part of a stacked tensor: as the rule says, equal, or q, k, v (and gate) of grouped-query attention."""
     if len(rule.theirs) == 1:
         return [len(value)]
     mixer = _mixer(rule, model)
     if rule.rows:
         return [int(getattr(mixer, name)) for name in rule.rows]
-    if len(rule.theirs) == 3 and hasattr(mixer, "kv_heads"):
-        return [mixer.heads * mixer.head_dim, *[mixer.kv_heads * mixer.head_dim] * 2]
+    if len(rule.theirs) in (3, 4) and hasattr(mixer, "kv_heads"):
+        return [mixer.heads * mixer.head_dim, *[mixer.kv_heads * mixer.head_dim] * 2, mixer.heads * mixer.head_dim][: len(rule.theirs)]
     return [len(value) // len(rule.theirs)] * len(rule.theirs)
 
 
@@ -262,6 +264,11 @@ def _heads_order(rows: int, mixer: Any) -> Tensor:
 _ORDERS = {"rotary": _rotary_order, "heads": _heads_order}
 
 
+def _root_width(mixer: Any) -> float:
+    """Gemma's factor on the embedding, rounded to bfloat16 as transformers has it."""
+    return float(torch.tensor(mixer.place.width**0.5, dtype=torch.bfloat16))
+
+
 def _step(tensor: Tensor, step: str, mixer: Any) -> Tensor:
     if step == "transpose":
         return tensor.t()
@@ -271,7 +278,9 @@ def _step(tensor: Tensor, step: str, mixer: Any) -> Tensor:
         return tensor.squeeze(1)
     if step == "flat":
         return tensor.flatten()
-    return tensor
+    if step in ("gain", "gain-root"):
+        return (tensor + 1) / (_root_width(mixer) if step == "gain-root" else 1)
+    return tensor * _root_width(mixer) if step == "root" else tensor
 
 
 def _unstep(tensor: Tensor, step: str, mixer: Any) -> Tensor:
@@ -285,4 +294,6 @@ def _unstep(tensor: Tensor, step: str, mixer: Any) -> Tensor:
         return tensor.unsqueeze(1)
     if step == "flat":
         return tensor[None, None]
-    return tensor
+    if step in ("gain", "gain-root"):
+        return tensor * (_root_width(mixer) if step == "gain-root" else 1) - 1
+    return tensor / _root_width(mixer) if step == "root" else tensor

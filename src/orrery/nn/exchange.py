@@ -13,6 +13,10 @@ Steps, from theirs to ours (the way back is their inverse):
     rotary       reorder the rows of each head: pairs (j, j + R/2) become neighbours (2j, 2j + 1)
     squeeze      drop the middle dimension of size 1 (depthwise convolutions are (C,1,K))
     flat         drop all dimensions of size 1
+    gain         add 1 (Gemma stores what its norms' gains exceed 1 by)
+    root         times the root of the width (Gemma's factor on its embedding, which is a part of the embedding here, and of a
+                 head that is not tied to it)
+    gain-root    as gain, then divided by that root (the final norm takes the factor away from the logits)
     heads        rows that lie head by head, each with its q, k, v, become all of q, all of k, all of v
 
 Layers of one model may differ: a rule that names a `mixer` concerns the layers that have it.
@@ -56,6 +60,7 @@ class ExchangeMap:
     ignored: endings of their tensors that hold no parameters (masks, frequency tables).
     prefixes: prefixes that their tensors may lack, depending on how they were saved.
     prepare: (their config, their tensors) -> tensors, before the rules; where constant factors go into the weights.
+    finish: the way back, (their config, the rules' tensors) -> theirs, where `prepare` took tensors apart.
     """
 
     model_type: str
@@ -66,6 +71,7 @@ class ExchangeMap:
     ignored: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     prepare: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
+    finish: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
 
 
 def linear_rules(
