@@ -203,9 +203,10 @@ def _span(row: dict[str, Any]) -> str:
 
 
 def print_state(found: list[dict[str, Any]]) -> None:
-    """Statistics of the state at positions that double, as a table."""
+    """Statistics of the state at positions that double, as a table; of the fields with a known decay, where there are any."""
     window = found[0]["position"]
-    kept = [r for r in found if (r["position"] // window).bit_count() == 1 or r["position"] == found[-1]["position"]]
+    decaying = [r for r in found if r["retention"] is not None]
+    kept = [r for r in decaying or found if (r["position"] // window).bit_count() == 1 or r["position"] == found[-1]["position"]]
     keys = ("mean", "variance", "largest", "norm", "largest_norm", "outliers", "retention", "kept")
     rows = [(f"{r['position']:,}", r["layer"], r["field"], *("" if r[key] is None else f"{r[key]:.3g}" for key in keys)) for r in kept]
     output.say_table(("position", "layer", "field", *(key.replace("_", " ") for key in keys)), rows, right=range(3, 11))
