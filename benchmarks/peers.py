@@ -152,12 +152,32 @@ def _qwen3_next() -> tuple[nn.Module, nn.Module]:
     return own, hf
 
 
+def _xlstm() -> tuple[nn.Module, nn.Module]:
+    """xLSTM-7B's blocks with 4 heads."""
+    hf = _hf("xLSTMConfig", hidden_size=D, num_hidden_layers=L, num_heads=4)
+    return orrery.from_transformers(hf), hf
+
+
+def _minimax() -> tuple[nn.Module, nn.Module]:
+    """Softmax and lightning attention by turns (transformers' default), 8 experts of 344, of which 2 serve a token."""
+    hf = _hf(
+        "MiniMaxConfig", hidden_size=D, num_hidden_layers=L, num_attention_heads=4, num_key_value_heads=4, intermediate_size=344,
+        num_local_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    return orrery.from_transformers(hf), hf
+
+
 def _plain_gpt() -> tuple[nn.Module, nn.Module]:
     return orrery.create_model("gpt2", width=D, depth=L, vocab_size=V), PlainGPT()
 
 
 def _lstm() -> tuple[nn.Module, nn.Module]:
     return orrery.create_model("lstm", width=D, depth=L, vocab_size=V, tied=True, **{"mixer.hidden": None}), BareLSTM()
+
+
+def _alone(name: str) -> Callable[[], tuple[nn.Module, None]]:
+    """An architecture that nobody else runs on a CPU."""
+    return lambda: (orrery.create_model(name, width=D, depth=L, vocab_size=V), None)
 
 
 PAIRS = (
@@ -170,5 +190,11 @@ PAIRS = (
     Pair("mixtral", "transformers mixtral", "hf", _mixtral, train=1.1, prefill=1.0, decode=3.0, memory=0.65),
     Pair("gated-deltanet", "transformers qwen3_next (linear layers)", "hf-train", _qwen3_next, train=1.4, fraction=0.30, memory=0.65),
     Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
+    Pair("xlstm-large", "transformers xlstm", "hf", _xlstm, train=1.25, prefill=1.15, decode=4.0, fraction=0.45, memory=0.65),
+    Pair("minimax", "transformers minimax", "hf", _minimax, train=1.15, prefill=1.0, decode=4.0, memory=0.65),
     Pair("lstm", "bare nn.LSTM", "plain", _lstm, train=0.92),
+    Pair("gla", "", "none", _alone("gla"), fraction=0.35),
+    Pair("hgrn2", "", "none", _alone("hgrn2"), fraction=0.35),
+    Pair("rwkv6", "", "none", _alone("rwkv6"), fraction=0.35),
+    Pair("rwkv5", "", "none", _alone("rwkv5"), fraction=0.35),
 )
