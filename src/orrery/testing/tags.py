@@ -18,7 +18,7 @@ KNOWN_TAGS = {
     "counted": "its tables are counted by `fit`, not trained by gradients",
     "data-order": "the result depends on what else is in the batch",
     "tokens": "reads token ids beside its input",
-    "rectified": "its features have a kink at zero; of bfloat16 only the outputs are compared",
+    "rectified": "has kinks (rectified features, maxima); of bfloat16 only the outputs are compared",
     "surrogate": "has thresholds, whose gradients are surrogates",
 }
 
