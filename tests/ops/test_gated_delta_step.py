@@ -17,6 +17,7 @@ SETTINGS = [
     {"heads": 2, "head_dim": 5, "expand_v": 2.2, "negative": True, "conv": 3},
     {"heads": 1, "head_dim": 8, "gate": False, "conv": 1},
     {"heads": 3, "head_dim": 4, "decay": False},
+    {"heads": 2, "value_heads": 6, "head_dim": 4, "expand_v": 1.5},
 ]
 
 

@@ -14,8 +14,9 @@ def sigmoid(x):
 def gated_deltanet(parameters, config, x, segments=None):
     """parameters by name, config as a dict, x (B,T,D), segments (B,T) -> y (B,T,D)."""
     head, value = config["head_dim"], round(config["head_dim"] * config["expand_v"])
-    heads = config["heads"] or max(1, round(config["key_ratio"] * config["width"] / head))
-    keys, values = heads * head, heads * value
+    key_heads = config["heads"] or max(1, round(config["key_ratio"] * config["width"] / head))
+    heads = config["value_heads"] or key_heads
+    keys, values = key_heads * head, heads * value
     (batch, time, _), taps = x.shape, config["conv"]
     y = np.zeros_like(x)
     for b in range(batch):
@@ -36,8 +37,9 @@ def gated_deltanet(parameters, config, x, segments=None):
             mixed = mixed * sigmoid(mixed)
             out = np.zeros(values)
             for h in range(heads):
-                q = mixed[h * head : (h + 1) * head]
-                k = mixed[keys + h * head : keys + (h + 1) * head]
+                group = h // (heads // key_heads)
+                q = mixed[group * head : (group + 1) * head]
+                k = mixed[keys + group * head : keys + (group + 1) * head]
                 v = mixed[2 * keys + h * value : 2 * keys + (h + 1) * value]
                 q = q / math.sqrt(q @ q + 1e-6) / math.sqrt(head)
                 k = k / math.sqrt(k @ k + 1e-6)

@@ -10,6 +10,8 @@ Equation: q, k, v = silu(conv(W x)), split;  q, k divided by their norms;  beta 
 
 Shapes: B batch, T time, D width, H heads, K key dimension of a head, V value dimension of a head, E = H (2 K + V) convolved.
 
+    With fewer heads G for q and k than for v (Qwen3-Next), each serves H / G heads of v in turn.
+
 Cost: train and prefill 2 D H (2 K + 3 V) + 7 H K V a token (in chunks, as matrix products); decode the same, independent of
     T; state H K V + 3 E numbers. With the paper's H K = 3/4 D, V = 2 K: 6 D^2 parameters.
 
@@ -48,10 +50,12 @@ _L2_EPS = 1e-6  # under the root of |q|^2 + eps, as fla and transformers have it
 
 @dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig(PartConfig):
-    """heads None: key_ratio * width / head_dim, rounded. head_dim: K; V is expand_v times it. conv: taps of the convolution.
+    """heads None: key_ratio * width / head_dim, rounded. value_heads: of v, z, beta and g, a multiple of heads (None: as many).
+    head_dim: K; V is expand_v times it. conv: taps of the convolution.
     decay, gate: with the decay g, with the output gate z (DeltaNet has neither). negative: beta in (0, 2) instead of (0, 1)."""
 
     heads: int | None = None
+    value_heads: int | None = None
     head_dim: int = 128
     key_ratio: float = 0.75
     expand_v: float = 2.0
@@ -88,7 +92,7 @@ class GatedDeltaNet(Mixer):
     State = GatedDeltaNetState
     config: GatedDeltaNetConfig
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"head_dim": 8},
+        {"head_dim": 8, "heads": 2, "value_heads": 4},
         {"heads": 2, "head_dim": 6, "expand_v": 1.5, "negative": True, "conv": 3},
         {"head_dim": 8, "expand_v": 1.0, "key_ratio": 1.0, "decay": False, "gate": False},
     )
@@ -97,9 +101,14 @@ class GatedDeltaNet(Mixer):
         super().__init__(config, place)
         self.key = config.head_dim
         self.value = int(config.expand_v * config.head_dim)
-        self.heads = config.heads or max(1, round(config.key_ratio * place.width / config.head_dim))
-        self.convolved = self.heads * (2 * self.key + self.value)
+        self.key_heads = config.heads or max(1, round(config.key_ratio * place.width / config.head_dim))
+        self.heads = config.value_heads or self.key_heads
+        require(
+            self.heads % self.key_heads == 0, f"value_heads {self.heads} must be a multiple of the {self.key_heads} heads of q and k"
+        )
         inner = self.heads * self.value
+        self.convolved = 2 * self.key_heads * self.key + inner
+        self.key_rows, self.value_rows = self.key_heads * self.key, inner
         self._parts = [self.convolved, inner if config.gate else 0, self.heads, self.heads if config.decay else 0]
         self.inputs = nn.Linear(place.width, sum(self._parts), bias=False)  # of q, k, v; z; beta; g, in this order
         self.conv = ShortConv(self.convolved, config.conv, activation="silu")
@@ -147,12 +156,13 @@ class GatedDeltaNet(Mixer):
         self, p: Tensor, conv: Tensor | None, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q, k (B,T,H,K), v (B,T,H,V), z (B,T,H*V), beta and g (B,T,H), and the convolution's last inputs."""
-        time, keys = ctx.timeline, self.heads * self.key
+        time, keys = ctx.timeline, self.key_heads * self.key
         mixed, z, b, a = p.split(self._parts, -1)
         mixed, conv = self.conv(mixed, conv, ctx)
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)) for part in mixed.split([keys, keys, self.heads * self.value], -1)
-        )
+        q, k, v = mixed.split([keys, keys, self.heads * self.value], -1)
+        q, k, v = (part.unflatten(-1, (-1, size)) for part, size in ((q, self.key), (k, self.key), (v, self.value)))
+        if self.heads != self.key_heads:
+            q, k = (part.repeat_interleave(self.heads // self.key_heads, 2) for part in (q, k))
         wide = torch.promote_types(p.dtype, torch.float32)
         beta, g_log = torch.sigmoid(b.to(wide)), None
         if self.config.negative:

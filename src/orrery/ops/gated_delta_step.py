@@ -9,7 +9,7 @@ the projected token p = [q, k, v | z | b | a] and a window of the last inputs of
 In torch this is some 35 calls of a few microseconds each, more than the arithmetic. Here a head's state is read twice and
 written twice while it stays in the cache. There is no gradient: what needs one takes the mixer's general path.
 
-B batch, H heads, K key dimension, V value dimension, C taps, E = H (2 K + V) convolved channels.
+B batch, H heads, G of them for q and k, K key dimension, V value dimension, C taps, E = 2 G K + H V convolved channels.
 """
 
 from __future__ import annotations
@@ -72,25 +72,26 @@ def gated_delta_step(
     fixed = [w.detach() for w in (weights.taps, *decay, weights.norm)]
     arrays = [t.numpy() for t in (p, conv, memory, *fixed, window, after, y)]
     numbers = np.float32(weights.l2_eps), np.float32(weights.norm_eps), weights.gate, np.float32(weights.most)
-    run_blocks(_step, batch * heads, 2 * memory.numel(), *arrays, *numbers)
+    groups = (weights.taps.shape[0] - heads * value) // (2 * memory.shape[2])
+    run_blocks(_step, batch * groups, 2 * memory.numel(), *arrays, *numbers, groups)
     return y, window, after
 
 
 @compiled
 def _step(  # type: ignore[no-untyped-def]
-    first, last, p, conv, memory, taps, decay_log, decay_bias, norm, window, after, y, l2_eps, norm_eps, gate, most
+    first, last, p, conv, memory, taps, decay_log, decay_bias, norm, window, after, y, l2_eps, norm_eps, gate, most, groups
 ):  # fmt: skip
     heads, key, value = memory.shape[1:]
-    kept, inner = conv.shape[1], heads * value
-    convolved = 2 * heads * key + inner
+    kept, inner, each = conv.shape[1], heads * value, heads // groups
+    convolved = 2 * groups * key + inner
     strengths = convolved + (inner if gate else 0)
-    mixed, u = np.empty(2 * key + value, np.float32), np.empty(value, np.float32)
+    mixed, u = np.empty(2 * key + each * value, np.float32), np.empty(value, np.float32)
     for block in range(first, last):
-        b, h = block // heads, block % heads
-        token, out = p[b], y[b, h * value : (h + 1) * value]
-        for part in range(3):  # the convolution of this head's q, k and v
-            size = value if part == 2 else key
-            source = part * heads * key + h * size
+        b, group = block // groups, block % groups
+        token = p[b]
+        for part in range(3):  # the convolution of this head's q and k, and of the v that they serve
+            size = each * value if part == 2 else key
+            source = part * groups * key + group * size
             for i in range(size):
                 c = source + i
                 total = taps[c, kept] * token[c]
@@ -101,37 +102,40 @@ def _step(  # type: ignore[no-untyped-def]
                     window[b, j, c] = conv[b, j + 1, c]
                 if kept > 0:
                     window[b, kept - 1, c] = token[c]
-        q, k, v = mixed[:key], mixed[key : 2 * key], mixed[2 * key :]
+        q, k = mixed[:key], mixed[key : 2 * key]
         q_size = k_size = l2_eps
         for i in range(key):
             q_size += q[i] * q[i]
             k_size += k[i] * k[i]
         q_scale, k_scale = _ONE / np.sqrt(q_size * np.float32(key)), _ONE / np.sqrt(k_size)
-        beta, fade = most * sigmoid(token[strengths + h]), _ONE
-        if len(decay_log) > 0:
-            step = np.float64(token[strengths + heads + h] + decay_bias[h])
-            soft = step if step > 30.0 else math.log1p(exp(step))
-            fade = np.float32(exp(-exp(np.float64(decay_log[h])) * soft))
-        old, new = memory[b, h], after[b, h]
-        u[:] = v
-        for i in range(key):
-            row, k_i = old[i], k[i] * k_scale * fade
+        low = group * each
+        for h in range(low, low + each):
+            beta, fade = most * sigmoid(token[strengths + h]), _ONE
+            if len(decay_log) > 0:
+                step = np.float64(token[strengths + heads + h] + decay_bias[h])
+                soft = step if step > 30.0 else math.log1p(exp(step))
+                fade = np.float32(exp(-exp(np.float64(decay_log[h])) * soft))
+            old, new = memory[b, h], after[b, h]
+            v, out = mixed[2 * key + (h - low) * value : 2 * key + (h - low + 1) * value], y[b, h * value : (h + 1) * value]
+            u[:] = v
+            for i in range(key):
+                row, k_i = old[i], k[i] * k_scale * fade
+                for j in range(value):
+                    u[j] -= k_i * row[j]
+            out[:] = 0.0
+            for i in range(key):
+                row, target, k_i, q_i = old[i], new[i], k[i] * k_scale * beta, q[i] * q_scale
+                for j in range(value):
+                    s = fade * row[j] + k_i * u[j]
+                    target[j] = s
+                    out[j] += q_i * s
+            squares = np.float32(0.0)
             for j in range(value):
-                u[j] -= k_i * row[j]
-        out[:] = 0.0
-        for i in range(key):
-            row, target, k_i, q_i = old[i], new[i], k[i] * k_scale * beta, q[i] * q_scale
+                squares += out[j] * out[j]
+            scale = _ONE / np.sqrt(squares / np.float32(value) + norm_eps)
             for j in range(value):
-                s = fade * row[j] + k_i * u[j]
-                target[j] = s
-                out[j] += q_i * s
-        squares = np.float32(0.0)
-        for j in range(value):
-            squares += out[j] * out[j]
-        scale = _ONE / np.sqrt(squares / np.float32(value) + norm_eps)
-        for j in range(value):
-            out[j] = out[j] * scale * norm[j]
-        if gate:
-            z = token[convolved + h * value : convolved + (h + 1) * value]
-            for j in range(value):
-                out[j] = out[j] * z[j] * sigmoid(z[j])
+                out[j] = out[j] * scale * norm[j]
+            if gate:
+                z = token[convolved + h * value : convolved + (h + 1) * value]
+                for j in range(value):
+                    out[j] = out[j] * z[j] * sigmoid(z[j])
