@@ -150,10 +150,12 @@ class _Draft:
         specs = []
         for branch, architecture in zip(kind, self.architectures[kind], strict=True):
             block = cast(BlockConfig, architecture.block).to_dict()
-            if architecture.head and head_dim:
-                _apply_block(block, architecture.head, head_dim, branch.name)
+            own = branch.name.rpartition("/")[2]
+            layer, _, head = (architecture.head or "").rpartition("/")
+            if head and head_dim and layer in ("", own):
+                _apply_block(block, head, head_dim, branch.name)
             layer, _, fine = architecture.fine.rpartition("/")
-            if fine and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", branch.name.rpartition("/")[2]):
+            if fine and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", own):
                 block = apply_overrides(block, {fine: _fine(architecture, width, scale)})
             for key, value in sorted(branch.settings, key=lambda setting: not setting[0].endswith(".name")):
                 _apply_block(block, key, value, branch.name)

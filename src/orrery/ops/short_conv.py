@@ -69,7 +69,7 @@ def short_conv(
     else:
         y = _torch_conv(x, weight, bias, inputs, starts)
         y = F.silu(y) if activation else y
-    return y, _last_inputs(x, inputs, starts, lengths)
+    return y, last_inputs(x, inputs, starts, lengths)
 
 
 def _torch_conv(x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Tensor, starts: Tensor | None) -> Tensor:
@@ -101,7 +101,7 @@ def _masked(padded: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor)
     return y if bias is None else y + bias
 
 
-def _last_inputs(x: Tensor, inputs: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
+def last_inputs(x: Tensor, inputs: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
     """The K-1 inputs before the next token, of its document only."""
     length, kept = x.shape[1], inputs.shape[1]
     if lengths is None and starts is None:
