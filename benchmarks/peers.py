@@ -153,8 +153,8 @@ def _qwen3_next() -> tuple[nn.Module, nn.Module]:
 
 
 def _xlstm() -> tuple[nn.Module, nn.Module]:
-    """xLSTM-7B's blocks with 4 heads."""
-    hf = _hf("xLSTMConfig", hidden_size=D, num_hidden_layers=L, num_heads=4)
+    """xLSTM-7B's blocks with 4 heads. (Theirs cannot be trained with a cache; `generate` asks for one.)"""
+    hf = _hf("xLSTMConfig", hidden_size=D, num_hidden_layers=L, num_heads=4, use_cache=False)
     return orrery.from_transformers(hf), hf
 
 
