@@ -69,3 +69,21 @@ def test_patterns_meet_the_ladder(name):
         config = resolve(name, size)
         with torch.device("meta"):
             assert orrery.models.build.build(config).num_parameters() == pytest.approx(LADDER[size].parameters, rel=0.02)
+
+
+def kinds(name, layer_kind):
+    with torch.device("meta"):
+        model = orrery.create_model(name)
+    assert model.num_parameters(embedding=True) / 1e9 == pytest.approx(1.35, abs=0.15)
+    return [i for i, kind in enumerate(model.config.layout) if model.config.blocks[kind].mixer["name"] == layer_kind]
+
+
+def test_ratios_of_the_design_study():
+    """2510.04800: attention scattered evenly in the middle, never first."""
+    assert kinds("inter-hybrid-1b-1-12", "attention") == [8]
+    assert kinds("inter-hybrid-1b-1-5", "attention") == [4, 8, 12]
+    assert kinds("inter-hybrid-1b-1-3", "attention") == [3, 6, 9, 12]
+    assert kinds("inter-hybrid-1b-1-1", "attention") == list(range(1, 16, 2))
+    assert kinds("intra-hybrid-1b-1-5", "parallel") == [4, 8, 12]
+    both = resolve("intra-hybrid-1b-1-5").blocks[1].mixer
+    assert [branch["head_dim"] for branch in both["branches"]] == [64, 64] and both["branches"][0]["kv_heads"] == 8
