@@ -82,7 +82,7 @@ class Performer(KernelAttention):
 
     @property
     def feature_count(self) -> int:
-        """F as configured."""
+        """F as it is configured."""
         return self.config.random or 4 * self.head_dim
 
     def feature_flops(self) -> int:

@@ -95,7 +95,7 @@ class KernelAttention(Mixer):
 
     @property
     def feature_count(self) -> int:
-        """F."""
+        """F, the features of a head."""
         return self.head_dim
 
     def feature_flops(self) -> int:
