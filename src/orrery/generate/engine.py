@@ -9,6 +9,7 @@ B batch, T prompt length, N new tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -151,26 +152,58 @@ def _steps(
 ) -> Iterator[Tensor]:
     if segments is not None and bool((segments >= 0).all()):
         segments = None
-    seen, valid, state = tokens, None if segments is None else segments >= 0, None
-    donate = Context(donate=True)
+    batch, prompt = tokens.shape
+    seen = torch.cat([tokens, tokens.new_zeros(batch, count)], 1)
+    marks = None if segments is None else torch.cat([segments.clamp(max=0), tokens.new_zeros(batch, count)], 1)
+    read = _continue(model, prompt + count) if use_state else _from_the_start(model)
     for step in range(count):
-        if step == 0:
-            scores, state = _read(model, tokens, segments, None, None)
-            if use_state:
-                with torch.inference_mode():
-                    state = reserve(state, tokens.shape[1] + count)
-        elif use_state:
-            scores, state = _read(model, seen[:, -1:], None, state, donate)
-        else:
-            marks = None if valid is None else torch.where(valid, 0, PADDING)
-            scores, _ = _read(model, seen, marks, None, None)
-        new = sampling.choose(scores, seen, valid, draws)
-        if bool(torch.isnan(scores).any()):
-            raise ConfigError(_complaint(model, step, seen, valid))
-        seen = torch.cat([seen, new[:, None]], 1)
-        if valid is not None:
-            valid = torch.cat([valid, torch.ones_like(new, dtype=torch.bool)[:, None]], 1)
+        known = prompt + step
+        now, valid = seen[:, :known], None if marks is None else marks[:, :known] >= 0
+        scores = read(now, None if marks is None else marks[:, :known])
+        if math.isnan(float(scores.max())):  # a maximum passes NaN on
+            raise ConfigError(_complaint(model, step, now, valid))
+        new = sampling.choose(scores, now, valid, draws)
+        seen[:, known] = new
         yield new
+
+
+Read = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _from_the_start(model: nn.Module) -> Read:
+    """Scores (B,V) after tokens (B,S) and segments, everything read anew."""
+    return lambda tokens, segments: _read(model, tokens, segments, None, None)[0]
+
+
+def _continue(model: nn.Module, capacity: int) -> Read:
+    """Scores (B,V) after tokens (B,S), of which all but the last have been read by the calls before."""
+    state: Any = None
+    step: Any = None
+
+    def read(tokens: Tensor, segments: Tensor | None) -> Tensor:
+        nonlocal state, step
+        with torch.inference_mode():
+            if state is None:
+                scores, state = _read(model, tokens, segments, None, None)
+                return scores
+            if step is None:
+                own = model.stepper(state, capacity) if hasattr(model, "stepper") else None  # type: ignore[operator]
+                step = own or _one_by_one(model, reserve(state, capacity))
+            return cast(Tensor, step(tokens[:, -1]))
+
+    return read
+
+
+def _one_by_one(model: nn.Module, state: Any) -> Callable[[Tensor], Tensor]:
+    """Scores (B,V) after one more token (B,), by calls of the model; `state` is ours to overwrite."""
+    donate = Context(donate=True)
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal state
+        scores, state = _read(model, tokens[:, None], None, state, donate)
+        return scores
+
+    return step
 
 
 def _complaint(model: nn.Module, step: int, seen: Tensor, valid: Tensor | None) -> str:

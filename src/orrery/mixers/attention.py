@@ -35,8 +35,11 @@ from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
+from orrery.ops.attention_step import attention_step
 from orrery.ops.gates import sigmoid_gate
+from orrery.ops.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +183,38 @@ class Attention(Mixer):
             else:
                 q, k = rotate(q, table), rotate(k, table)
         return q, k, v, gate, conv
+
+    def stepper(self, norm: RowNorm, state: AttentionState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+            return None
+        batch = len(run.x)
+        p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)
+        k, v = (self._ring(cached, state.clock[:, 1], run.capacity) for cached in (state.k, state.v))
+        places = torch.arange(run.capacity)
+        table = cached_table(places, run.capacity, self.rotated, self.config.rope_theta, torch.float32)
+        norms = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        project = linear_step(run.x, self.inputs.linear, p, norm)
+        attend = attention_step(p, k, v, run.positions, table, y, norms)
+        out = linear_step(y, self.out, run.x, add=True)
+
+        def step() -> None:
+            project()
+            attend()
+            out()
+
+        return step
+
+    def _ring(self, cached: Tensor, positions: Tensor, capacity: int) -> Tensor:
+        """Cached keys or values (B,S,G,K) as a ring (B,G,K,slots): position p in slot p mod (window, or capacity without one)."""
+        slots = min(self.config.window or capacity, capacity)
+        held = min(slots, cached.shape[1])
+        ring = cached.new_empty(len(cached), *cached.shape[2:], slots)  # a slot is read once it is written
+        for row, position in enumerate(positions.tolist()):
+            kept = cached[row, :held].flatten(1).t().contiguous()  # a whole matrix turns quicker than its heads
+            ring[row].view(len(kept), slots)[:, :held] = kept.roll(position % slots, 1) if position > slots else kept
+        return ring
 
     def _fits(self, state: AttentionState, time: Timeline, x: Tensor) -> bool:
         """Whether new keys go into the donated buffer at the slots of their positions."""

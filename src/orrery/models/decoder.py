@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from orrery.core.errors import ConfigError, StateError
 from orrery.models.config import DecoderConfig
 from orrery.models.output import Output
+from orrery.models.stepper import Stepper, make_stepper
 from orrery.nn.block import Block, BlockState
 from orrery.nn.contract import Context, Place
 from orrery.nn.norms import make_norm
@@ -132,15 +133,23 @@ class DecoderLM(nn.Module):
         if self.position_embed is not None:
             positions, time = ctx.timeline.positions, ctx.timeline
             most = int(positions.max()) if time.past or ctx.positions is not None else h.shape[1] - 1
-            if most >= self.config.max_positions:
-                raise ConfigError(
-                    f"{self.config.architecture} has {self.config.max_positions} learned positions and cannot read position {most}; "
-                    "pass fewer tokens or build it with a larger max_positions"
-                )
+            self.check_position(most)
             h = h + self.position_embed(positions)
         if self.embed_norm is not None:
             h = self.embed_norm(h)
         return nn.functional.dropout(h, self.config.dropout, self.training) if self.config.dropout else h
+
+    def check_position(self, most: int) -> None:
+        """Raise unless there is a learned position `most`."""
+        if most >= self.config.max_positions:
+            raise ConfigError(
+                f"{self.config.architecture} has {self.config.max_positions} learned positions and cannot read position {most}; "
+                "pass fewer tokens or build it with a larger max_positions"
+            )
+
+    def stepper(self, state: DecoderState, capacity: int) -> Stepper | None:
+        """The quickest way to decode from `state`, which the caller gives away: :func:`orrery.models.stepper.make_stepper`."""
+        return make_stepper(self, state, capacity) if type(self) is DecoderLM and not self.training else None
 
     def _check_input(self, tokens: Tensor | None, embeds: Tensor | None) -> tuple[int, int, torch.device]:
         given = tokens if tokens is not None else embeds

@@ -28,6 +28,7 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 from orrery.nn.residual_gate import ResidualGate
+from orrery.nn.stepping import Step, Stepping, block_step, part_step
 
 PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
 BlockState = tuple[Any, Any, Any, Any]
@@ -148,6 +149,17 @@ class Block(nn.Module):
             y, f = self.channel(h, f, ctx)
             x = _sum(x, keep_channel, self._drop(y), add_channel)
         return x, (a, m, c, f)
+
+    def stepper(self, state: BlockState, run: Stepping) -> list[Step]:
+        """What one token needs, in order, on `run.x` in place (:mod:`orrery.nn.stepping`); in evaluation mode only."""
+        canon = self.canon_a is not None or self.canon_c is not None
+        serial = self.config.placement == "pre" or (self.config.placement == "parallel" and self.channel is None)
+        if canon or not serial or type(self) is not Block:
+            return [block_step(self, state, run)]
+        steps = [part_step(self.mixer, self.mixer_norm, state[1], run)]
+        if self.channel is not None:
+            steps.append(part_step(self.channel, self.channel_norm, state[3], run))
+        return steps
 
     def _drop(self, y: Tensor) -> Tensor:
         return nn.functional.dropout(y, self.dropout, self.training) if self.dropout else y

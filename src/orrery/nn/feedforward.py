@@ -24,7 +24,10 @@ from orrery.core.errors import ConfigError, suggest
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import ConvState, ShortConv
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
+from orrery.ops.row_linear import RowNorm
 from orrery.ops.swiglu import swiglu
 
 
@@ -106,6 +109,21 @@ class _FeedForward(Part):
             return self.out(self.activate(h)), None
         h, inputs = self.conv(h, None if state is None else state.inputs, ctx)
         return self.out(self.activate(h)), ConvState(inputs, ctx.timeline.clock)
+
+    def stepper(self, norm: RowNorm, state: Any, run: Stepping) -> Step | None:
+        code = {"identity": ""}.get(self.config.activation, self.config.activation)
+        code = "swiglu" if self.branches == 2 and code == "silu" else code
+        known = code in ACTIVATION_CODES and (code == "swiglu") == (self.branches == 2)
+        if self.conv is not None or not known or not plain_linear(self.wide, self.out):
+            return None
+        h = run.x.new_empty(len(run.x), self.hidden)
+        wide, out = linear_step(run.x, self.wide, h, norm, code), linear_step(h, self.out, run.x, add=True)
+
+        def step() -> None:
+            wide()
+            out()
+
+        return step
 
     def activate(self, h: Tensor) -> Tensor:
         """H (B,T,branches*F) -> (B,T,F)."""

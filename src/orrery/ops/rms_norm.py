@@ -20,11 +20,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from orrery.ops.backend import choose
-from orrery.ops.compiled import compiled, run_blocks
+from orrery.ops.compiled import compiled, dot, run_blocks
 
 SMALL = 1 << 14  # numbers below which a call of a compiled loop costs more than torch's own operations
 _ROWS = 64  # rows of a block: its sums for dw are kept apart, so that threads never share one
-_LANES = 16  # partial sums side by side: a single running sum cannot be vectorised without reordering it
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, backend: str | None = None) -> Tensor:
@@ -98,21 +97,9 @@ class _CompiledRMSNorm(torch.autograd.Function):
 @compiled
 def _forward(first, last, x, weight, y, r, eps):  # type: ignore[no-untyped-def]
     width = x.shape[1]
-    even = width - width % _LANES
-    lanes = np.empty(_LANES, dtype=np.float32)
     for row in range(first * _ROWS, min(last * _ROWS, x.shape[0])):
         given, out = x[row], y[row]
-        lanes[:] = 0.0
-        for low in range(0, even, _LANES):
-            part = given[low : low + _LANES]
-            for j in range(_LANES):
-                lanes[j] += part[j] * part[j]
-        total = np.float64(0.0)
-        for j in range(_LANES):
-            total += lanes[j]
-        for i in range(even, width):
-            total += given[i] * given[i]
-        scale = np.float32(1.0 / np.sqrt(total / width + eps))
+        scale = np.float32(1.0 / np.sqrt(np.float64(dot(given, given)) / width + eps))
         r[row] = scale
         for i in range(width):
             out[i] = given[i] * scale * weight[i]
@@ -121,23 +108,15 @@ def _forward(first, last, x, weight, y, r, eps):  # type: ignore[no-untyped-def]
 @compiled
 def _backward(first, last, x, weight, r, dy, dx, dw):  # type: ignore[no-untyped-def]
     width = x.shape[1]
-    even = width - width % _LANES
-    lanes = np.empty(_LANES, dtype=np.float32)
+    weighted = np.empty(width, np.float32)
     for block in range(first, last):
         sums = dw[block]
         for row in range(block * _ROWS, min((block + 1) * _ROWS, x.shape[0])):
             given, grad, out, scale = x[row], dy[row], dx[row], r[row]
-            lanes[:] = 0.0
-            for low in range(0, even, _LANES):
-                part, g, w = given[low : low + _LANES], grad[low : low + _LANES], weight[low : low + _LANES]
-                for j in range(_LANES):
-                    lanes[j] += g[j] * w[j] * part[j]
-            total = np.float64(0.0)
-            for j in range(_LANES):
-                total += lanes[j]
-            for i in range(even, width):
-                total += grad[i] * weight[i] * given[i]
-            inner = np.float32(total / width * scale * scale)
             for i in range(width):
-                out[i] = scale * (grad[i] * weight[i] - given[i] * inner)
+                weighted[i] = grad[i] * weight[i]
+            inner = np.float32(np.float64(dot(weighted, given)) / width * scale * scale)
+            for i in range(width):
+                out[i] = scale * (weighted[i] - given[i] * inner)
+            for i in range(width):
                 sums[i] += grad[i] * given[i] * scale

@@ -1,0 +1,69 @@
+"""Decoding through a whole decoder without a torch call between its parts (:mod:`orrery.nn.stepping` says why and how).
+
+B batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from orrery.nn.block import Block
+from orrery.nn.stepping import Step, Stepping, can_step, norm_of
+from orrery.ops.row_linear import row_linear
+
+
+class Stepper:
+    """`stepper(tokens (B,)) -> scores (B,V)`, the same as one call of the model and its head, token after token.
+
+    The scores are overwritten by the next call; the state that the stepper was made from belongs to it.
+    """
+
+    def __init__(self, model: Any, state: Any, capacity: int) -> None:
+        self.model = model
+        self.run = run = Stepping(len(state.clock), model.config.width, state.clock, capacity)
+        self.steps: list[Step] = []
+        for block, held in zip(model.blocks, state.blocks, strict=True):
+            self.steps += cast(Block, block).stepper(held, run)
+        self.scores = torch.empty(len(state.clock), model.vocab_size)
+        self.head = self._head()
+
+    def _head(self) -> Callable[[], Tensor]:
+        head, norm, x = self.model.head, norm_of(self.model.norm), self.run.x
+        if norm is None or not isinstance(head, nn.Linear) or type(head).__name__ not in ("Linear", "Head"):
+            return lambda: head(self.model.norm(x))
+        score, cap = row_linear(x, head.weight, head.bias, self.scores, norm), getattr(head, "softcap", None)
+
+        def scores() -> Tensor:
+            score()
+            return self.scores if cap is None else torch.tanh(self.scores / cap) * cap
+
+        return scores
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Scores (B,V) of what follows `tokens` (B,)."""
+        model, run = self.model, self.run
+        run.advance(tokens)
+        torch.index_select(model.embed.weight, 0, tokens, out=run.x)
+        if model.position_embed is not None:
+            model.check_position(run.last)
+            run.x.add_(model.position_embed.weight[run.positions])
+        if model.embed_norm is not None:
+            run.x.copy_(model.embed_norm(run.x))
+        for step in self.steps:
+            step()
+        return self.head()
+
+
+def make_stepper(model: Any, state: Any, capacity: int) -> Stepper | None:
+    """A stepper that goes on from `state`, which the caller gives away; None where one call of the model is the only way.
+
+    Args:
+        model: a decoder in evaluation mode.
+        state: what the model returned for the prompt.
+        capacity: no row will hold more tokens.
+    """
+    return Stepper(model, state, capacity) if can_step(model, len(state.clock)) else None

@@ -1,0 +1,135 @@
+"""Decoding one token of a few rows at a time, prepared once: what parts, blocks and the frame share while it lasts.
+
+Reading a weight takes a decode step longer than anything it computes, if nothing else gets in the way; but a torch call
+takes some microseconds, and a block of some twenty calls more than its weights. So whoever decodes asks for a *stepper*:
+every part looks up its weights and buffers once and returns a function of no arguments, which adds the part's output for
+one token to the residual stream in place. A part that has no such form is called as always, by `general`.
+
+    x += part(norm(x))    for every part of every block;  B rows at once, each at its own position
+
+A stepper changes the state it was given, so only the owner of a state may ask for one (`generate` does).
+
+B batch, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from orrery.nn.contract import Context, Part
+from orrery.nn.norms import LayerNorm, RMSNorm, SimpleRMSNorm
+from orrery.nn.state import reserve
+from orrery.nn.timeline import Timeline
+from orrery.ops.backend import choose
+from orrery.ops.row_linear import MOST_ROWS, RowNorm, row_linear, row_norm
+
+Step = Callable[[], None]
+
+
+class Stepping:
+    """One decoding under way.
+
+    x: (B,D), the residual stream of the present token. positions: (B,) int64, the present token's. capacity: positions stay
+    below it. ctx: for parts without a form of their own; made only where `general` is set, because some part asked for it.
+    """
+
+    def __init__(self, batch: int, width: int, clock: Tensor, capacity: int) -> None:
+        self.x = torch.empty(batch, width)
+        self.clock, self.capacity = clock.clone(), capacity
+        self.positions = clock[:, 1].clone()
+        self._numbers = self.positions.numpy()
+        self.general = False
+        self.ctx = Context(donate=True)
+        self._first = True
+        self._past, self._even = int(self.positions.max()), bool((self.positions == self.positions[0]).all())
+
+    @property
+    def last(self) -> int:
+        """The greatest position of the present token over the rows."""
+        return self._past - 1
+
+    def advance(self, tokens: Tensor) -> None:
+        """Go on to the next token, `tokens` (B,)."""
+        if not self._first:
+            self._numbers += 1  # the same memory; a tenth of the time
+        self._first = False
+        if self.general:
+            after = self.clock.clamp(min=0)  # a document without an id so far is document 0
+            after[:, 1] += 1
+            time = Timeline(None, self.positions[:, None].clone(), None, after, self._past, self._even)
+            self.ctx = Context(tokens=tokens[:, None], time=time, donate=True, shared={})
+            self.clock = after
+        self._past += 1
+
+
+def can_step(model: nn.Module, batch: int) -> bool:
+    """Whether compiled passes may run: few rows, float32 on a CPU, the rule for backends, and nobody listening inside."""
+    plain, some = batch <= MOST_ROWS and not torch.is_autocast_enabled("cpu"), None
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            plain = False
+        for some in (p for p in module._parameters.values() if p is not None):
+            if some.dtype != torch.float32 or some.device.type != "cpu" or not some.is_contiguous():
+                plain = False
+    offered = ("numba", "torch") if plain else ("torch",)
+    return some is not None and choose(None, some, op="stepper", offered=offered) == "numba"
+
+
+def norm_of(module: nn.Module | None) -> RowNorm | None:
+    """A norm as kernels take it; None for a module that they do not know."""
+    if module is None:
+        return RowNorm()
+    if type(module) is RMSNorm:
+        return RowNorm("rmsnorm", module.weight, None, module.eps)
+    if type(module) is SimpleRMSNorm:
+        return RowNorm("rmsnorm", None, None, module.eps)
+    if type(module) is LayerNorm:
+        return RowNorm("layernorm", module.weight, module.bias, module.eps)
+    return None
+
+
+def plain_linear(*modules: nn.Module | None) -> bool:
+    """Whether all of these are linear maps and nothing more (an adapter or a quantised layer is not)."""
+    return all(type(module) is nn.Linear for module in modules)
+
+
+def linear_step(x: Tensor, module: nn.Module, y: Tensor, norm: RowNorm | None = None, activation: str = "", add: bool = False) -> Step:
+    """:func:`orrery.ops.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds."""
+    linear = cast(nn.Linear, module)
+    return row_linear(x, linear.weight, linear.bias, y, norm, activation, add)
+
+
+def part_step(part: nn.Module, norm: nn.Module | None, state: Any, run: Stepping) -> Step:
+    """x += part(norm(x)) as a step: the part's own form, or its general one."""
+    own = part.stepper(norm_of(norm), state, run) if isinstance(part, Part) and norm_of(norm) is not None else None
+    return own or _general(part, norm, state, run)
+
+
+def _general(part: nn.Module, norm: nn.Module | None, state: Any, run: Stepping) -> Step:
+    held, known = reserve(state, run.capacity), norm_of(norm)
+    run.general = True
+    normed = row_norm(run.x, known) if known is not None and known.kind else (lambda: run.x.clone() if norm is None else norm(run.x))
+
+    def step() -> None:
+        nonlocal held
+        y, held = part(normed()[:, None], held, run.ctx)
+        run.x.add_(y[:, 0])
+
+    return step
+
+
+def block_step(block: nn.Module, state: Any, run: Stepping) -> Step:
+    """x = block(x) as a step, for a block without a form of its own."""
+    held = reserve(state, run.capacity)
+    run.general = True
+
+    def step() -> None:
+        nonlocal held
+        y, held = block(run.x[:, None].clone(), held, run.ctx)
+        run.x.copy_(y[:, 0])
+
+    return step

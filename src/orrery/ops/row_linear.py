@@ -1,0 +1,170 @@
+"""A linear map of a few rows, with what stands before and behind it, as one compiled pass: decoding on a CPU, in float32.
+
+    y = act(W n(x) + b)  or  y += act(W n(x) + b);   n: nothing, RMSNorm or LayerNorm;   act: see ACTIVATIONS
+
+A decode step reads every weight once and does two operations with it, so memory sets its pace; norm, activation and
+residual sum cost nothing beside it once they need no call of their own. A row of W is read once for all rows of x. No gradient.
+
+B rows of x, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orrery.ops.compiled import compiled, dot, inlined, prepare_blocks, sigmoid, tanh
+
+ACTIVATIONS = ("", "silu", "gelu-tanh", "relu", "relu2", "sigmoid", "tanh", "swiglu")
+"""What may stand behind the map, "" nothing. swiglu: W has 2 O rows, silu of the first O times the others."""
+MOST_ROWS = 8  # beyond that a matrix product, which keeps a block of x in registers, is faster
+NORMS = ("", "rmsnorm", "layernorm")
+_OUTPUTS = 16  # of a block
+_ONE, _HALF = np.float32(1.0), np.float32(0.5)  # in a kernel, a Python 1 would turn float32 into float64
+_CUBE, _ROOT = np.float32(0.044715), np.float32((2 / np.pi) ** 0.5)
+
+
+class RowNorm(NamedTuple):
+    """The norm before a map: its kind (one of NORMS), weight and bias (I,) or None, eps."""
+
+    kind: str = ""
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+
+
+def row_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    norm: RowNorm | None = None,
+    activation: str = "",
+    add: bool = False,
+) -> Callable[[], None]:
+    """A function that reads x and writes y each time it is called; the weights are looked up once, now.
+
+    Args:
+        x: (B,I), y: (B,O), float32 and contiguous, written by somebody else before each call.
+        weight: (O,I), or (2 O,I) for swiglu; bias: of as many numbers, or None.
+        norm: of x; None for none.
+        activation: one of ACTIVATIONS.
+        add: y is added to, not overwritten.
+    """
+    blocks = -(-y.shape[1] // _OUTPUTS)
+    flat = _norm_arrays(norm, x)
+    arrays = [array(t, x) for t in (weight, bias, y)]
+    code = ACTIVATIONS.index(activation)
+    return prepare_blocks(_map, blocks, 2 * weight.numel(), x.numpy(), *flat, *arrays, code, add)
+
+
+def row_norm(x: Tensor, norm: RowNorm) -> Callable[[], Tensor]:
+    """A function that gives the norm of what x (B,I) holds then, each time in a tensor of its own."""
+    fixed = _norm_arrays(norm, x)
+    kernel = functools.partial(_norm, 0, len(x), x.numpy(), *fixed)
+
+    def normed() -> Tensor:
+        y = torch.empty_like(x)
+        kernel(y.numpy())
+        return y
+
+    return normed
+
+
+def array(tensor: Tensor | None, like: Tensor) -> Any:
+    """A numpy view for a kernel; of nothing, an empty one."""
+    return like.new_empty(0).numpy() if tensor is None else tensor.detach().numpy()
+
+
+def _norm_arrays(norm: RowNorm | None, like: Tensor) -> tuple[Any, ...]:
+    norm = norm or RowNorm()
+    return NORMS.index(norm.kind), array(norm.weight, like), array(norm.bias, like), norm.eps
+
+
+@inlined
+def _normalise(given, kind, gain, shift, eps, out):  # type: ignore[no-untyped-def]
+    width = len(given)
+    mean = np.float32(0.0)
+    if kind == 2:
+        for i in range(width):
+            mean += given[i]
+        mean /= np.float32(width)
+    for i in range(width):
+        out[i] = given[i] - mean
+    scale = np.float32(1.0 / np.sqrt(np.float64(dot(out, out)) / width + eps))
+    for i in range(width):
+        out[i] *= scale
+    if len(gain) > 0:
+        for i in range(width):
+            out[i] *= gain[i]
+    if len(shift) > 0:
+        for i in range(width):
+            out[i] += shift[i]
+
+
+@compiled
+def _norm(first, last, x, kind, gain, shift, eps, y):  # type: ignore[no-untyped-def]
+    for b in range(first, last):
+        _normalise(x[b], kind, gain, shift, eps, y[b])
+
+
+@compiled
+def _map(first, last, x, kind, gain, shift, eps, weight, bias, y, activation, add):  # type: ignore[no-untyped-def]
+    batch, width = x.shape
+    outputs = y.shape[1]
+    given = x
+    if kind > 0:  # each thread for itself: cheaper than to wait for one another
+        given = np.empty((batch, width), np.float32)
+        for b in range(batch):
+            _normalise(x[b], kind, gain, shift, eps, given[b])
+    z, up = np.empty((batch, _OUTPUTS), np.float32), np.empty((batch, _OUTPUTS), np.float32)
+    for block in range(first, last):
+        begin = block * _OUTPUTS
+        count = min(_OUTPUTS, outputs - begin)
+        for j in range(count):
+            row = weight[begin + j]
+            for b in range(batch):
+                z[b, j] = dot(row, given[b])
+        if len(bias) > 0:
+            for b in range(batch):
+                for j in range(count):
+                    z[b, j] += bias[begin + j]
+        if activation == 7:
+            for j in range(count):
+                row = weight[outputs + begin + j]
+                for b in range(batch):
+                    up[b, j] = dot(row, given[b])
+            for b in range(batch):
+                for j in range(count):
+                    other = up[b, j] + bias[outputs + begin + j] if len(bias) > 0 else up[b, j]
+                    z[b, j] = z[b, j] * sigmoid(z[b, j]) * other
+        elif activation > 0:
+            for b in range(batch):
+                for j in range(count):
+                    v = z[b, j]
+                    if activation == 1:
+                        v = v * sigmoid(v)
+                    elif activation == 2:
+                        v = _HALF * v * (_ONE + tanh(_ROOT * (v + _CUBE * v * v * v)))
+                    elif activation == 3:
+                        v = max(v, np.float32(0.0))
+                    elif activation == 4:
+                        v = max(v, np.float32(0.0)) * max(v, np.float32(0.0))
+                    elif activation == 5:
+                        v = sigmoid(v)
+                    else:
+                        v = tanh(v)
+                    z[b, j] = v
+        for b in range(batch):
+            out = y[b, begin : begin + count]
+            if add:
+                for j in range(count):
+                    out[j] += z[b, j]
+            else:
+                for j in range(count):
+                    out[j] = z[b, j]

@@ -1,0 +1,93 @@
+"""The compiled way of decoding: the same scores as calls of the model, for rows at different positions, and when it stands back."""
+
+import pytest
+import torch
+
+import orrery
+from orrery.core.errors import ConfigError
+from orrery.nn.state import map_state
+from orrery.ops.backend import use_backend
+
+MODELS = [
+    "transformer",
+    "gpt2",
+    "transformer(window=6)",
+    "transformer(kv_heads=1,qk_norm=True,rope=0.5,bias=True)",
+    "transformer(canon=abcd)",
+    "mamba2",
+    "gated-deltanet",
+    "rwkv4",
+    "lstm",
+    "gru",
+    "gpt2 + transformer",
+]
+
+
+def build(name, **settings):
+    model = orrery.create_model(name, width=64, depth=2, vocab_size=61, seed=1, **settings).eval()
+    with torch.no_grad():  # parameters that start at 0 or 1 would hide mistakes
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return model
+
+
+def follow(model, tokens, segments, more):
+    """The prompt's state, and the scores of calls of the model for each of `more` (B,n)."""
+    before = model(tokens, segments=segments).state
+    state, scores = before, []
+    for t in range(more.shape[1]):
+        out = model(more[:, t : t + 1], state=state)
+        state = out.state
+        scores.append(out.logits[:, 0])
+    return before, scores
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_scores_are_those_of_the_model(name):
+    model, draw = build(name), torch.Generator().manual_seed(0)
+    tokens, more = (torch.randint(0, 61, (3, n), generator=draw) for n in (9, 8))
+    segments = torch.zeros(3, 9, dtype=torch.int64)
+    segments[1, 4:] = -1  # a shorter prompt: its row stands at an earlier position
+    for prompt, marks, rows in ((tokens, segments, more), (tokens[:1], None, more[:1])):
+        before, wanted = follow(model, prompt, marks, rows)
+        stepper = model.stepper(map_state(torch.clone, before), 17)
+        assert stepper is not None
+        for t, scores in enumerate(wanted):
+            assert torch.allclose(stepper(rows[:, t]), scores, atol=2e-4 * float(scores.abs().max())), t
+
+
+def test_it_stands_back_where_it_cannot_answer_for_the_result():
+    model, tokens = build("transformer"), torch.ones(1, 3, dtype=torch.int64)
+    with torch.inference_mode():
+        state = model(tokens).state
+        assert model.stepper(state, 9) is not None
+        with use_backend("torch"):
+            assert model.stepper(state, 9) is None
+        handle = model.blocks[0].mixer.register_forward_hook(lambda *_: None)
+        assert model.stepper(state, 9) is None
+        handle.remove()
+        model.train()
+        assert model.stepper(state, 9) is None
+        double = build("transformer").double()
+        assert double.stepper(double(tokens).state, 9) is None
+        many = torch.ones(9, 3, dtype=torch.int64)
+        model.eval()
+        assert model.stepper(model(many).state, 9) is None
+
+
+def test_an_adapter_in_place_of_a_linear_map_is_called():
+    class Louder(torch.nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    model, ids = build("transformer"), torch.ones(1, 5, dtype=torch.int64)
+    loud = Louder(64, 64, bias=False)
+    loud.weight = model.blocks[1].mixer.out.weight
+    model.blocks[1].mixer.out = loud
+    assert torch.equal(orrery.generate(model, ids, 6, temperature=0), orrery.generate(model, ids, 6, temperature=0, use_state=False))
+
+
+def test_learned_positions_end_where_they_end():
+    with pytest.raises(ConfigError, match="learned positions"):
+        orrery.generate(build("gpt2", max_positions=8), torch.ones(1, 5, dtype=torch.int64), 6, temperature=0)
