@@ -36,8 +36,11 @@ from orrery.nn.conv import ShortConv
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.diagonal_step import conv_step, selective_step
 from orrery.ops.rms_norm import rms_norm
+from orrery.ops.row_linear import RowNorm, row_linear
 from orrery.ops.selective_scan import selective_scan, selective_scan_matrix
 
 
@@ -156,6 +159,29 @@ class Mamba(Mixer):
 
     def _rates(self) -> Tensor:
         return -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float())
+
+    def stepper(self, norm: RowNorm, state: MambaState, run: Stepping) -> Step | None:
+        if self.config.norm_eps is not None or not plain_linear(self.inputs.linear, self.select, self.dt, self.out):
+            return None
+        batch, inner = len(run.x), self.inner
+        p, u, dt, y = (run.x.new_empty(batch, size) for size in (2 * inner, inner, inner, inner))
+        low, selected = run.x.new_empty(batch, self.rank), run.x.new_empty(batch, 2 * self.config.state)
+        window, ssm = (held.float().contiguous().clone() for held in (state.conv, state.ssm))
+        steps = (
+            linear_step(run.x, self.inputs.linear, p, norm),
+            conv_step(p, window, self.conv.weight, self.conv.bias, u, 0, True),
+            row_linear(u, self.select.weight[: self.rank], None, low),
+            row_linear(u, self.select.weight[self.rank :], None, selected),
+            linear_step(low, self.dt, dt),
+            selective_step(u, dt, selected, p, inner, self._rates(), self.D, ssm, y),
+            linear_step(y, self.out, run.x, add=True),
+        )
+
+        def step() -> None:
+            for each in steps:
+                each()
+
+        return step
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices (B,E,T,T) that map u to s, channel by channel, for a whole sequence; D is on their diagonals."""

@@ -35,8 +35,11 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.diagonal_step import conv_step, rg_lru_step
 from orrery.ops.rg_lru import rg_lru
+from orrery.ops.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,26 @@ class RGLRU(Mixer):
         both = torch.bmm(heads, weight.to(heads.dtype)).transpose(0, 1) + bias  # (BT,H,2K)
         i, r = both.unflatten(0, u.shape[:2]).chunk(2, -1)
         return i.flatten(2), r.flatten(2)
+
+    def stepper(self, norm: RowNorm, state: RGLRUState, run: Stepping) -> Step | None:
+        fresh = bool((state.clock[:, 1] == 0).any())  # a document's first token follows another rule
+        if fresh or not plain_linear(self.inputs.linear, self.out):
+            return None
+        p, u, y = (run.x.new_empty(len(run.x), size) for size in (2 * self.hidden, self.hidden, self.hidden))
+        window, h = (held.float().contiguous().clone() for held in (state.conv, state.h))
+        gates = (self.input_gate, self.input_bias, self.recurrence_gate, self.recurrence_bias)
+        project = linear_step(run.x, self.inputs.linear, p, norm)
+        convolve = conv_step(p, window, self.conv.weight, self.conv.bias, u, self.hidden, False)
+        recur = rg_lru_step(u, p, *gates, F.softplus(self.pace), h, y)
+        out = linear_step(y, self.out, run.x, add=True)
+
+        def step() -> None:
+            project()
+            convolve()
+            recur()
+            out()
+
+        return step
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RGLRUState:
         """Nothing seen; h is float32 unless `dtype` is float64."""
