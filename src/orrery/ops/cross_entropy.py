@@ -8,6 +8,7 @@ Method: the rows are taken in chunks. A chunk's logits are made in one small buf
 place, and multiplied at once into the gradients of h and W, all in the *forward* pass. So the work is the three matrix
 products of the plain way (none is recomputed) and memory holds ``chunk x V`` numbers instead of ``N x V``; the backward
 pass only scales. The softmax, the sums and the accumulated gradients are float32 when h is bfloat16 or float16.
+On a CPU in float32 the softmax and its gradient are a compiled loop (:mod:`orrery.ops.cross_entropy_rows`).
 The z-loss is that of PaLM (2204.02311, section 5), the soft-cap that of Gemma 2 (2408.00118, section 2).
 
 Shapes: N rows (any leading shape is flattened), D width, V classes. hidden (..., D), weight (V, D), bias (V,), targets (...,).
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from orrery.ops.cross_entropy_rows import can_score, score_rows
 
 IGNORE = -100  # the label torch's own cross-entropy ignores
 
@@ -221,6 +224,8 @@ def _logits(rows: Tensor, head: Tensor, bias: Tensor | None, exact: torch.dtype,
 
 def _score(scores: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
     """(nats, lse) of a chunk, each (C,). `scores` is overwritten."""
+    if can_score(scores):
+        return score_rows(scores, labels, None, 0.0, softcap)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     wanted = scores.gather(1, labels[:, None])
@@ -233,6 +238,8 @@ def _score_gradient(
     scores: Tensor, labels: Tensor, factors: Tensor, z_loss: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """:func:`_score`, and `scores` (C,V) becomes d loss / d scores; `factors` (C,1) is each row's weight in the loss."""
+    if can_score(scores):
+        return score_rows(scores, labels, factors[:, 0], z_loss, softcap)
     labels = labels[:, None]
     slope = None
     if softcap is not None:
