@@ -27,7 +27,7 @@ from orrery.nn.conv import ConvState, ShortConv
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.row_linear import RowNorm, row_linear
 from orrery.ops.swiglu import swiglu
 
 
@@ -113,17 +113,31 @@ class _FeedForward(Part):
     def stepper(self, norm: RowNorm, state: Any, run: Stepping) -> Step | None:
         code = {"identity": ""}.get(self.config.activation, self.config.activation)
         code = "swiglu" if self.branches == 2 and code == "silu" else code
-        known = code in ACTIVATION_CODES and (code == "swiglu") == (self.branches == 2)
-        if self.conv is not None or not known or not plain_linear(self.wide, self.out):
+        if self.conv is not None or code not in ACTIVATION_CODES or not plain_linear(self.wide, self.out):
             return None
         h = run.x.new_empty(len(run.x), self.hidden)
-        wide, out = linear_step(run.x, self.wide, h, norm, code), linear_step(h, self.out, run.x, add=True)
+        out = linear_step(h, self.out, run.x, add=True)
+        if self.branches == 1 or code == "swiglu":
+            wide = linear_step(run.x, self.wide, h, norm, code)
 
-        def step() -> None:
-            wide()
+            def step() -> None:
+                wide()
+                out()
+
+            return step
+        up = torch.empty_like(h)
+        (gate_weight, up_weight), bias = self.wide.weight.chunk(2), self.wide.bias
+        gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
+        gate_half = row_linear(run.x, gate_weight, gate_bias, h, norm, code)
+        up_half = row_linear(run.x, up_weight, up_bias, up, norm)
+
+        def gated() -> None:
+            gate_half()
+            up_half()
+            h.mul_(up)
             out()
 
-        return step
+        return gated
 
     def activate(self, h: Tensor) -> Tensor:
         """H (B,T,branches*F) -> (B,T,F)."""
