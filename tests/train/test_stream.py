@@ -14,7 +14,7 @@ from torch import nn
 
 import orrery
 from orrery.core.errors import ConfigError
-from orrery.core.registry import names
+from orrery.core.registry import entries
 from orrery.models.carry import check_streams
 from orrery.nn.state import state_tensors
 from orrery.optim.adamw import AdamW
@@ -24,8 +24,7 @@ from orrery.train.engine import Engine, Pair
 
 DEATHS = Path(__file__).with_name("deaths.py")
 V, STEPS = 31, 9
-SETTINGS = {"transformer": {"window": 7}, "gpt2": {"window": 7, "positions": "none"}}
-STREAMING = {"mamba2": {}, "gated-deltanet": {}, "lstm": {}, "rwkv4": {}, "transformer": {"window": 7}}
+SETTINGS = {"transformer": {"window": 7}, "gpt2": {"window": 7, "positions": "none"}}  # what bounds their caches
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,8 +35,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def build(name="mamba2", **settings):
-    return orrery.create_model(name, width=32, depth=2, vocab_size=V, seed=0, **settings)
+def build(name="mamba2", width=32, depth=2, **settings):
+    return orrery.create_model(name, width=width, depth=depth, vocab_size=V, seed=0, **settings)
 
 
 def engine(model, rate=0.0, **options):
@@ -53,15 +52,42 @@ def window(tokens, start, stop):
     return {"tokens": tokens[:, start : stop + 1], "segments": torch.zeros(len(tokens), stop + 1 - start, dtype=torch.int64)}
 
 
-@pytest.mark.parametrize("name", sorted(STREAMING))
+NAMES = [entry.name for entry in entries("architecture")]
+
+
+def streaming(name):
+    """A small model of an architecture; the test ends here for one that is refused, and says why."""
+    model = build(name, width=64, depth=1, **SETTINGS.get(name, {})).double()
+    try:
+        check_streams(model)
+    except ConfigError as error:
+        assert "endless stream" in str(error) or "no state" in str(error)  # noqa: PT017
+        pytest.skip(str(error))
+    model.requires_grad_(False).embed.requires_grad_(True)  # one gradient is enough to take a step
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_windows_with_a_carried_state_have_the_loss_of_the_whole(name):
-    """At rate 0 the weights stay, so three windows in a row must score what one long sequence scores."""
-    model, tokens = build(name, **STREAMING[name]).double(), text()
+    """At rate 0 the weights stay, so three windows in a row must score what one long sequence scores.
+
+    And `init_state` has the form of the state after a window, which a checkpoint relies on.
+    """
+    model, tokens = streaming(name), text(rows=2)
     taken = engine(model)
-    losses = [taken.step(number, window(tokens, 16 * number, 16 * number + 16)).loss for number in range(3)]
+    losses = [taken.step(number, window(tokens, 16 * number, 16 * number + 16)).loss for number in range(2)]
+    resumed = engine(model)
+    resumed.resume({key: tensor.clone() for key, tensor in taken.carried().items()}, model, 2)
+    last = [each.step(2, window(tokens, 32, 48)) for each in (taken, resumed)]
+    assert last[0] == last[1]
     whole = orrery.create_objective("next-token")(model, {"tokens": tokens})[1]["loss"]
-    assert sum(losses) / 3 == pytest.approx(float(whole), rel=1e-9)
+    assert (sum(losses) + last[0].loss) / 3 == pytest.approx(float(whole), rel=1e-6)
     assert all(not tensor.requires_grad for tensor in state_tensors(taken.states[0]))
+
+
+@pytest.mark.parametrize("name", ["mamba2", "lstm", "gru", "rwkv4", "gated-deltanet", "transformer", "transformer-xl"])
+def test_what_has_to_stream_does(name):
+    streaming(name)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -110,32 +136,6 @@ def test_a_step_that_is_not_taken_keeps_the_state():
     assert taken.states[0] is before
 
 
-def streamable():
-    found = []
-    for name in names(kind="architecture"):
-        try:
-            with torch.device("meta"):
-                check_streams(orrery.create_model(name, "nano", **SETTINGS.get(name, {})))
-            found.append(name)
-        except ConfigError:
-            continue
-    return found
-
-
-def test_every_state_is_rebuilt_from_its_tensors():
-    """What a checkpoint relies on: `init_state` has the form of the state after a window, for every architecture that streams."""
-    found = streamable()
-    assert {"mamba2", "lstm", "gru", "rwkv4", "gated-deltanet", "transformer"} <= set(found)
-    for name in found:
-        model = orrery.create_model(name, width=64, depth=1, vocab_size=V, seed=0, **SETTINGS.get(name, {}))
-        first = engine(model)
-        first.step(0, window(text(), 0, 9))
-        second = engine(model)
-        second.resume({key: tensor.clone() for key, tensor in first.carried().items()}, model, 4)
-        a, b = (taken.step(1, window(text(), 9, 18)) for taken in (first, second))
-        assert a == b, name
-
-
 # ---------------------------------------------------------------- whole runs
 
 
@@ -150,7 +150,7 @@ def corpus(tmp_path_factory):
 
 def configure(corpus, name="mamba2", **changes):
     base = TrainConfig(
-        model=ModelSpec(name=name, size=None, width=32, depth=1, settings={**STREAMING.get(name, {}), "dropout": 0.1}),
+        model=ModelSpec(name=name, size=None, width=32, depth=1, settings={**SETTINGS.get(name, {}), "dropout": 0.1}),
         data=DataSpec(corpus=str(corpus), length=24, batch=4, stream=True, span=10),
         optim=OptimSpec(lr=3e-3, warmup=2),
         validation=ValidationSpec(bytes=1000),
@@ -161,7 +161,7 @@ def configure(corpus, name="mamba2", **changes):
     return base.replace(**changes)
 
 
-JOBS = [("mamba2", 2), ("rwkv4", 1), ("transformer", 2)]
+JOBS = [("mamba2", 2), ("transformer", 1)]
 
 
 def test_killed_again_and_again_equals_uninterrupted(corpus, tmp_path):
