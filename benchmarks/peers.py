@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,25 @@ def _mamba2() -> tuple[nn.Module, nn.Module]:
     return orrery.from_transformers(hf), hf
 
 
+def _mamba() -> tuple[nn.Module, nn.Module]:
+    """The peer's sequential path, which trains on 8 x 512 tokens in some minutes."""
+    hf = _hf("MambaConfig", hidden_size=D, num_hidden_layers=L, tie_word_embeddings=True)
+    return orrery.from_transformers(hf), hf
+
+
+def _mambapy() -> tuple[nn.Module, nn.Module]:
+    """The peer's parallel path, for which it needs the package mambapy."""
+    hf = _hf("MambaConfig", hidden_size=D, num_hidden_layers=L, tie_word_embeddings=True, use_mambapy=True)
+    return orrery.from_transformers(hf), hf
+
+
+def _recurrent_gemma() -> tuple[nn.Module, nn.Module]:
+    hf = _hf(
+        "RecurrentGemmaConfig", hidden_size=D, num_hidden_layers=L, num_attention_heads=4, num_key_value_heads=1, intermediate_size=6 * D
+    )
+    return orrery.from_transformers(hf), hf
+
+
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1}
 _GROUPED = {"hidden_size": D, "num_hidden_layers": L, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
 
@@ -185,6 +205,13 @@ PAIRS = (
     Pair("gpt2", "transformers gpt2", "hf", _gpt2, train=1.1, prefill=1.0, decode=3.0, fraction=0.75, memory=0.65),
     Pair("gpt2", "plain SDPA GPT", "gpt", _plain_gpt, decode=1.5),
     Pair("mamba2", "transformers mamba2", "hf", _mamba2, train=1.4, prefill=1.4, decode=3.0, fraction=0.45, memory=0.65),
+    Pair("mamba", "transformers mamba", "hf", _mamba, train=40.0, prefill=4.0, decode=4.0, memory=0.65),
+    *(
+        (Pair("mamba", "transformers mamba with mambapy", "hf", _mambapy, train=4.0, prefill=4.0, decode=4.0, memory=0.65),)
+        if find_spec("mambapy")
+        else ()
+    ),
+    Pair("griffin", "transformers recurrent_gemma", "hf", _recurrent_gemma, train=2.5, prefill=1.15, decode=4.0, memory=0.65),
     Pair("falcon-h1", "transformers falcon_h1", "hf", _falcon_h1, train=1.6, prefill=1.15, decode=4.0, memory=0.65),
     Pair("bamba", "transformers bamba", "hf", _bamba, train=1.4, prefill=1.15, decode=4.0, memory=0.65),
     Pair("mixtral", "transformers mixtral", "hf", _mixtral, train=1.1, prefill=1.0, decode=3.0, memory=0.65),
