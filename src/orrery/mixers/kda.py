@@ -119,10 +119,9 @@ class KDA(Mixer):
         """What the recurrence takes, q, k, v, a, b, g (B,T,H,K); z (B,T,H*K), and the convolution's last inputs."""
         mixed, f, z, raw = self.inputs(x).split(self._parts, -1)
         mixed, conv = self.conv(mixed, conv, ctx)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.chunk(3, -1))
         most = 2.0 if self.config.negative else 1.0
         valid = ctx.timeline.valid(x.shape[1])
-        q, k, a, b, g_log = kda_gates(q, k, raw, self.decay(f), self.decay_log, self.decay_bias, most, valid)
+        q, k, v, a, b, g_log = kda_gates(mixed, raw, self.decay(f), self.decay_log, self.decay_bias, most, valid)
         return q, k, v, a, b, g_log, self.gate(z), conv
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
