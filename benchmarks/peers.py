@@ -172,6 +172,34 @@ def _qwen3_next() -> tuple[nn.Module, nn.Module]:
     return own, hf
 
 
+_DELTA = {
+    "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 64, "linear_value_head_dim": 128,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"] + ["linear_attention"] * 2, "intermediate_size": 688, **_GROUPED,
+}  # fmt: skip
+
+
+def _qwen3_hybrid() -> tuple[nn.Module, nn.Module]:
+    """The fourth layer is attention; dense."""
+    hf = _hf("Qwen3NextConfig", head_dim=64, mlp_only_layers=list(range(L)), num_experts=0, **_DELTA)
+    return orrery.from_transformers(hf), hf
+
+
+def _olmo_hybrid() -> tuple[nn.Module, nn.Module]:
+    """The fourth layer is attention."""
+    hf = _hf("OlmoHybridConfig", rope_parameters=None, **_DELTA)
+    return orrery.from_transformers(hf), hf
+
+
+def _kimi() -> tuple[nn.Module, nn.Module]:
+    """The linear layers of Kimi-Linear with a dense channel mixer of the same size as ours."""
+    hf = _hf(
+        "KimiLinearConfig", hidden_size=D, num_hidden_layers=L, intermediate_size=688, linear_num_heads=4, linear_head_dim=64,
+        use_cache=False, layer_types=["linear_attention"] * L, mlp_layer_types=["dense"] * L, tie_word_embeddings=False,
+    )  # fmt: skip
+    own = orrery.create_model("kda", width=D, depth=L, vocab_size=V, tied=False, head_dim=64, **{"channel.hidden": 688})
+    return own, hf
+
+
 def _xlstm() -> tuple[nn.Module, nn.Module]:
     """xLSTM-7B's blocks with 4 heads. (Theirs cannot be trained with a cache; `generate` asks for one.)"""
     hf = _hf("xLSTMConfig", hidden_size=D, num_hidden_layers=L, num_heads=4, use_cache=False)
@@ -205,23 +233,25 @@ PAIRS = (
     Pair("gpt2", "transformers gpt2", "hf", _gpt2, train=1.1, prefill=1.0, decode=3.0, fraction=0.75, memory=0.65),
     Pair("gpt2", "plain SDPA GPT", "gpt", _plain_gpt, decode=1.5),
     Pair("mamba2", "transformers mamba2", "hf", _mamba2, train=1.4, prefill=1.4, decode=3.0, fraction=0.45, memory=0.65),
-    Pair("mamba", "transformers mamba", "hf", _mamba, train=40.0, prefill=4.0, decode=4.0, memory=0.65),
-    *(
-        (Pair("mamba", "transformers mamba with mambapy", "hf", _mambapy, train=4.0, prefill=4.0, decode=4.0, memory=0.65),)
-        if find_spec("mambapy")
-        else ()
-    ),
+    Pair("mamba", "transformers mamba with mambapy", "hf", _mambapy, train=4.0, prefill=4.0, decode=4.0, memory=0.65)
+    if find_spec("mambapy")
+    else Pair("mamba", "transformers mamba", "hf", _mamba, train=40.0, prefill=4.0, decode=4.0, memory=0.65),
     Pair("griffin", "transformers recurrent_gemma", "hf", _recurrent_gemma, train=2.5, prefill=1.15, decode=4.0, memory=0.65),
     Pair("falcon-h1", "transformers falcon_h1", "hf", _falcon_h1, train=1.6, prefill=1.15, decode=4.0, memory=0.65),
     Pair("bamba", "transformers bamba", "hf", _bamba, train=1.4, prefill=1.15, decode=4.0, memory=0.65),
     Pair("mixtral", "transformers mixtral", "hf", _mixtral, train=1.1, prefill=1.0, decode=3.0, memory=0.65),
     Pair("gated-deltanet", "transformers qwen3_next (linear layers)", "hf-train", _qwen3_next, train=1.4, fraction=0.30, memory=0.65),
+    Pair("qwen3-next", "transformers qwen3_next", "hf", _qwen3_hybrid, train=1.4, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
+    Pair("olmo-hybrid", "transformers olmo_hybrid", "hf", _olmo_hybrid, train=1.25, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
+    Pair("kda", "transformers kimi_linear (linear layers)", "hf-train", _kimi, train=1.4, fraction=0.30, memory=0.65),
     Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
     Pair("xlstm-large", "transformers xlstm", "hf", _xlstm, train=1.25, prefill=1.15, decode=4.0, fraction=0.45, memory=0.65),
     Pair("minimax", "transformers minimax", "hf", _minimax, train=1.15, prefill=1.0, decode=4.0, memory=0.65),
     Pair("lstm", "bare nn.LSTM", "plain", _lstm, train=0.92),
+    Pair("rwkv7", "", "none", _alone("rwkv7"), fraction=0.30),
     Pair("gla", "", "none", _alone("gla"), fraction=0.35),
     Pair("hgrn2", "", "none", _alone("hgrn2"), fraction=0.35),
     Pair("rwkv6", "", "none", _alone("rwkv6"), fraction=0.35),
     Pair("rwkv5", "", "none", _alone("rwkv5"), fraction=0.35),
+    Pair("lizard", "", "none", _alone("lizard"), fraction=0.35),
 )
