@@ -18,6 +18,11 @@ def build(width=32, layer=0, depth=3, **settings):
     return Lightning(LightningConfig(**settings), Place(width=width, layer=layer, depth=depth)).double()
 
 
+def close(ours, right, limit):
+    assert ours.shape == right.shape
+    assert (ours - right).abs().max() <= limit * right.abs().max()
+
+
 def test_rates_fall_over_heads_and_layers():
     first, middle, last = (lightning_decays(8, layer, 3) for layer in range(3))
     assert first == pytest.approx([-(0.5**h) for h in range(1, 9)], rel=1e-4)
@@ -88,3 +93,18 @@ def test_block_is_transnormer_s():
 def test_impossible_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         build(**settings)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_decoding_steps_are_the_model(rows):
+    """The prepared steps (:mod:`orrery.nn.stepping`) after a prompt, token by token, against calls of the model."""
+    model = create_model("lightning", width=32, depth=2, vocab_size=50, **{"mixer.head_dim": 8}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    tokens = torch.randint(0, 50, (rows, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        stepper, want = model.stepper(model(tokens[:, :4]).state, 12), model(tokens).logits
+        assert stepper is not None and not stepper.run.general
+        for t in range(4, 12):
+            close(stepper(tokens[:, t]), want[:, t], 2e-4)

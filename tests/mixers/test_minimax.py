@@ -142,3 +142,19 @@ def test_layers_of_an_architecture_in_other_patterns():
         resolve("minimax | attention")
     with pytest.raises(ConfigError, match="whose name stands for a pattern"):
         resolve("transformer", overrides={"pattern": "gpt2"})
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_decoding_steps_are_the_model(rows):
+    """The prepared steps (:mod:`orrery.nn.stepping`) after a prompt, token by token, against calls of the model."""
+    settings = {"pattern": "full + linear*2", "scales": (1.5, 0.5, 1.25, 0.75), "mixer.head_dim": 8}
+    model = create_model("minimax", width=32, depth=3, vocab_size=50, **settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    tokens = torch.randint(0, 50, (rows, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        stepper, want = model.stepper(model(tokens[:, :4]).state, 12), model(tokens).logits
+        assert stepper is not None and stepper.run.general == (rows > 1)
+        for t in range(4, 12):
+            close(stepper(tokens[:, t]), want[:, t], 2e-4)

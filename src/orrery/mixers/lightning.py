@@ -35,9 +35,12 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gates import sigmoid_gate
+from orrery.ops.lightning_step import lightning_stepper
 from orrery.ops.rms_norm import rms_norm
+from orrery.ops.row_linear import RowNorm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
 
 LRPE = ("first", "all", "none")
@@ -135,6 +138,25 @@ class Lightning(Mixer):
         y = rms_norm(y.flatten(2), self.norm, self.config.eps)
         y = sigmoid_gate(u, y) if self.config.output_gate == "sigmoid" else u * y
         return self.out(y), LightningState(memory, conv, time.clock)
+
+    def stepper(self, norm: RowNorm, state: LightningState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+            return None
+        config, x = self.config, run.x
+        p, y = x.new_empty(len(x), 4 * self.inner), x.new_empty(len(x), self.inner)
+        project = linear_step(x, self.inputs.linear, p, norm)
+        recur = lightning_stepper(
+            p, state.memory.float().contiguous().clone(), y, self.decays, run.positions, self.theta_log, self.norm, config.eps,
+            config.activate_values, config.output_gate == "sigmoid",
+        )  # fmt: skip
+        out = linear_step(y, self.out, x, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Q and k (B,T,H,K or 2K), v (B,T,H,K), u (B,T,E), and the projection's last inputs."""

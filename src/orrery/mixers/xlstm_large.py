@@ -33,10 +33,12 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.head_norm_gate import head_norm_gate
 from orrery.ops.mlstm import mlstm, mlstm_initial
-from orrery.ops.mlstm_step import can_step, large_step
+from orrery.ops.mlstm_step import can_step, large_step, large_stepper
+from orrery.ops.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,23 @@ class XLSTMLarge(Mixer):
         )  # fmt: skip
         y = head_norm_gate(h, o, self.norm, config.norm_eps)
         return self.out(y), XLSTMLargeState(memory, peak, conv, time.clock)
+
+    def stepper(self, norm: RowNorm, state: XLSTMLargeState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+            return None
+        config, x = self.config, run.x
+        p, y = x.new_empty(len(x), sum(self.parts)), x.new_empty(len(x), self.values)
+        memory, peak = (held.float().contiguous().clone() for held in (state.memory, state.peak))
+        project = linear_step(x, self.inputs.linear, p, norm)
+        recur = large_stepper(p, memory, peak, y, self.gate_bias, self.norm, self.key, config.gate_cap, config.eps, config.norm_eps)
+        out = linear_step(y, self.out, x, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
 
     def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Q, k (B,T,H,K), v (B,T,H,V), o (B,T,H*V), and the gates' logarithms (B,T,H)."""

@@ -28,7 +28,8 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 from orrery.nn.residual_gate import ResidualGate
-from orrery.nn.stepping import Step, Stepping, block_step, part_step
+from orrery.nn.stepping import Step, Stepping, block_step, norm_of, part_step
+from orrery.ops.row_linear import row_norm
 
 PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
 BlockState = tuple[Any, Any, Any, Any]
@@ -76,6 +77,21 @@ def make_part(spec: dict[str, Any], kind: str, place: Place) -> Part:
 def _sum(x: Tensor, keep: float, y: Tensor, add: float) -> Tensor:
     x = x if keep == 1 else x * keep
     return x + y if add == 1 else torch.add(x, y, alpha=add)
+
+
+def _normed_step(norm: nn.Module, inner: Step, run: Stepping, keep: float, add: float) -> Step:
+    """x = norm(x); x = keep x + add part(x), from `inner`, which does x += part(x)."""
+    known = norm_of(norm)
+    normed = row_norm(run.x, known) if known is not None else lambda: norm(run.x)
+
+    def step() -> None:
+        x = normed()
+        run.x.copy_(x)
+        inner()
+        if keep != 1 or add != 1:
+            run.x.sub_(x).mul_(add).add_(x, alpha=keep)
+
+    return step
 
 
 class Block(nn.Module):
@@ -153,12 +169,22 @@ class Block(nn.Module):
     def stepper(self, state: BlockState, run: Stepping) -> list[Step]:
         """What one token needs, in order, on `run.x` in place (:mod:`orrery.nn.stepping`); in evaluation mode only."""
         canon = self.canon_a is not None or self.canon_c is not None
+        if self.config.placement == "normed" and not canon and type(self) is Block:
+            return self._normed_steps(state, run)
         serial = self.config.placement == "pre" or (self.config.placement == "parallel" and self.channel is None)
         if canon or not serial or type(self) is not Block:
             return [block_step(self, state, run)]
         steps = [part_step(self.mixer, self.mixer_norm, state[1], run)]
         if self.channel is not None:
             steps.append(part_step(self.channel, self.channel_norm, state[3], run))
+        return steps
+
+    def _normed_steps(self, state: BlockState, run: Stepping) -> list[Step]:
+        parts = [(self.mixer, self.mixer_norm, state[1]), (self.channel, self.channel_norm, state[3])]
+        steps = []
+        for (part, norm, held), scales in zip(parts, (self.config.scales[:2], self.config.scales[2:]), strict=True):
+            if part is not None and norm is not None:
+                steps.append(_normed_step(norm, part_step(part, None, held, run), run, *scales))
         return steps
 
     def _drop(self, y: Tensor) -> Tensor:

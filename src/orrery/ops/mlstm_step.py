@@ -11,12 +11,14 @@ B batch, H heads, K key dimension, V value dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from orrery.ops.backend import choose
-from orrery.ops.compiled import compiled, exp, run_blocks, sigmoid, tanh
+from orrery.ops.compiled import compiled, exp, prepare_blocks, run_blocks, sigmoid, tanh
 from orrery.ops.mlstm import LOWEST
 
 
@@ -57,6 +59,15 @@ def large_step(
     tensors = (p, memory, peak.contiguous(), gate_bias, norm, after, peak_after, out)
     run_blocks(_step, len(p), 4 * memory.numel(), *(t.detach().numpy() for t in tensors), keys, cap, eps, norm_eps)
     return out, after, peak_after
+
+
+def large_stepper(
+    p: Tensor, memory: Tensor, peak: Tensor, out: Tensor, gate_bias: Tensor, norm: Tensor, keys: int, cap: float, eps: float,
+    norm_eps: float,
+) -> Callable[[], None]:  # fmt: skip
+    """:func:`large_step` prepared once: every call reads p, moves memory and peak on in place, and writes out (B,H*V)."""
+    tensors = (p, memory, peak, gate_bias, norm, memory, peak, out)
+    return prepare_blocks(_step, len(p), 4 * memory.numel(), *(t.detach().numpy() for t in tensors), keys, cap, eps, norm_eps)
 
 
 @compiled
