@@ -195,16 +195,28 @@ class Lizard(Mixer):
         of_keys, of_values = (F.pad(x, (0, 0, 0, 0, 0, short)).unfold(1, past + size, size) for x in (keys, values))
         distance = torch.arange(size, device=k.device)[:, None] + past - torch.arange(past + size, device=k.device)
         seen = (of_query[..., None] == of_key[:, :, None]) & (distance >= 0) & (distance <= past)
-        scores = torch.einsum("bnqhk,bnhkc->bnhqc", q, of_keys) * self.head_dim**-0.5
-        scores = scores.masked_fill(~seen[:, :, None], -math.inf)
-        if self.sinks is not None:
-            sinks = self.sinks.to(scores.dtype)[:, None].expand(*scores.shape[:2], -1, size, -1)
-            scores = torch.cat([scores, sinks], -1)
-        near = torch.einsum("bnhqc,bnhkc->bnqhk", scores.softmax(-1)[..., : past + size], of_values)
-        total = None
-        if self.config.norm == "joint":
-            total = scores.logsumexp(-1, keepdim=True).transpose(2, 3).flatten(1, 2)[:, :length]
+        near, total = self._blocks(q, of_keys, of_values, seen[:, :, None])
+        total = None if total is None else total.flatten(1, 2)[:, :length]
         return near.flatten(1, 2)[:, :length], total, self._keep(keys, values, time)
+
+    def _blocks(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Attention of every block: q (B,N,S,H,K), k and v (B,N,H,K,C), seen (B|1,N,1,S,C) -> near (B,N,S,H,K), total (B,N,S,H,1)."""
+        (batch, blocks, size), key, columns, scale = q.shape[:3], self.head_dim, k.shape[4], self.head_dim**-0.5
+        if self.config.norm == "joint":
+            scores = (torch.einsum("bnqhk,bnhkc->bnhqc", q, k) * scale).masked_fill(~seen, -math.inf)
+            if self.sinks is not None:
+                scores = torch.cat([scores, self.sinks.to(scores.dtype)[:, None].expand(batch, blocks, -1, size, -1)], -1)
+            total = scores.logsumexp(-1, keepdim=True)
+            near = torch.einsum("bnhqc,bnhkc->bnqhk", (scores - total).exp()[..., :columns], v)
+            return near, total.transpose(2, 3)
+        q, k, v = (part.flatten(0, 1) for part in (q.transpose(2, 3), k.transpose(3, 4), v.transpose(3, 4)))
+        seen = seen.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        if self.sinks is not None:  # as keys with a number more, which meets a 1 in every query; their values are 0
+            sinks = F.pad(self.sinks.to(k.dtype)[:, :, None] / scale, (key, 0)).expand(len(k), -1, -1, -1)
+            q, seen = F.pad(q, (0, 1), value=1.0), F.pad(seen, (0, self.config.sinks), value=True)
+            k, v = torch.cat([F.pad(k, (0, 1)), sinks], 2), F.pad(v, (0, 1, 0, self.config.sinks))
+        near = F.scaled_dot_product_attention(q, k, v, seen, scale=scale)[..., :key]
+        return near.transpose(1, 2).unflatten(0, (batch, blocks)), None
 
     def _turned(self, q: Tensor, k: Tensor, time: Timeline) -> tuple[Tensor, Tensor]:
         if not self.config.rope:
