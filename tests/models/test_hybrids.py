@@ -87,3 +87,31 @@ def test_ratios_of_the_design_study():
     assert kinds("intra-hybrid-1b-1-5", "parallel") == [4, 8, 12]
     both = resolve("intra-hybrid-1b-1-5").blocks[1].mixer
     assert [branch["head_dim"] for branch in both["branches"]] == [64, 64] and both["branches"][0]["kv_heads"] == 8
+
+
+STEPPED = {
+    "falcon-h1": {},
+    "bamba": {"mamba2.gate_norm": "before"},
+    "mamba2 | attention": {"fusion": "concat"},
+    "intra-hybrid": {},
+    "mixtral": {"shared": 0.5, "shared_gate": True},
+    "lola": {},
+    "gigachat": {"moe.score": "sigmoid", "moe.bias_rate": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_compiled_steps_are_the_model(name):
+    model = orrery.create_model(name, width=64, depth=4, vocab_size=31, seed=0, **STEPPED[name]).eval()
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for batch in (1, 2):
+            tokens = torch.randint(31, (batch, 7))
+            step = model.stepper(model(tokens).state, 20)
+            assert step.run.general == (batch > 1 and any("moe" in str(block.channel) for block in model.config.blocks))
+            state, new = model(tokens).state, tokens[:, 0]
+            for _ in range(6):
+                out = model(new[:, None], state=state)
+                torch.testing.assert_close(step(new), out.logits[:, 0], atol=1e-5, rtol=1e-4)
+                state, new = out.state, out.logits[:, 0].argmax(-1)

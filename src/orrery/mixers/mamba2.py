@@ -36,11 +36,13 @@ from orrery.nn.conv import ShortConv
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gated_rms_norm import gated_rms_norm
 from orrery.ops.gates import silu_gate
-from orrery.ops.mamba2_step import StepWeights, can_step, mamba2_step
+from orrery.ops.mamba2_step import StepWeights, can_step, mamba2_step, mamba2_stepper
 from orrery.ops.rms_norm import rms_norm
+from orrery.ops.row_linear import RowNorm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
 
 GATE_NORMS = ("after", "before", "none")
@@ -218,6 +220,24 @@ class Mamba2(Mixer):
         self.D.div_(insertion)
         if self.norm is None:
             self.out.weight.mul_(insertion)
+
+    def stepper(self, norm: RowNorm, state: Mamba2State, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs.linear, self.out):
+            return None
+        config, batch = self.config, len(run.x)
+        p, y = run.x.new_empty(batch, self.inner + self.mixed + self.heads), run.x.new_empty(batch, self.inner)
+        window, ssm = (held.float().contiguous().clone() for held in (state.conv, state.ssm))
+        weights = StepWeights(self.conv.weight, self.conv.bias, self.dt_bias, self.A_log, self.D, self.norm)
+        project = linear_step(run.x, self.inputs.linear, p, norm)
+        recur = mamba2_stepper(p, window, ssm, y, weights, config.groups, config.eps, config.dt_limit, config.gate_norm == "before")
+        out = linear_step(y, self.out, run.x, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrix (B,H,T,T) that maps x to y (before gate and norm) for a whole sequence; D is on its diagonal."""

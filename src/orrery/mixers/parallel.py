@@ -30,8 +30,10 @@ from orrery.core.registry import register
 from orrery.nn.block import make_part, part_config
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.state import state
+from orrery.nn.stepping import Beside, Step, Stepping
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.rms_norm import rms_norm
+from orrery.ops.row_linear import RowNorm
 
 FUSIONS = ("mean", "sum", "difference", "concat")
 BETAS = ("vector", "scalar", "none")
@@ -138,6 +140,26 @@ class Parallel(Mixer):
         for part in parts[1:]:
             total = total - part if self.config.fusion == "difference" else total + part
         return total / len(parts) if self.config.fusion == "mean" else total
+
+    def stepper(self, norm: RowNorm, state: ParallelState, run: Stepping) -> Step | None:
+        rooms = [Beside(run) for _ in self.branches]
+        found = [
+            cast(Mixer, branch).stepper(norm, held, room)
+            for branch, held, room in zip(self.branches, state.branches, rooms, strict=True)
+        ]
+        if any(step is None for step in found):
+            return None
+        steps = [cast(Step, step) for step in found]
+
+        def step() -> None:
+            before, parts = run.x, []
+            for index, (room, own) in enumerate(zip(rooms, steps, strict=True)):
+                room.x.copy_(before)
+                own()
+                parts.append(self._scaled(room.x.sub_(before), index))
+            before.add_(self._fuse(parts))
+
+        return step
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> ParallelState:
         states = tuple(cast(Mixer, branch).init_state(batch, device, dtype) for branch in self.branches)

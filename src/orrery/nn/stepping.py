@@ -66,6 +66,19 @@ class Stepping:
         self._past += 1
 
 
+class Beside(Stepping):
+    """The same decoding with a residual stream of its own, for one of several parts that read the same input."""
+
+    def __init__(self, run: Stepping) -> None:
+        vars(self).update(run=run, x=torch.empty_like(run.x))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["run"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.run, name, value)
+
+
 def can_step(model: nn.Module, batch: int) -> bool:
     """Whether compiled passes may run: few rows, float32 on a CPU, the rule for backends, and nobody listening inside."""
     plain, some = batch <= MOST_ROWS and not torch.is_autocast_enabled("cpu"), None

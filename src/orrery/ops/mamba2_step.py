@@ -12,15 +12,17 @@ K taps.
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from orrery.ops.backend import choose
-from orrery.ops.compiled import compiled, exp, run_blocks, sigmoid
+from orrery.ops.compiled import compiled, exp, prepare_blocks, sigmoid
 
 
 class StepWeights(NamedTuple):
@@ -72,14 +74,38 @@ def mamba2_step(
     p, ssm = p.contiguous(), ssm.contiguous()
     after = ssm if donate else torch.empty_like(ssm)
     window, out = conv.new_empty(batch, kept, mixed), p.new_empty(batch, ssm.shape[1] * ssm.shape[3])
-    bias = conv.new_zeros(mixed) if weights.conv_bias is None else weights.conv_bias
-    low, high = dt_limit or (0.0, math.inf)
     tensors = (p, conv.contiguous(), window, ssm, after, out)
-    norm = p.new_empty(0) if weights.norm is None else weights.norm
-    parameters = (weights.taps, bias, weights.dt_bias, weights.A_log, weights.D, norm)
-    arrays = [t.detach().numpy() for t in (*tensors, *parameters)]
-    run_blocks(_step, batch, 4 * ssm.numel(), *arrays, groups, eps, low, high, norm_first)
+    prepare_blocks(_step, batch, 4 * ssm.numel(), *_arguments(tensors, weights, groups, eps, dt_limit, norm_first))()
     return out, window, after
+
+
+def mamba2_stepper(
+    p: Tensor, conv: Tensor, ssm: Tensor, out: Tensor, weights: StepWeights, groups: int, eps: float,
+    dt_limit: tuple[float, float] | None = None, norm_first: bool = False,
+) -> Callable[[], None]:  # fmt: skip
+    """:func:`mamba2_step` prepared once: every call reads p, moves conv and ssm on in place, and writes out (B,E)."""
+    other = torch.empty_like(conv)  # the windows change places with every call
+    there, back = (
+        prepare_blocks(_step, len(p), 4 * ssm.numel(), *_arguments(tensors, weights, groups, eps, dt_limit, norm_first))
+        for tensors in ((p, conv, other, ssm, ssm, out), (p, other, conv, ssm, ssm, out))
+    )
+    turns = itertools.cycle((there, back))
+
+    def step() -> None:
+        next(turns)()
+
+    return step
+
+
+def _arguments(
+    tensors: tuple[Tensor, ...], weights: StepWeights, groups: int, eps: float, dt_limit: tuple[float, float] | None, norm_first: bool
+) -> tuple[Any, ...]:
+    """What the kernel takes: arrays, then numbers."""
+    low, high = dt_limit or (0.0, math.inf)
+    bias = weights.taps.new_zeros(len(weights.taps)) if weights.conv_bias is None else weights.conv_bias
+    norm = weights.D.new_empty(0) if weights.norm is None else weights.norm
+    parameters = (weights.taps, bias, weights.dt_bias, weights.A_log, weights.D, norm)
+    return *(t.detach().numpy() for t in (*tensors, *parameters)), groups, eps, low, high, norm_first
 
 
 @compiled
