@@ -40,10 +40,12 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.norms import RMSNorm
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.delta_rule import delta_rule
-from orrery.ops.gated_delta_step import StepWeights, can_step, gated_delta_step
+from orrery.ops.gated_delta_step import StepWeights, can_step, gated_delta_step, gated_delta_stepper
 from orrery.ops.rms_norm_gate import rms_norm_gate
+from orrery.ops.row_linear import RowNorm
 
 _L2_EPS = 1e-6  # under the root of |q|^2 + eps, as fla and transformers have it
 
@@ -145,6 +147,22 @@ class GatedDeltaNet(Mixer):
         else:
             o = self.norm(o).flatten(2)
         return self.out(o), GatedDeltaNetState(conv, memory, time.clock)
+
+    def stepper(self, norm: RowNorm, state: GatedDeltaNetState, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs, self.out):
+            return None
+        p, y = run.x.new_empty(len(run.x), self.inputs.out_features), run.x.new_empty(len(run.x), self.out.in_features)
+        window, memory = (held.float().contiguous().clone() for held in (state.conv, state.memory))
+        project = linear_step(run.x, self.inputs, p, norm)
+        recur = gated_delta_stepper(p, window, memory, y, self._step_weights())
+        out = linear_step(y, self.out, run.x, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
 
     def _step_weights(self) -> StepWeights:
         """What a single token meets between the two projections."""

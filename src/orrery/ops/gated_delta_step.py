@@ -15,6 +15,7 @@ B batch, H heads, G of them for q and k, K key dimension, V value dimension, C t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.backend import choose
-from orrery.ops.compiled import compiled, exp, run_blocks, sigmoid
+from orrery.ops.compiled import compiled, exp, prepare_blocks, sigmoid
 
 _ONE = np.float32(1.0)  # in a kernel, a Python 1 would turn float32 into float64
 
@@ -64,17 +65,28 @@ def gated_delta_step(
         y (B,H*V), and the new inputs and memory.
     """
     p, conv, memory = p.contiguous(), conv.detach().contiguous(), memory.detach().contiguous()
-    batch, heads, _, value = memory.shape
-    y = p.new_empty(batch, heads * value)
+    y = p.new_empty(len(p), memory.shape[1] * memory.shape[3])
     window, after = (conv, memory) if donate else (torch.empty_like(conv), torch.empty_like(memory))
+    _prepared(p, conv, memory, weights, window, after, y)()
+    return y, window, after
+
+
+def gated_delta_stepper(p: Tensor, conv: Tensor, memory: Tensor, y: Tensor, weights: StepWeights) -> Callable[[], None]:
+    """:func:`gated_delta_step` prepared once: every call reads p, moves conv and memory on in place, and writes y (B,H*V)."""
+    return _prepared(p, conv, memory, weights, conv, memory, y)
+
+
+def _prepared(
+    p: Tensor, conv: Tensor, memory: Tensor, weights: StepWeights, window: Tensor, after: Tensor, y: Tensor
+) -> Callable[[], None]:
+    batch, heads, key, value = memory.shape
     none = p.new_empty(0)
     decay = [none if w is None else w for w in (weights.decay_log, weights.decay_bias)]
     fixed = [w.detach() for w in (weights.taps, *decay, weights.norm)]
     arrays = [t.numpy() for t in (p, conv, memory, *fixed, window, after, y)]
     numbers = np.float32(weights.l2_eps), np.float32(weights.norm_eps), weights.gate, np.float32(weights.most)
-    groups = (weights.taps.shape[0] - heads * value) // (2 * memory.shape[2])
-    run_blocks(_step, batch * groups, 2 * memory.numel(), *arrays, *numbers, groups)
-    return y, window, after
+    groups = (len(weights.taps) - heads * value) // (2 * key)
+    return prepare_blocks(_step, batch * groups, 2 * memory.numel(), *arrays, *numbers, groups)
 
 
 @compiled
