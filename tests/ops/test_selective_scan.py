@@ -10,6 +10,7 @@ import torch
 
 from oracles.selective_scan import selective_scan as oracle
 from orrery.core.errors import StateError
+from orrery.ops.compiled import compiled, expm1, softplus
 from orrery.ops.selective_scan import selective_scan, selective_scan_matrix, selective_scan_reference
 
 BACKENDS = ("torch", "numba")
@@ -205,3 +206,23 @@ def test_wrong_shapes_are_told():
     operands["state"] = operands["state"][:1]
     with pytest.raises(StateError, match=r"state of shape \(1, 3, 5\)"):
         selective_scan(**operands)
+
+
+@compiled
+def _both(first, last, x, less, soft):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        less[i] = expm1(x[i])
+        soft[i] = softplus(x[i])
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 3e-7), (np.float64, 1e-14)])
+def test_functions_of_kernels(dtype, limit):
+    """Relative errors, near 0 too, where a sum of large numbers would lose them."""
+    small = np.logspace(-30, -1, 300)
+    x = np.concatenate([-small, small, np.linspace(-80, 80, 1001), [0.0]]).astype(dtype)
+    less, soft = np.empty_like(x), np.empty_like(x)
+    _both(0, len(x), x, less, soft)
+    exact = x.astype(np.float64)
+    for found, want in ((less, np.expm1(exact)), (soft, np.maximum(exact, 0) + np.log1p(np.exp(-np.abs(exact))))):
+        assert (np.abs(found - want) <= limit * np.abs(want)).all()
+    assert math.isclose(expm1(0.3), math.expm1(0.3)) and math.isclose(softplus(0.3), math.log1p(math.exp(0.3)))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from oracles.wkv4 import wkv4 as oracle
 from orrery.core.errors import StateError
-from orrery.ops.wkv4 import NO_PEAK, wkv4, wkv4_chunked, wkv4_initial, wkv4_reference, wkv4_step
+from orrery.ops.wkv4 import NO_PEAK, wkv4, wkv4_chunked, wkv4_initial, wkv4_matrix, wkv4_reference, wkv4_step
 
 BACKENDS = ("torch", "numba")
 
@@ -196,3 +196,12 @@ def test_wrong_shapes_are_told():
         wkv4(*operands, tuple(x[:1] for x in state))
     with pytest.raises(StateError, match="starts"):
         wkv4(*operands, state, starts[:, 1:])
+
+
+def test_the_matrix_is_the_average():
+    (k, v, w_log, u), _, starts = make(time=12)
+    for given_starts in (None, starts):
+        matrix = wkv4_matrix(k, w_log, u, given_starts)
+        torch.testing.assert_close(matrix.sum(-1), torch.ones_like(matrix[..., 0]))
+        want, _ = wkv4_reference(k, v, w_log, u, None, given_starts)
+        torch.testing.assert_close(torch.einsum("bdts,bsd->btd", matrix, v), want)

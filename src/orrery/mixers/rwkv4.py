@@ -39,7 +39,7 @@ from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gates import relu_square, sigmoid_gate
 from orrery.ops.token_shift import token_mix
-from orrery.ops.wkv4 import wkv4, wkv4_initial, wkv4_step
+from orrery.ops.wkv4 import wkv4, wkv4_initial, wkv4_matrix, wkv4_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +140,12 @@ class RWKV4(Mixer):
             k[:, None].to(kind), v[:, None].to(kind), w_log, self.time_first, (state.num, state.den, state.peak)
         )
         return self.out(torch.sigmoid(r) * y[:, 0].to(r.dtype))[:, None], RWKV4State(x, *after, ctx.timeline.clock)
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices (B,E,T,T) that average the values, channel by channel, before the gate; rows sum to 1."""
+        time = ctx.timeline
+        mixed, _ = token_mix(x, self.mix_k[None], None, time.starts, time.lengths)
+        return wkv4_matrix(self.key(mixed[0]), -self.time_decay.exp(), self.time_first, time.starts)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV4State:
         """Nothing seen; the sums are float32 unless `dtype` is float64."""

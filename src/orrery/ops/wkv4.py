@@ -125,6 +125,20 @@ def wkv4_reference(
     return torch.cat(out, 1), state
 
 
+def wkv4_matrix(k: Tensor, w_log: Tensor, u: Tensor, starts: Tensor | None = None) -> Tensor:
+    """The matrices (B,D,T,T) with ``y = M v`` channel by channel; every row sums to 1. For short T."""
+    time = k.shape[1]
+    steps = torch.arange(time, device=k.device)
+    ago = steps[:, None] - steps - 1
+    fading = ago.clamp(min=0).to(k.dtype)[None] * w_log.clamp(min=-1e30)[:, None, None]
+    scores = k.transpose(1, 2)[:, :, None] + torch.where(ago < 0, u[:, None, None], fading)
+    seen = ago >= -1
+    if starts is not None:
+        document = starts.cumsum(1)
+        seen = (seen & (document[:, :, None] == document[:, None]))[:, None]
+    return scores.masked_fill(~seen, -math.inf).softmax(-1)
+
+
 def wkv4_chunked(
     k: Tensor,
     v: Tensor,
