@@ -57,7 +57,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 600, 80, 14
 SECTIONS = ("Paper", "Equation", "Shapes", "Cost", "Differs", "Oracle")
 CONTRACT = {  # documented once, on the base class
     "forward", "mix", "init_state", "state_bytes", "flops", "reset_parameters", "transfer", "update", "extra_repr",
-    "to_dict", "setup", "backward", "step", "state_dict", "load_state_dict", "hidden", "emit", "default",
+    "to_dict", "setup", "backward", "step", "stepper", "state_dict", "load_state_dict", "hidden", "emit", "default",
 }  # fmt: skip
 
 Rule = Callable[[str, ast.Module, str], Iterator[str]]
