@@ -80,9 +80,10 @@ def test_a_layer_in_any_architecture():
     assert model(torch.randint(257, (2, 9))).logits.shape == (2, 9, 257)
 
 
-def test_preset():
+@pytest.mark.parametrize("base", ["transformer", "retnet"])
+def test_presets(base):
     with torch.device("meta"):
-        model = orrery.create_model("ngram-transformer-340m")
+        model = orrery.create_model(f"ngram-{base}-340m")
     assert [block.mixer.config.order for block in model.blocks if isinstance(block.mixer, NgramHead)] == [1, 2, 3]
     assert [isinstance(block.mixer, NgramHead) for block in model.blocks] == [False] * 2 + [True] * 3 + [False] * 22
     assert model.num_parameters(embedding=True) / 1e6 == pytest.approx(340, rel=0.03)

@@ -230,6 +230,17 @@ TRANSFORMER = Architecture(
     },
 )  # fmt: skip
 
+RETNET = Architecture(
+    pattern="retnet*2 + ngram-head + ngram-head(order=2) + ngram-head(order=3) + retnet",
+    frame={"tied": True},
+    presets={
+        "ngram-retnet-340m": {
+            "pattern": "retnet*2 + ngram-head + ngram-head(order=2) + ngram-head(order=3) + retnet*22",
+            "width": 1024, "depth": 27, "vocab_size": 32000,
+        }
+    },
+)  # fmt: skip
+
 register(
     "ngram-head",
     mixer="NgramHead",
@@ -248,4 +259,14 @@ register(
     year=2024,
     tags=("causal", "parallel", "cache", "tokens"),
     presets=("ngram-transformer-340m",),
+)
+
+register(
+    "ngram-retnet",
+    architecture="RETNET",
+    summary="RetNet with n-gram heads of orders 1, 2 and 3 after its second layer",
+    paper="2401.12973",
+    year=2024,
+    tags=("causal", "parallel", "cache", "tokens"),
+    presets=("ngram-retnet-340m",),
 )
