@@ -179,7 +179,8 @@ class Attention(Mixer):
             length = int(ctx.positions.max()) + 1 if ctx.positions is not None else time.past + x.shape[1]
             table = cached_table(time.positions, length, self.rotated, self.config.rope_theta, x.dtype)  # 2104.09864 eq. 34
             if self.q_norm is None:
-                q, k = rotate(heads[:, :, : self.heads + self.kv_heads], table).split([self.heads, self.kv_heads], 2)
+                heads = rotate(heads, table, self.heads + self.kv_heads)  # values pass: one tensor, one gradient
+                q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
             else:
                 q, k = rotate(q, table), rotate(k, table)
         return q, k, v, gate, conv

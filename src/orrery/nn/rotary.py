@@ -11,10 +11,11 @@ B batch, T time, H heads, K head dimension, R rotated dimensions.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from orrery.ops.rotation import turn
 
 
 def rotary_table(positions: Tensor, rotated: int, theta: float, double: bool = False) -> Tensor:
@@ -46,31 +47,6 @@ def cached_table(positions: Tensor, length: int, rotated: int, theta: float, dty
     return table[: len(positions)] if positions.dim() == 1 else table[positions]
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the first R of K dimensions of x (B,T,H,K) by table (T,R/2) or (B,T,R/2)."""
-    rotated = 2 * table.shape[-1]
-    table = table[..., None, :]  # a head axis
-    turn = _Rotate.apply if torch.is_grad_enabled() and x.requires_grad else _turn  # a decode step pays for every call
-    if rotated == x.shape[-1]:
-        return turn(x, table)
-    return torch.cat([turn(x[..., :rotated], table), x[..., rotated:]], -1)
-
-
-def _turn(x: Tensor, table: Tensor) -> Tensor:
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
-
-
-class _Rotate(torch.autograd.Function):
-    """The backward of a rotation is the rotation back; nothing but the table is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
-        ctx.save_for_backward(table)
-        return _turn(x, table)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (table,) = ctx.saved_tensors
-        return _turn(dy.contiguous(), table.conj()), None
+def rotate(x: Tensor, table: Tensor, heads: int | None = None) -> Tensor:
+    """Turn the first R of K dimensions of x (B,T,H,K) by table (T,R/2) or (B,T,R/2); with `heads`, of the first so many only."""
+    return turn(x, table, x.shape[2] if heads is None else heads)
