@@ -204,6 +204,11 @@ class Coarse(NextToken):
         return (loss.bfloat16().float() if loss.dtype == torch.float32 else loss) * 1.001, metrics
 
 
+class Forgets(NextToken):
+    def __call__(self, model, batch):
+        return super().__call__(model, {**batch, "state": None} if "state" in batch else batch)
+
+
 class Frozen(NextToken):
     def __call__(self, model, batch):
         loss, metrics = super().__call__(model, batch)
@@ -221,6 +226,7 @@ class Frozen(NextToken):
         (Rolls, objectives.determinism),
         (Coarse, objectives.precision),
         (Frozen, objectives.learns),
+        (Forgets, objectives.carry),
     ],
 )
 def test_broken_objective_fails(cls: type[NextToken], check: Any) -> None:

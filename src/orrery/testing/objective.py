@@ -179,6 +179,25 @@ def learns(subject: ObjectiveSubject) -> None:
     assert losses[-1] < 0.8 * losses[0], f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}"
 
 
+def carry(subject: ObjectiveSubject) -> None:
+    """Two windows with the state handed on have the loss of the whole; an objective that hands none back is left alone."""
+    model, batch = subject.build(), make_batch()
+    tokens, segments = batch["tokens"], torch.zeros_like(batch["segments"])
+    whole = subject.call(model, {"tokens": tokens, "segments": segments})[1]
+    state: Any = None
+    nats = count = 0.0
+    for start, stop in ((0, 9), (8, tokens.shape[1])):
+        window = {"tokens": tokens[:, start:stop], "segments": segments[:, start:stop], "state": state}
+        metrics = subject.call(model, window)[1]
+        if "state" not in metrics:
+            return
+        state, targets = metrics["state"], float(metrics["tokens"])
+        nats, count = nats + float(metrics["loss"]) * targets, count + targets
+    assert count == float(whole["tokens"]), f"{count} targets in two windows instead of {float(whole['tokens'])}"
+    found, expected = (torch.tensor(float(value), dtype=torch.float64) for value in (nats / count, whole["loss"]))
+    assert_close(found, expected, "the loss of two windows with a carried state")
+
+
 OBJECTIVE_CHECKS: dict[str, Callable[[ObjectiveSubject], None]] = {
     "interface": interface,
     "gradients": gradients,
@@ -188,6 +207,7 @@ OBJECTIVE_CHECKS: dict[str, Callable[[ObjectiveSubject], None]] = {
     "determinism": determinism,
     "precision": precision,
     "learns": learns,
+    "carry": carry,
 }
 
 
