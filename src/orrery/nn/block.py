@@ -94,6 +94,20 @@ def _normed_step(norm: nn.Module, inner: Step, run: Stepping, keep: float, add: 
     return step
 
 
+def _output_step(norm: nn.Module, inner: Step, run: Stepping) -> Step:
+    """x += norm(part(x)), from `inner`, which does x += part(x)."""
+    x, y, known = torch.empty_like(run.x), torch.empty_like(run.x), norm_of(norm)
+    normed = row_norm(y, known) if known is not None else lambda: norm(y)
+
+    def step() -> None:
+        x.copy_(run.x)
+        inner()
+        torch.sub(run.x, x, out=y)
+        torch.add(x, normed(), out=run.x)
+
+    return step
+
+
 class Block(nn.Module):
     """One layer of a model; `y, state = block(x, state, ctx)` with x, y (B,T,D) and a prepared ctx."""
 
@@ -171,6 +185,8 @@ class Block(nn.Module):
         canon = self.canon_a is not None or self.canon_c is not None
         if self.config.placement == "normed" and not canon and type(self) is Block:
             return self._normed_steps(state, run)
+        if self.config.placement == "output" and not canon and type(self) is Block:
+            return self._output_steps(state, run)
         serial = self.config.placement == "pre" or (self.config.placement == "parallel" and self.channel is None)
         if canon or not serial or type(self) is not Block:
             return [block_step(self, state, run)]
@@ -186,6 +202,14 @@ class Block(nn.Module):
             if part is not None and norm is not None:
                 steps.append(_normed_step(norm, part_step(part, None, held, run), run, *scales))
         return steps
+
+    def _output_steps(self, state: BlockState, run: Stepping) -> list[Step]:
+        parts = [(self.mixer, self.mixer_norm, state[1]), (self.channel, self.channel_norm, state[3])]
+        return [
+            _output_step(norm, part_step(part, None, held, run), run)
+            for part, norm, held in parts
+            if part is not None and norm is not None
+        ]
 
     def _drop(self, y: Tensor) -> Tensor:
         return nn.functional.dropout(y, self.dropout, self.training) if self.dropout else y
