@@ -117,10 +117,10 @@ class MLSTM(Mixer):
         p, _ = self.inputs(x, None, ctx)
         u, z = p.chunk(2, -1)
         c, conv = self.conv(u, None if state is None else state.conv, ctx)
-        q, k, v = self._blockwise(c, self.blocks[0]), self._blockwise(c, self.blocks[1]), self._blockwise(u, self.blocks[2])
+        parts = torch.cat([self._blockwise(c, self.blocks[:2]), self._blockwise(u, self.blocks[2:])], 2)
         wide = torch.promote_types(p.dtype, torch.float32)
-        i_log, f = self.gates(torch.cat([q, k, v], -1)).to(wide).chunk(2, -1)
-        q, k, v = (part.unflatten(-1, (config.heads, self.head)) for part in (q, k, v))
+        i_log, f = self.gates(parts.flatten(2)).to(wide).chunk(2, -1)
+        q, k, v = parts.unflatten(-1, (config.heads, self.head)).unbind(2)
         h, (memory, peak) = mlstm(
             q, k, v, i_log, F.logsigmoid(f), None if state is None else (state.memory, state.peak), time.starts, time.lengths,
             self.head**-0.5, config.eps, config.chunk,
@@ -130,9 +130,18 @@ class MLSTM(Mixer):
         return self.out(y), MLSTMState(memory, peak, conv, time.clock)
 
     def _blockwise(self, x: Tensor, weight: Tensor) -> Tensor:
-        """X (B,T,E) times a block-diagonal matrix of blocks (E/P,P,P)."""
-        rows = x.flatten(0, 1).unflatten(-1, (-1, self.config.block)).transpose(0, 1)
-        return torch.bmm(rows, weight).transpose(0, 1).reshape(x.shape)
+        """X (B,T,E) times block-diagonal matrices (M,E/P,P,P), gives (B,T,M,E).
+
+        Blocks of 4 by 4 are too small for products of many tokens: several are laid out as one of up to 64 by 64, zeros included.
+        """
+        count, blocks, size, _ = weight.shape
+        few = x.shape[0] * x.shape[1] <= _FEW
+        merged = 1 if few else max(n for n in range(1, max(1, _PRODUCT // size) + 1) if blocks % n == 0)
+        own = torch.eye(merged, dtype=weight.dtype, device=weight.device)[:, None, None, :, None]
+        wide = weight.view(count, -1, merged, size, 1, size).permute(1, 2, 3, 0, 4, 5) * own  # (G,m,P,M,m,P)
+        rows = x.flatten(0, 1).unflatten(-1, (len(wide), -1)).transpose(0, 1)  # (G,BT,mP)
+        y = torch.bmm(rows, wide.reshape(len(wide), merged * size, -1).to(x.dtype))  # (G,BT,M*mP)
+        return y.unflatten(-1, (count, -1)).permute(1, 2, 0, 3).reshape(*x.shape[:2], count, -1)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> MLSTMState:
         """Nothing seen; float32 unless `dtype` is float64."""
@@ -152,6 +161,8 @@ class MLSTM(Mixer):
         return self.inputs.flops(length) + self.conv.flops(length) + (linear + memory) * length
 
 
+_PRODUCT = 64  # rows of a block that a matrix product takes together
+_FEW = 8  # tokens up to which the zeros cost more than they save
 _FRAME = {"norm": "layernorm", "eps": 1e-5, "tied": False}
 ARCHITECTURE = Architecture(
     block=BlockConfig(mixer={"name": "mlstm"}, norm="layernorm", eps=1e-5),
