@@ -25,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from orrery.core.config import require
@@ -102,8 +103,8 @@ class MinGRU(Mixer):
         v, k, *other = p.to(kind).chunk(2 if self.config.cell == "gru" else 3, -1)
         if other:  # 2410.01201 appendix B.2.2: the difference of both gates' logarithms
             k = F.softplus(-k) - F.softplus(-other[0])
-        write = torch.sigmoid(k) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))
-        h, after = diagonal_scan(-F.softplus(k), write, None if state is None else state.h, time.starts, time.lengths)
+        a_log, b = _Terms.apply(v, k)
+        h, after = diagonal_scan(a_log, b, None if state is None else state.h, time.starts, time.lengths)
         return self.out(h.to(p.dtype)), MinGRUState(last, after, time.clock)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> MinGRUState:
@@ -122,6 +123,23 @@ class MinGRU(Mixer):
         """Both projections and the convolution; the average itself is not counted."""
         own = 2 * (self.place.width * self.inputs.out_features + self.hidden * self.place.width) * length
         return own + (0 if self.conv is None else self.conv.flops(length))
+
+
+class _Terms(torch.autograd.Function):
+    """log(1 - z) and z g(v), with z = sigmoid(k). Keeps v and k alone, where autograd would keep five products of them."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(v, k)
+        return -F.softplus(k), torch.sigmoid(k) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, da_log: Tensor, db: Tensor) -> tuple[Tensor, Tensor]:
+        v, k = ctx.saved_tensors
+        z, s = torch.sigmoid(k), torch.sigmoid(v)
+        slope = torch.where(v >= 0, 1.0, s * (1 - s))
+        return db * z * slope, z * (db * torch.where(v >= 0, v + 0.5, s) * (1 - z) - da_log)
 
 
 ARCHITECTURE = Architecture(

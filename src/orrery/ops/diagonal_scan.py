@@ -6,7 +6,8 @@ Equation: ``h_t = exp(a_log_t) h_{t-1} + b_t``, elementwise. QRNN (1611.01576), 
 
 Forms: :func:`diagonal_scan_reference` is the equation as a loop; :func:`diagonal_scan_chunked` scans all chunks at once
 and then carries the state from chunk to chunk (torch, any device); :func:`diagonal_scan_step` is one token; the compiled
-loop (numba, CPU) carries the state in float64 and reads every number once. :func:`diagonal_scan` chooses.
+loop (numba, CPU) carries the state in float64, has gates as ``exp(a_log) - 1`` and reads every number once.
+:func:`diagonal_scan` chooses.
 
 Gradients, with ``G_t`` the gradient of ``h_t`` through everything after it: ``G_t = dh_t + exp(a_log_{t+1}) G_{t+1}``,
 ``db_t = G_t``, ``da_log_t = G_t exp(a_log_t) h_{t-1}``: the same recurrence, run backwards in time.
@@ -29,9 +30,9 @@ from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
-from orrery.ops.compiled import compiled, exp, run_blocks
+from orrery.ops.compiled import compiled, expm1, run_blocks
 
-_BLOCK = 64  # channels that one thread scans together: a row of them is four AVX-512 registers of float32
+_BLOCK, _LEAST = 512, 64  # channels that one thread scans together, at most and at least
 
 
 def diagonal_scan(
@@ -171,7 +172,8 @@ class _CompiledScan(torch.autograd.Function):
         batch, _, width = b.shape
         h, after = torch.empty_like(b), torch.empty_like(state)
         arrays = [x.detach().numpy() for x in (a_log, b, state, h, after)]
-        run_blocks(_scan_forward, batch * -(-width // _BLOCK), 2 * b.numel(), *arrays)
+        lanes = _lanes(batch, width)
+        run_blocks(_scan_forward, batch * -(-width // lanes), 2 * b.numel(), *arrays, lanes)
         ctx.save_for_backward(a_log, h, state)
         return h, after
 
@@ -183,48 +185,63 @@ class _CompiledScan(torch.autograd.Function):
         da_log, db, dstate = torch.empty_like(h), torch.empty_like(h), torch.empty_like(state)
         arrays = [x.contiguous().numpy() for x in (a_log, h, state, dh, dafter)]
         outputs = [x.numpy() for x in (da_log, db, dstate)]
-        run_blocks(_scan_backward, batch * -(-width // _BLOCK), 3 * h.numel(), *arrays, *outputs)
+        lanes = _lanes(batch, width)
+        run_blocks(_scan_backward, batch * -(-width // lanes), 3 * h.numel(), *arrays, *outputs, lanes)
         return da_log, db, dstate
 
 
 # Rows are taken as slices and indexed by the loop variable alone: numba cannot tell that `low + i` is not negative, and
-# the test for it would keep the compiler from vectorising.
+# the test for it would keep the compiler from vectorising. A slice takes as long as some fifty numbers: long rows are best.
+
+
+def _lanes(batch: int, width: int) -> int:
+    """Channels that a thread takes together: many, as long as there are blocks enough for all threads."""
+    lanes = _BLOCK
+    while lanes > _LEAST and batch * -(-width // lanes) < 2 * torch.get_num_threads():
+        lanes //= 2
+    return lanes
 
 
 @compiled
-def _scan_forward(first, last, a_log, b, state, h, after):  # type: ignore[no-untyped-def]
+def _scan_forward(first, last, a_log, b, state, h, after, lanes):  # type: ignore[no-untyped-def]
     width = b.shape[2]
-    columns = -(-width // _BLOCK)
-    carry = np.empty(_BLOCK)
+    columns = -(-width // lanes)
+    carry, less = np.empty(lanes), np.empty(lanes, b.dtype)
     for block in range(first, last):
-        row, low = block // columns, (block % columns) * _BLOCK
-        high = min(low + _BLOCK, width)
+        row, low = block // columns, (block % columns) * lanes
+        high = min(low + lanes, width)
         carry[: high - low] = state[row, low:high]
         for t in range(b.shape[1]):
             gate, given, out = a_log[row, t, low:high], b[row, t, low:high], h[row, t, low:high]
             for i in range(high - low):
-                value = carry[i] * exp(np.float64(gate[i])) + given[i]
+                less[i] = expm1(gate[i])
+            for i in range(high - low):
+                value = (carry[i] + less[i] * carry[i]) + given[i]
                 carry[i] = value
                 out[i] = value
         after[row, low:high] = carry[: high - low]
 
 
 @compiled
-def _scan_backward(first, last, a_log, h, state, dh, dafter, da_log, db, dstate):  # type: ignore[no-untyped-def]
+def _scan_backward(first, last, a_log, h, state, dh, dafter, da_log, db, dstate, lanes):  # type: ignore[no-untyped-def]
     width = h.shape[2]
-    columns = -(-width // _BLOCK)
-    carry = np.empty(_BLOCK)
+    columns = -(-width // lanes)
+    carry, less = np.empty(lanes), np.empty(lanes, h.dtype)
     for block in range(first, last):
-        row, low = block // columns, (block % columns) * _BLOCK
-        high = min(low + _BLOCK, width)
+        row, low = block // columns, (block % columns) * lanes
+        high = min(low + lanes, width)
         carry[: high - low] = dafter[row, low:high]
         for t in range(h.shape[1] - 1, -1, -1):
             gate, given = a_log[row, t, low:high], dh[row, t, low:high]
             before = h[row, t - 1, low:high] if t > 0 else state[row, low:high]
             dgate, dinput = da_log[row, t, low:high], db[row, t, low:high]
             for i in range(high - low):
+                less[i] = expm1(gate[i])
+            for i in range(high - low):
                 grad = carry[i] + given[i]
-                carry[i] = grad * exp(np.float64(gate[i]))
                 dinput[i] = grad
-                dgate[i] = carry[i] * before[i]
+                carry[i] = grad + less[i] * grad
+                less[i] = carry[i]
+            for i in range(high - low):
+                dgate[i] = less[i] * before[i]
         dstate[row, low:high] = carry[: high - low]

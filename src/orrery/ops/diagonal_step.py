@@ -120,7 +120,7 @@ def _selective(first, last, u, dt, selected, z, rates, skip, state, y, begin):  
             for i in range(high - low):
                 less[i] = expm1(delta[i] * pace[i])
             for i in range(high - low):
-                h[i] = h[i] + (less[i] * h[i] + inputs[i] * write)
+                h[i] = (h[i] + less[i] * h[i]) + inputs[i] * write
                 total[i] += read * h[i]
         out = y[b, low:high]
         for i in range(high - low):
@@ -144,5 +144,5 @@ def _rg_lru(first, last, u, gate, input_gate, input_bias, recurrence_gate, recur
         for k in range(size):
             a_log = -_SHARPNESS * sigmoid(r_gate[k]) * p[k]
             room = np.sqrt(-expm1(a_log + a_log))
-            h[k] = h[k] + (expm1(a_log) * h[k] + room * (sigmoid(i_gate[k]) * given[k]))
+            h[k] = (h[k] + expm1(a_log) * h[k]) + room * (sigmoid(i_gate[k]) * given[k])
             out[k] = h[k] * (_HALF * g[k] * (_ONE + tanh(_ROOT * (g[k] + _CUBE * g[k] * g[k] * g[k]))))

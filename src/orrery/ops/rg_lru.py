@@ -55,24 +55,33 @@ def rg_lru(
         StateError: when the state or `starts` has another shape.
     """
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    a_log = torch.sigmoid(recurrence_gate.to(kind)) * (-SHARPNESS * pace.to(kind))
-    room = _BoundedRoot.apply(-torch.expm1(2 * a_log)).masked_fill(first[..., None], 1.0)
-    b = x.to(kind) * torch.sigmoid(input_gate.to(kind)) * room
+    wide = (each.to(kind) for each in (x, input_gate, recurrence_gate, pace))
+    a_log, b = _Terms.apply(*wide, first)
     h, after = diagonal_scan(a_log, b, state, starts, lengths, backend)
     return h.to(x.dtype), after
 
 
-class _BoundedRoot(torch.autograd.Function):
-    """The square root with a derivative of at most 1000."""
+class _Terms(torch.autograd.Function):
+    """Gate and input of the scan. Keeps the three inputs alone, where autograd would keep a dozen products of them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        root = x.sqrt()
-        ctx.save_for_backward(root)
-        return root
+    def forward(ctx: Any, x: Tensor, i: Tensor, r: Tensor, pace: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, i, r, pace, first)
+        a_log = torch.sigmoid(r) * (-SHARPNESS * pace)
+        room = torch.expm1(2 * a_log).neg_().sqrt_().masked_fill_(first[..., None], 1.0)
+        return a_log, room.mul_(x).mul_(torch.sigmoid(i))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (root,) = ctx.saved_tensors
-        return grad / (2 * root).clamp(min=1 / _STEEPEST)
+    def backward(ctx: Any, da_log: Tensor, db: Tensor) -> tuple[Tensor | None, ...]:
+        x, i, r, pace, first = ctx.saved_tensors
+        i, r, first = torch.sigmoid(i), torch.sigmoid(r), first[..., None]
+        a_log = r * (-SHARPNESS * pace)
+        left = -torch.expm1(2 * a_log)  # 1 - a^2
+        room = left.sqrt()
+        dleft = (db * x * i / (2 * room).clamp_(min=1 / _STEEPEST)).masked_fill_(first, 0.0)
+        da_log = da_log - 2 * dleft * (1 - left)
+        room = room.masked_fill_(first, 1.0)
+        dx, di = db * i * room, db * x * room * i * (1 - i)
+        dr = da_log * (-SHARPNESS * pace) * r * (1 - r)
+        return dx, di, dr, (da_log * r).flatten(0, 1).sum(0) * -SHARPNESS, None

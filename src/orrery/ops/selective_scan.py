@@ -320,7 +320,7 @@ def _scan_forward(  # type: ignore[no-untyped-def]
                 for i in range(_LANES):
                     less[i] = expm1(delta[i] * rate[n, i])
                 for i in range(_LANES):
-                    carry[n, i] = carry[n, i] + (less[i] * carry[n, i] + inputs[i] * write[n])
+                    carry[n, i] = (carry[n, i] + less[i] * carry[n, i]) + inputs[i] * write[n]
                     total[i] += read[n] * carry[n, i]
             out = y[row, t, low:high]
             if gated:
@@ -355,7 +355,7 @@ def _states_again(  # type: ignore[no-untyped-def]
             for i in range(_LANES):
                 less[n, i] = expm1(delta[i] * rate[n, i])
             for i in range(_LANES):
-                h[n, i] = h[n, i] + (less[n, i] * h[n, i] + inputs[i] * write[n])
+                h[n, i] = (h[n, i] + less[n, i] * h[n, i]) + inputs[i] * write[n]
                 now[n, i] = h[n, i]
                 total[i] += read[n] * now[n, i]
 
