@@ -35,9 +35,12 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.rms_norm_gate import rms_norm_gate
+from orrery.ops.row_linear import RowNorm
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
+from orrery.ops.vector_decay_step import gla_stepper
 
 _GAIN = 2**-2.5  # the authors' initialisation
 
@@ -125,6 +128,22 @@ class GLA(Mixer):
             o, memory = vector_decay(q, k, v, g_log, memory, time.starts, scale, lengths=time.lengths)  # 2312.06635 eq. 3
         o = rms_norm_gate(o, z, self.norm.weight, self.config.norm_eps)
         return self.out(o), GLAState(inputs, memory, time.clock)
+
+    def stepper(self, norm: RowNorm, state: GLAState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out, self.gate):
+            return None
+        p, y = run.x.new_empty(len(run.x), sum(self._parts)), run.x.new_empty(len(run.x), self.out.in_features)
+        memory, gate = state.memory.float().contiguous().clone(), (self.gate.weight, self.gate.bias)
+        project = linear_step(run.x, self.inputs.linear, p, norm)
+        recur = gla_stepper(p, memory, y, gate, self.norm.weight, self.config.norm_eps, self.config.gate_norm)
+        out = linear_step(y, self.out, run.x, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
 
     def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Q, k (B,T,H,K), v (B,T,H,V), z (B,T,H*V) and the gates (B,T,H,K), these in float32 at least."""

@@ -35,8 +35,11 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.row_linear import RowNorm
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
+from orrery.ops.vector_decay_step import hgrn2_stepper
 
 _LEAST = -12.0  # logit of the smallest bound above 0 (6e-6): below, 1 - f could round to 1 and log f to -inf
 
@@ -104,6 +107,30 @@ class HGRN2(Mixer):
             o, memory = vector_decay(q, k, v, g_log, memory, time.starts, lengths=time.lengths)  # 2404.07904 eq. 5
         return self.out(self.norm(o.flatten(2))), HGRN2State(inputs, memory, time.clock)
 
+    def stepper(self, norm: RowNorm, state: HGRN2State, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+            return None
+        p, y = run.x.new_empty(len(run.x), 3 * self.place.width), torch.empty_like(run.x)
+        memory = state.memory.float().contiguous().clone()
+        bound = run.x.new_zeros(self.place.width) if self.bound is None else torch.sigmoid(self._bound_logit())
+        project = linear_step(run.x, self.inputs.linear, p, norm)
+        recur = hgrn2_stepper(p, memory, y, bound)
+        own = RowNorm("rmsnorm", self.norm.weight, None, self.config.norm_eps)
+        out = linear_step(y, self.out, run.x, own, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
+
+    def _bound_logit(self) -> Tensor:
+        """The logarithm of gamma / (1 - gamma), of a layer that has a bound."""
+        assert self.bound is not None
+        layer, depth = self.place.layer, self.place.depth
+        return (self.bound + math.log(layer / (depth - layer))).clamp(min=_LEAST)
+
     def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Q, 1 - f, v and log f, (B,T,H,K) each; the gates in float32 at least."""
         q, f, v = p.chunk(3, -1)
@@ -111,9 +138,7 @@ class HGRN2(Mixer):
         if self.bound is None:
             k, g_log = torch.sigmoid(-raw), F.logsigmoid(raw)
         else:
-            layer, depth = self.place.layer, self.place.depth
-            logit = (self.bound.to(raw.dtype) + math.log(layer / (depth - layer))).clamp(min=_LEAST)
-            k = torch.sigmoid(-raw) * torch.sigmoid(-logit)
+            k = torch.sigmoid(-raw) * torch.sigmoid(-self._bound_logit().to(raw.dtype))
             g_log = torch.log1p(-k)
         q, k, v, g_log = (part.unflatten(-1, (self.heads, -1)) for part in (F.silu(q), k, v, g_log))
         return q, k, v, g_log

@@ -37,9 +37,12 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
+from orrery.ops.row_linear import RowNorm, row_linear, row_norm
 from orrery.ops.token_shift import token_mix
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
+from orrery.ops.vector_decay_step import rwkv6_stepper, shift_stepper
 
 _EPS = 64e-5  # of the norm of the heads: 1e-5 after a division by 8, as RWKV-5 wrote it
 _MIXTURES = 5  # w, k, v, r, g
@@ -144,6 +147,37 @@ class RWKV6(Mixer):
         scale, shift_by = self.norm.weight.to(o.dtype), self.norm.bias.to(o.dtype)
         o = F.group_norm(o.reshape(-1, x.shape[2]), self.heads, scale, shift_by, _EPS).view(g.shape)
         return self.out((o * F.silu(g)).to(x.dtype)), RWKV6State(shift, memory, time.clock)
+
+    def stepper(self, norm: RowNorm, state: RWKV6State, run: Stepping) -> Step | None:
+        if not norm.kind or not plain_linear(self.receptance, self.keys, self.values, self.gate, self.out):
+            return None
+        now, before, memory = torch.empty_like(run.x), state.shift.float().clone(), state.memory.float().contiguous().clone()
+        mixed = run.x.new_empty(len(self.mixture), *run.x.shape)
+        k, v, r, g, y = (torch.empty_like(run.x) for _ in range(5))
+        low, steps = None, []
+        if self.mix_in is not None and self.mix_share is not None:
+            shared, low = run.x.new_empty(1, *run.x.shape), run.x.new_empty(len(run.x), len(self.mix_in))
+            steps.append(shift_stepper(now, before, self.mix_share[None], None, None, shared))
+            steps.append(row_linear(shared[0], self.mix_in, None, low, activation="tanh"))
+        steps.append(shift_stepper(now, before, self.mixture, low, self.mix_out, mixed))
+        decay = self.decay.detach()[None]
+        if self.decay_in is not None and self.decay_out is not None:
+            small, decay = run.x.new_empty(len(run.x), len(self.decay_in)), torch.empty_like(run.x)
+            steps.append(row_linear(mixed[0], self.decay_in, None, small, activation="tanh"))
+            steps.append(row_linear(small, self.decay_out, self.decay, decay))
+        ways = ((self.keys, -4, k, ""), (self.values, -3, v, ""), (self.receptance, -2, r, ""), (self.gate, -1, g, "silu"))
+        steps += [linear_step(mixed[place], linear, to, activation=act) for linear, place, to, act in ways]
+        steps.append(rwkv6_stepper((r, k, v, g, decay), memory, y, self.bonus, (self.norm.weight, self.norm.bias), _EPS))
+        steps.append(linear_step(y, self.out, run.x, add=True))
+        normed = row_norm(run.x, norm)
+
+        def step() -> None:
+            now.copy_(normed())
+            for each in steps:
+                each()
+            before.copy_(now)
+
+        return step
 
     def _project(self, x: Tensor, before: Tensor | None, time: Timeline) -> tuple[Tensor, ...]:
         """R, k, v (B,T,H,K), g (B,T,D), the decays' logarithms (B,T,H,K), and the last token (B,D)."""
