@@ -35,11 +35,14 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.norms import RMSNorm
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.dplr import dplr
+from orrery.ops.dplr_step import KDAWeights, kda_stepper
 from orrery.ops.gates import sigmoid_gate
 from orrery.ops.kda_gates import kda_gates
 from orrery.ops.rms_norm import rms_norm
+from orrery.ops.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,25 @@ class KDA(Mixer):
         o, memory = dplr(q, k, v.to(q.dtype), a, b, g_log, before, time.starts, self.head_dim**-0.5)
         normed = rms_norm(o, self.norm.weight.to(o.dtype), self.config.norm_eps).flatten(2)
         return self.out(sigmoid_gate(z.to(o.dtype), normed).to(z.dtype)), KDAState(conv, memory, time.clock)
+
+    def stepper(self, norm: RowNorm, state: KDAState, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs, self.decay, self.gate, self.out):
+            return None
+        p, y = run.x.new_empty(len(run.x), self.inputs.out_features), run.x.new_empty(len(run.x), self.inner)
+        window, memory = (held.float().contiguous().clone() for held in (state.conv, state.memory))
+        most = 2.0 if self.config.negative else 1.0
+        decays = self.decay.weight, self.decay_log, self.decay_bias
+        weights = KDAWeights(self.conv.weight, *decays, self.gate.weight, self.norm.weight, self.config.norm_eps, most)
+        project = linear_step(run.x, self.inputs, p, norm)
+        recur = kda_stepper(p, window, memory, y, weights)
+        out = linear_step(y, self.out, run.x, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
 
     def _project(
         self, x: Tensor, conv: Tensor | None, ctx: Context

@@ -43,9 +43,12 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.dplr import dplr
+from orrery.ops.dplr_step import RWKV7Weights, rwkv7_stepper
 from orrery.ops.gates import relu_square
+from orrery.ops.row_linear import RowNorm, row_norm
 from orrery.ops.rwkv7_gates import rwkv7_gates, rwkv7_out
 from orrery.ops.token_shift import token_mix
 
@@ -166,6 +169,29 @@ class RWKV7(Mixer):
         norm = self.norm_weight, self.norm_bias, 1e-5 * self.head_dim
         return self.out(rwkv7_out(o, r, k, v, gate, self.bonus, *norm)), RWKV7State(shift, memory, time.clock)
 
+    def stepper(self, norm: RowNorm, state: RWKV7State, run: Stepping) -> Step | None:
+        pairs = [self.decay, self.rate, self.gate, *([] if self.residual is None else [self.residual])]
+        maps = [self.receptance, self.key, self.value, self.out, *(m for pair in pairs for m in (pair.down, pair.up))]
+        first = run.shared.get(_FIRST)
+        if not plain_linear(*maps) or (self.residual is not None and first is None):
+            return None
+        mixed, before = run.x.new_empty(6, *run.x.shape), state.shift.float().clone()
+        r, k, v, decay, rate, gate, share, y = (torch.empty_like(run.x) for _ in range(8))
+        steps = [linear_step(mixed[n], m, t) for n, m, t in ((0, self.receptance, r), (2, self.key, k), (3, self.value, v))]
+        lows = [(1, self.decay, "tanh", "", decay), (4, self.rate, "", "", rate), (5, self.gate, "sigmoid", "", gate)]
+        if self.residual is not None:
+            lows.append((3, self.residual, "", "sigmoid", share))
+        for n, pair, inner, outer, target in lows:
+            hidden = run.x.new_empty(len(run.x), pair.rank)
+            steps += [linear_step(mixed[n], pair.down, hidden, None, inner), linear_step(hidden, pair.up, target, None, outer)]
+        parts = (r, k, v, decay, rate, gate, *(() if self.residual is None else (share,)))
+        fixed = (self.key_scale, self.key_rate, self.bonus, self.norm_weight, self.norm_bias)
+        weights, memory = RWKV7Weights(*fixed, 1e-5 * self.head_dim), state.memory.float().contiguous().clone()
+        steps.append(rwkv7_stepper(parts, None if self.residual is None else first, memory, y, weights))
+        steps.append(linear_step(y, self.out, run.x, add=True))
+        run.shared.setdefault(_FIRST, v)
+        return _shifted(norm, run, mixed, before, self.mix_ratios[:, None], steps, v if first is None else None)
+
     def _project(
         self, x: Tensor, shift: Tensor | None, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -240,6 +266,13 @@ class RWKV7Channel(Part):
         (xk,), shift = token_mix(x, self.mix_k[None], before, time.starts, time.lengths)
         return self.value(relu_square(self.key(xk))), RWKV7ChannelState(shift, time.clock)
 
+    def stepper(self, norm: RowNorm, state: RWKV7ChannelState, run: Stepping) -> Step | None:
+        if not plain_linear(self.key, self.value):
+            return None
+        mixed, hidden = run.x.new_empty(1, *run.x.shape), run.x.new_empty(len(run.x), self.hidden)
+        steps = [linear_step(mixed[0], self.key, hidden, None, "relu2"), linear_step(hidden, self.value, run.x, add=True)]
+        return _shifted(norm, run, mixed, state.shift.float().clone(), self.mix_k[None, None], steps)
+
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV7ChannelState:
         shift = torch.zeros(batch, self.place.width, device=device, dtype=dtype)
         return RWKV7ChannelState(shift, fresh_clock(batch, device))
@@ -249,6 +282,24 @@ class RWKV7Channel(Part):
 
     def flops(self, length: int) -> int:
         return 4 * self.place.width * self.hidden * length
+
+
+def _shifted(
+    norm: RowNorm, run: Stepping, mixed: Tensor, before: Tensor, ratios: Tensor, steps: list[Step], first: Tensor | None = None
+) -> Step:
+    """The mixtures of norm(x) with the token `before` it into `mixed`, then `steps`; `first` is left for general layers."""
+    normed = row_norm(run.x, norm)
+
+    def step() -> None:
+        x = normed()
+        torch.lerp(before, x, ratios, out=mixed)
+        before.copy_(x)
+        for part in steps:
+            part()
+        if first is not None and run.ctx.shared is not None:
+            run.ctx.shared.setdefault(_FIRST, first[:, None])
+
+    return step
 
 
 def _rank(factor: float, width: int) -> int:

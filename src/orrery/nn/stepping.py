@@ -43,6 +43,7 @@ class Stepping:
         self.positions = clock[:, 1].clone()
         self._numbers = self.positions.numpy()
         self.general = False
+        self.shared: dict[str, Tensor] = {}  # buffers that a layer fills for later ones, as `ctx.shared` between calls of parts
         self.ctx = Context(donate=True)
         self._first = True
         self._past, self._even = int(self.positions.max()), bool((self.positions == self.positions[0]).all())
@@ -114,6 +115,16 @@ def linear_step(x: Tensor, module: nn.Module, y: Tensor, norm: RowNorm | None = 
     """:func:`orrery.ops.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds."""
     linear = cast(nn.Linear, module)
     return row_linear(x, linear.weight, linear.bias, y, norm, activation, add)
+
+
+def in_order(*steps: Step) -> Step:
+    """All of these, one after the other."""
+
+    def step() -> None:
+        for each in steps:
+            each()
+
+    return step
 
 
 def part_step(part: nn.Module, norm: nn.Module | None, state: Any, run: Stepping) -> Step:
