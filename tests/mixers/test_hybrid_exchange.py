@@ -9,7 +9,7 @@ from orrery.core.errors import ConfigError
 SIZES = {
     "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 61, "intermediate_size": 40,
     "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16, "bos_token_id": 0, "eos_token_id": 0,
-    "pad_token_id": 0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    "pad_token_id": 0, "rms_norm_eps": 1e-3, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
 }  # fmt: skip
 MULTIPLIERS = {
     "lm_head_multiplier": 0.6, "embedding_multiplier": 1.7, "mlp_multipliers": [0.7, 1.3], "key_multiplier": 0.8,
@@ -17,6 +17,11 @@ MULTIPLIERS = {
     "ssm_in_multiplier": 1.1, "ssm_out_multiplier": 0.7,
 }  # fmt: skip
 BIASES = {"attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True}
+GRANITE = {
+    "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_experts_per_tok": 2,
+    "shared_intermediate_size": 24, "embedding_multiplier": 1.7, "logits_scaling": 1.4, "residual_multiplier": 0.6,
+    "attention_multiplier": 0.2,
+}  # fmt: skip
 CASES = {
     "falcon": ("FalconH1Config", {"num_hidden_layers": 2, "mamba_d_ssm": 64, **MULTIPLIERS, **SIZES}),
     "falcon-normed": (
@@ -34,6 +39,14 @@ CASES = {
     "bamba-other": (
         "BambaConfig",
         {"num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_groups": 2, "tie_word_embeddings": True, **BIASES, **SIZES},
+    ),
+    "granite": ("GraniteMoeHybridConfig", {"num_local_experts": 5, "tie_word_embeddings": False, **GRANITE, **SIZES}),
+    "granite-dense": (
+        "GraniteMoeHybridConfig",
+        {
+            "num_local_experts": 0, "tie_word_embeddings": True, "position_embedding_type": "rope", "attention_bias": True,
+            "mamba_proj_bias": True, **GRANITE, **SIZES,
+        },
     ),
 }  # fmt: skip
 X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
@@ -68,7 +81,7 @@ def test_logits_are_equal_there_and_back(case, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(orrery.from_transformers(tmp_path / "ours").parameters(), own.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("case", ["falcon", "bamba"])
+@pytest.mark.parametrize("case", ["falcon", "bamba", "granite"])
 def test_decoding_equals_their_cached_generation(case):
     hf = theirs(case)
     own = orrery.from_transformers(hf).eval()
@@ -83,7 +96,7 @@ def test_decoding_equals_their_cached_generation(case):
         close(torch.cat(found, 1), hf(X).logits)
 
 
-@pytest.mark.parametrize(("preset", "billions"), [("falcon-h1-0.5b", 0.521), ("falcon-h1-7b", 7.59), ("bamba-9b", 9.78)])
+@pytest.mark.parametrize(("preset", "billions"), [("falcon-h1-0.5b", 0.521), ("falcon-h1-7b", 7.59), ("bamba-9b", 9.78), ("granite-4.0-h-tiny", 6.94)])
 def test_published_sizes(preset, billions):
     with torch.device("meta"):
         model = orrery.create_model(preset)

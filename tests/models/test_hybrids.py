@@ -24,6 +24,8 @@ def test_settings_find_their_branch():
     assert mamba["conv"] == 3 and "conv" not in attention
     both = resolve("mamba2 | attention", width=64, overrides={"head_dim": 16, "attention.bias": True, "glu.hidden": 40}).blocks[0]
     assert [part["head_dim"] for part in both.mixer["branches"]] == [16, 16] and both.channel["hidden"] == 40
+    bamba = resolve("bamba", width=64, overrides={"mamba2.eps": 1e-3, "mamba.eps": 1e-4, "eps": 1e-2}).blocks
+    assert bamba[0].mixer["eps"] == 1e-3 and bamba[0].eps == bamba[1].eps == 1e-2
     with pytest.raises(ConfigError, match=r"unknown setting 'stat' of mamba2.*'state'"):
         resolve("mamba2 | attention", width=64, overrides={"mamba2.stat": 16})
 

@@ -253,14 +253,16 @@ def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> No
             return
     touched = key in _FRAME
     for block, kind in zip(data["blocks"], kinds, strict=True):
-        named = rest and head in {name for branch in kind for name in _names(branch)} | _part_names(block)
+        layers = {name for branch in kind for name in _names(branch)}
+        named = rest and head in layers | _part_names(block)
         if rest and head not in ("mixer", "channel") and not named:
             continue
         try:
             if named and block["mixer"]["name"] == "parallel" and head != "parallel":
                 _apply_branches(block, kind, head, rest, value, data["architecture"])
             else:
-                _apply_block(block, rest if named else key, value, data["architecture"])
+                part = "" if "." in rest or head in layers else "mixer." if block["mixer"]["name"] == head else "channel."
+                _apply_block(block, part + rest if named else key, value, data["architecture"])
             touched = True
         except ConfigError:
             if (not rest and len(data["blocks"]) > 1) or touched:
