@@ -96,7 +96,10 @@ def test_decoding_equals_their_cached_generation(case):
         close(torch.cat(found, 1), hf(X).logits)
 
 
-@pytest.mark.parametrize(("preset", "billions"), [("falcon-h1-0.5b", 0.521), ("falcon-h1-7b", 7.59), ("bamba-9b", 9.78), ("granite-4.0-h-tiny", 6.94)])
+SIZE = {"falcon-h1-0.5b": 0.521, "falcon-h1-7b": 7.59, "bamba-9b": 9.78, "granite-4.0-h-tiny": 6.94}
+
+
+@pytest.mark.parametrize(("preset", "billions"), SIZE.items())
 def test_published_sizes(preset, billions):
     with torch.device("meta"):
         model = orrery.create_model(preset)
