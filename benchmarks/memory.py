@@ -1,0 +1,86 @@
+"""Is the memory of training linear? `python benchmarks/memory.py mamba2 rwkv7 transformer [--longest 8192]`
+
+Peak memory of three training steps above what the process held before the first (forward, loss, backward, fused AdamW), batch 1,
+width 256, 6 layers, 512 ids, in a fresh process for every architecture and length. The last column is the slope there: bytes
+that one more token costs a layer, between a length and the next; its share of `transformer`'s slope at the same place stands
+behind it when that is among the names. Our attention never holds its scores, so its own memory is linear in the length, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import torch
+from speed import forget_peak, own_loss, status_bytes, trainer
+
+import orrery
+from orrery.core.environment import cpu_name
+from orrery.core.memory import keep_large_blocks
+
+WIDTH, DEPTH, VOCABULARY, STEPS = 256, 6, 512, 3
+
+
+def peak(name: str, length: int) -> float:
+    """Bytes; run in a process of its own."""
+    keep_large_blocks()
+    model = orrery.create_model(name, width=WIDTH, depth=DEPTH, vocab_size=VOCABULARY, seed=0)
+    tokens = torch.randint(0, VOCABULARY, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    short = trainer(model, lambda model, _: own_loss(model, tokens[:, :65]))
+    short()  # compiles loops, makes gradients and the optimizer's moments
+    step = trainer(model, lambda model, _: own_loss(model, tokens))
+    before = forget_peak()
+    for _ in range(STEPS):
+        step()
+    return status_bytes("VmHWM") - before
+
+
+def measured(name: str, length: int, threads: int) -> float:
+    """`peak` in a fresh process."""
+    command = [sys.executable, __file__, name, "--one", str(length), "--threads", str(threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def slopes(lengths: list[int], bytes_: list[float]) -> list[float]:
+    """Bytes per token and layer between a length and the next."""
+    pairs = zip(zip(lengths, bytes_, strict=True), zip(lengths[1:], bytes_[1:], strict=False), strict=False)
+    return [(b1 - b0) / (t1 - t0) / DEPTH for (t0, b0), (t1, b1) in pairs]
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", help="architectures")
+    parser.add_argument("--longest", type=int, default=8192)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.one:
+        print(peak(options.names[0], options.one))
+        return
+    lengths = [1024]
+    while lengths[-1] < options.longest:
+        lengths.append(2 * lengths[-1])
+    if not options.json:
+        print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}; width {WIDTH}, {DEPTH} layers, batch 1")
+    reference: list[float] = []
+    for name in sorted(options.names, key=lambda name: name != "transformer"):
+        found = [measured(name, length, options.threads) for length in lengths]
+        rising = slopes(lengths, found)
+        reference = rising if name == "transformer" else reference
+        shares = [one / other for one, other in zip(rising, reference, strict=False)]
+        if options.json:
+            print(json.dumps({"name": name, "lengths": lengths, "bytes": found, "slopes": rising, "shares": shares}), flush=True)
+            continue
+        print(f"{name}: " + ", ".join(f"{t:,} tokens {b / 1e6:,.0f} MB" for t, b in zip(lengths, found, strict=True)))
+        steps = (f"{a:,} to {b:,} {s:,.0f} B" for a, b, s in zip(lengths, lengths[1:], rising, strict=False))
+        against = "; of transformer's: " + ", ".join(f"{share:.2f}" for share in shares) if shares else ""
+        print("  per token and layer: " + ", ".join(steps) + against, flush=True)
+
+
+if __name__ == "__main__":
+    main()
