@@ -36,8 +36,11 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, norm_rules
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gates import relu_square, sigmoid_gate
+from orrery.ops.row_linear import RowNorm, row_norm_into
+from orrery.ops.rwkv4_step import average_step, gate_step, mix_step
 from orrery.ops.token_shift import token_mix
 from orrery.ops.wkv4 import wkv4, wkv4_initial, wkv4_matrix, wkv4_step
 
@@ -147,6 +150,18 @@ class RWKV4(Mixer):
         mixed, _ = token_mix(x, self.mix_k[None], None, time.starts, time.lengths)
         return wkv4_matrix(self.key(mixed[0]), -self.time_decay.exp(), self.time_first, time.starts)
 
+    def stepper(self, norm: RowNorm, state: RWKV4State, run: Stepping) -> Step | None:
+        maps = (self.key, self.value, self.receptance)
+        if not plain_linear(*maps, self.out):
+            return None
+        ratios = torch.stack([self.mix_k, self.mix_v, self.mix_r]).detach()
+        p, (k, v, r, y) = run.x.new_empty(3, *run.x.shape), run.x.new_empty(4, len(run.x), self.hidden)
+        sums = state.num.contiguous(), state.den.contiguous(), state.peak.contiguous()
+        mix = _mix_step(norm, state.shift, ratios, p, run)
+        average = average_step(k, v, r, -self.time_decay.detach().exp(), self.time_first, sums, y)
+        own = [linear_step(p[n], linear, into) for n, (linear, into) in enumerate(zip(maps, (k, v, r), strict=True))]
+        return in_order(mix, *own, average, linear_step(y, self.out, run.x, add=True))
+
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV4State:
         """Nothing seen; the sums are float32 unless `dtype` is float64."""
         kind = torch.float64 if dtype == torch.float64 else torch.float32
@@ -198,6 +213,15 @@ class RWKV4Channel(Part):
         y = sigmoid_gate(self.receptance(xr), self.value(relu_square(self.key(xk))))
         return y, RWKV4ChannelState(shift, time.clock)
 
+    def stepper(self, norm: RowNorm, state: RWKV4ChannelState, run: Stepping) -> Step | None:
+        if not plain_linear(self.key, self.value, self.receptance):
+            return None
+        p, (gate, z) = run.x.new_empty(2, *run.x.shape), run.x.new_empty(2, *run.x.shape)
+        h = run.x.new_empty(len(run.x), self.hidden)
+        mix = _mix_step(norm, state.shift, torch.stack([self.mix_k, self.mix_r]).detach(), p, run)
+        wide, out = linear_step(p[0], self.key, h, activation="relu2"), linear_step(h, self.value, z)
+        return in_order(mix, wide, out, linear_step(p[1], self.receptance, gate, activation="sigmoid"), gate_step(gate, z, run.x))
+
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV4ChannelState:
         """Nothing seen."""
         shift = torch.zeros(batch, self.place.width, device=device, dtype=dtype)
@@ -210,6 +234,12 @@ class RWKV4Channel(Part):
     def flops(self, length: int) -> int:
         """The three projections."""
         return 2 * self.place.width * (2 * self.hidden + self.place.width) * length
+
+
+def _mix_step(norm: RowNorm, shift: Tensor, ratios: Tensor, p: Tensor, run: Stepping) -> Step:
+    """The norm of the residual stream, and its mixtures (M,B,D) with the token before."""
+    h = torch.empty_like(run.x)
+    return in_order(row_norm_into(run.x, norm, h), mix_step(h, shift.clone(), ratios, p))
 
 
 def _depth_ratios(place: Place) -> tuple[float, float]:

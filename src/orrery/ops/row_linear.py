@@ -76,6 +76,11 @@ def row_norm(x: Tensor, norm: RowNorm) -> Callable[[], Tensor]:
     return normed
 
 
+def row_norm_into(x: Tensor, norm: RowNorm | None, y: Tensor) -> Callable[[], None]:
+    """A function that writes the norm of what x (B,I) holds into y (B,I)."""
+    return functools.partial(_norm, 0, len(x), x.numpy(), *_norm_arrays(norm, x), y.numpy())
+
+
 def array(tensor: Tensor | None, like: Tensor) -> Any:
     """A numpy view for a kernel; of nothing, an empty one."""
     return like.new_empty(0).numpy() if tensor is None else tensor.detach().numpy()
@@ -96,6 +101,8 @@ def _normalise(given, kind, gain, shift, eps, out):  # type: ignore[no-untyped-d
         mean /= np.float32(width)
     for i in range(width):
         out[i] = given[i] - mean
+    if kind == 0:
+        return
     scale = np.float32(1.0 / np.sqrt(np.float64(dot(out, out)) / width + eps))
     for i in range(width):
         out[i] *= scale
