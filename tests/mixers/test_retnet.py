@@ -11,7 +11,7 @@ from orrery.core.errors import ConfigError
 from orrery.core.registry import lookup
 from orrery.mixers.retnet import RetNet, RetNetConfig, retnet_decays
 from orrery.models.build import build as build_model
-from orrery.models.build import resolve
+from orrery.models.build import create_model, resolve
 from orrery.nn.contract import Context, Place
 from orrery.nn.timeline import plan
 
@@ -65,3 +65,18 @@ def test_presets(preset, billions):
 def test_impossible_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         build(**settings)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_decoding_steps_are_the_model(rows):
+    """The prepared steps (:mod:`orrery.nn.stepping`) after a prompt, token by token, against calls of the model."""
+    model = create_model("retnet", width=32, depth=2, vocab_size=50, **{"mixer.head_dim": 8}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    tokens = torch.randint(0, 50, (rows, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        stepper, want = model.stepper(model(tokens[:, :4]).state, 12), model(tokens).logits
+        assert stepper is not None
+        for t in range(4, 12):
+            assert (stepper(tokens[:, t]) - want[:, t]).abs().max() < 2e-4 * want[:, t].abs().max()

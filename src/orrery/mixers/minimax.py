@@ -53,7 +53,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
     for kind in set(kinds):
         prefix = "full_attn" if kind == "full_attention" else "linear_attn"
         before = [float(hf.get(f"{prefix}_{letter}_factor", 1)) for letter in ("alpha", "beta")]
-        found[f"{_KINDS[kind][1]}.scales"] = (*before, *after)
+        found[f"{_KINDS[kind][0]}.scales"] = (*before, *after)
     if "full_attention" in kinds:
         found["attention.kv_heads"] = hf.get("num_key_value_heads") or hf["num_attention_heads"]
         found["attention.rope_theta"] = rope.get("rope_theta", 1e6)

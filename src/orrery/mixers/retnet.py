@@ -33,8 +33,11 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.retnet_step import retnet_stepper
 from orrery.ops.rms_norm_gate import rms_norm_gate
+from orrery.ops.row_linear import RowNorm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
 
 
@@ -124,6 +127,23 @@ class RetNet(Mixer):
             )
         y = rms_norm_gate(y, z, self.norm, self.config.eps)
         return self.out(y), RetNetState(memory, conv, time.clock)
+
+    def stepper(self, norm: RowNorm, state: RetNetState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+            return None
+        config, x = self.config, run.x
+        p, y = x.new_empty(len(x), sum(self.parts)), x.new_empty(len(x), self.heads * self.value)
+        memory = state.memory.float().contiguous().clone()
+        project = linear_step(x, self.inputs.linear, p, norm)
+        recur = retnet_stepper(p, memory, y, self.decays, run.positions, config.rope_theta, self.norm, config.eps)
+        out = linear_step(y, self.out, x, add=True)
+
+        def step() -> None:
+            project()
+            recur()
+            out()
+
+        return step
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Rotated q and k (B,T,H,K), v (B,T,H,V), gate (B,T,H*V), and the projection's last inputs."""
