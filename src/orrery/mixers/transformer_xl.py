@@ -113,12 +113,12 @@ class TransformerXL(Mixer):
         time, memory = ctx.timeline, self.config.memory
         q, k, v, conv = self._project(x, state, ctx)
         clock = None if state is None else state.clock
-        far = distances(time, clock, x.shape[1], memory)
         old, total, pieces = columns(time, memory), k.shape[1], []
         for low in range(0, x.shape[1], _BLOCK):
             high = min(low + _BLOCK, x.shape[1])
             begin, end = max(0, old + low - memory) if low >= memory else 0, total - x.shape[1] + high
-            scores = self._bias(q[:, low:high], far[:, low:high, begin:end], time.starts is None and time.even)
+            far = distances(time, clock, x.shape[1], memory, slice(low, high), slice(begin, end))
+            scores = self._bias(q[:, low:high], far, time.starts is None and time.even)
             pieces.append(self._attend(q[:, low:high], k[:, begin:end], v[:, begin:end], scores))
         y = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
         kept = keep((k, v), time, clock, memory)

@@ -21,7 +21,14 @@ def columns(time: Timeline, memory: int | None) -> int:
     return time.past if memory is None else min(time.past, memory)
 
 
-def distances(time: Timeline, clock: Tensor | None, length: int, memory: int | None) -> Tensor:
+def distances(
+    time: Timeline,
+    clock: Tensor | None,
+    length: int,
+    memory: int | None,
+    queries: slice = slice(None),
+    keys: slice = slice(None),
+) -> Tensor:
     """Tokens from key to query (1|B,T,old+T) int64, 0 for a token itself; -1 where the query does not see the key.
 
     Args:
@@ -29,10 +36,11 @@ def distances(time: Timeline, clock: Tensor | None, length: int, memory: int | N
         clock: of the state that is continued, or None.
         length: T.
         memory: M; None: all of the document.
+        queries, keys: the part of the matrix that is wanted; a long sequence is not asked for all of it at once.
     """
     old, device = columns(time, memory), time.clock.device
-    steps = torch.arange(length, device=device)
-    slots = torch.arange(old + length, device=device)
+    steps = torch.arange(length, device=device)[queries]
+    slots = torch.arange(old + length, device=device)[keys]
     reach = old + length if memory is None else memory
     if time.starts is None and time.even:
         found = (steps[:, None] + old - slots)[None]
@@ -44,8 +52,8 @@ def distances(time: Timeline, clock: Tensor | None, length: int, memory: int | N
     seen = (found >= 0) & (found <= reach)
     if time.starts is not None:
         document = time.starts.cumsum(1)
-        of_key = torch.cat([document.new_zeros(len(document), old), document], 1)
-        seen = seen & (document[:, :, None] == of_key[:, None, :])
+        of_key = torch.cat([document.new_zeros(len(document), old), document], 1)[:, keys]
+        seen = seen & (document[:, queries, None] == of_key[:, None, :])
     return torch.where(seen, found, -1)
 
 
