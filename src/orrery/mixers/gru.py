@@ -32,8 +32,10 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.gru import gru_layer, gru_sequence
+from orrery.ops.gru import gru_layer, gru_sequence, gru_stepper
+from orrery.ops.row_linear import RowNorm, row_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,25 @@ class GRU(Mixer):
             gates, last = self.inputs(x, None if state is None else state.inputs, ctx)
             y, h = gru_sequence(gates, self.recurrent, inner, before, time.starts, time.lengths)
         return (y if self.out is None else self.out(y)), GRUState(h, last, time.clock)
+
+    def stepper(self, norm: RowNorm, state: GRUState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
+            return None
+        gates, product = run.x.new_empty(2, len(run.x), 3 * self.hidden)
+        h = state.h.contiguous().clone()
+        project = linear_step(run.x, self.inputs.linear, gates, norm)
+        recur = row_linear(h, self.recurrent, F.pad(self.inner_bias.detach(), (2 * self.hidden, 0)), product)
+        return in_order(project, recur, gru_stepper(gates, product, h), self._way_out(h, run))
+
+    def _way_out(self, h: Tensor, run: Stepping) -> Step:
+        """x += V h, or h itself."""
+        if self.out is not None:
+            return linear_step(h, self.out, run.x, add=True)
+
+        def step() -> None:
+            run.x.add_(h)
+
+        return step
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> GRUState:
         """Zeros; float32 unless `dtype` is float64."""

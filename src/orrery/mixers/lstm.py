@@ -31,8 +31,10 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.recurrent import lstm_layer, lstm_sequence
+from orrery.ops.recurrent import lstm_layer, lstm_sequence, lstm_stepper
+from orrery.ops.row_linear import RowNorm, row_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,25 @@ class LSTM(Mixer):
             gates, last = self.inputs(x, None if state is None else state.inputs, ctx)
             y, (h, c) = lstm_sequence(gates, self.recurrent, None, before, time.starts, time.lengths)
         return (y if self.out is None else self.out(y)), LSTMState(h, c, last, time.clock)
+
+    def stepper(self, norm: RowNorm, state: LSTMState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
+            return None
+        gates = run.x.new_empty(len(run.x), 4 * self.hidden)
+        h, c = (held.contiguous().clone() for held in (state.h, state.c))
+        project = linear_step(run.x, self.inputs.linear, gates, norm)
+        recur = row_linear(h, self.recurrent, None, gates, add=True)
+        return in_order(project, recur, lstm_stepper(gates, h, c), self._way_out(h, run))
+
+    def _way_out(self, h: Tensor, run: Stepping) -> Step:
+        """x += V h, or h itself."""
+        if self.out is not None:
+            return linear_step(h, self.out, run.x, add=True)
+
+        def step() -> None:
+            run.x.add_(h)
+
+        return step
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> LSTMState:
         """Zeros; float32 unless `dtype` is float64."""

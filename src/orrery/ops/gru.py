@@ -11,6 +11,7 @@ B batch, T time, H hidden width, D input width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.ops.backend import choose
-from orrery.ops.compiled import compiled, sigmoid, tanh
+from orrery.ops.compiled import compiled, prepare_blocks, sigmoid, tanh
 from orrery.ops.recurrent import check_gates, fused_pieces, marks, previous, stepper, time_major, zero_state
 
 _ONE = np.float32(1.0)  # in a kernel, a Python 1 would turn float32 into float64
@@ -96,6 +97,16 @@ def gru_step(gates_x: Tensor, weight_hh: Tensor, bias: Tensor | None, state: Ten
     z = (xz + z).sigmoid()
     h = torch.lerp((xn + (xr + r).sigmoid() * m).tanh(), state, z)
     return h, h
+
+
+def gru_stepper(gates: Tensor, product: Tensor, h: Tensor) -> Callable[[], None]:
+    """A function that moves h (B,H) on in place, float32 on a CPU; no gradient.
+
+    Args:
+        gates: the input's part (B,3H); product: W_hh h + bias_hh (B,3H); both written before each call.
+        h: (B,H).
+    """
+    return prepare_blocks(_gru_cell, len(h), 0, *(t.detach().numpy() for t in (gates, product, h)))
 
 
 def gru_reference(
@@ -211,6 +222,17 @@ def _gru_forward_torch(
     torch.lerp(new, h, first[:, width:], out=y[t]).masked_fill_(~live, 0.0)
     keep = ~resets[t + 1][:, None] & live if t + 1 < len(resets) else live
     torch.where(live, y[t] * keep, h, out=h)
+
+
+@compiled
+def _gru_cell(first, last, gates, product, h):  # type: ignore[no-untyped-def]
+    width = h.shape[1]
+    for row in range(first, last):
+        given, inner, out = gates[row], product[row], h[row]
+        for n in range(width):
+            z = sigmoid(given[width + n] + inner[width + n])
+            new = tanh(given[2 * width + n] + sigmoid(given[n] + inner[n]) * inner[2 * width + n])
+            out[n] = new + z * (out[n] - new)
 
 
 @compiled

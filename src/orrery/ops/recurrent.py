@@ -13,6 +13,7 @@ B batch, T time, H hidden width, D input width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
-from orrery.ops.compiled import compiled, sigmoid, tanh
+from orrery.ops.compiled import compiled, prepare_blocks, sigmoid, tanh
 
 LSTMState = tuple[Tensor, Tensor]  # h, c: (B,H) each
 Arrays = tuple[Tensor, ...]
@@ -162,6 +163,11 @@ def lstm_step(gates_x: Tensor, weight_hh: Tensor, bias: Tensor | None, state: LS
     return h, (h, c)
 
 
+def lstm_stepper(gates: Tensor, h: Tensor, c: Tensor) -> Callable[[], None]:
+    """A function that moves h and c (B,H) on in place by what gates (B,4H) hold then, float32 on a CPU; no gradient."""
+    return prepare_blocks(_lstm_cell, len(h), 0, *(t.detach().numpy() for t in (gates, h, c)))
+
+
 def lstm_reference(
     gates_x: Tensor,
     weight_hh: Tensor,
@@ -297,6 +303,18 @@ def _lstm_forward_torch(
     keep = ~resets[t + 1][:, None] & live if t + 1 < len(resets) else live
     torch.where(live, y[t] * keep, h, out=h)
     torch.where(live, cells[t] * keep, c, out=c)
+
+
+@compiled
+def _lstm_cell(first, last, gates, h, c):  # type: ignore[no-untyped-def]
+    width = h.shape[1]
+    for row in range(first, last):
+        i, f, g, o = gates[row, :width], gates[row, width : 2 * width], gates[row, 2 * width : 3 * width], gates[row, 3 * width :]
+        cell, out = c[row], h[row]
+        for n in range(width):
+            cell[n] = sigmoid(f[n]) * cell[n] + sigmoid(i[n]) * tanh(g[n])
+        for n in range(width):
+            out[n] = sigmoid(o[n]) * tanh(cell[n])
 
 
 @compiled
