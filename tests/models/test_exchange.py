@@ -102,3 +102,12 @@ def test_damaged_checkpoints_are_named(tmp_path):
     del hf.transformer.h[0].ln_1.bias
     with pytest.raises((CorruptionError, AttributeError), match=r"ln_1\.bias"):
         orrery.from_transformers(hf)
+
+
+def test_what_parameters_carry_survives():
+    """Marks such as `no_decay`, by which the optimizer groups parameters, are those of a model that was built here."""
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "tie_word_embeddings": True}
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(vocab_size=32, **settings))
+    ours = orrery.from_transformers(theirs)
+    marked = [name for name, parameter in ours.named_parameters() if getattr(parameter, "no_decay", False)]
+    assert marked == ["blocks.0.mixer.A_log", "blocks.1.mixer.A_log"]

@@ -50,7 +50,10 @@ def from_transformers(source: Any, dtype: torch.dtype | None = None) -> DecoderL
         model = cast(DecoderLM, create_model(name, vocab_size=vocab_size, width=width, depth=depth, **arguments))
     wide = any(t.dtype == torch.float64 for t in tensors.values())
     dtype = dtype or (torch.float64 if wide else torch.float32)
+    marks = {name: dict(vars(parameter)) for name, parameter in model.named_parameters()}
     model = model.to_empty(device="cpu").to(dtype)
+    for parameter, mark in marks.items():
+        vars(model.get_parameter(parameter)).update(mark)  # no_decay and its like, which to_empty forgets
     if model.config.tied:
         model.head.weight = model.embed.weight  # to_empty separates what was shared
     _fill(model, exchange, tensors)
