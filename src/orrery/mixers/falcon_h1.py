@@ -25,7 +25,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
@@ -154,14 +154,8 @@ EXCHANGE = ExchangeMap(
     rules=(
         Rule("embed.weight", ("model.embed_tokens.weight",)),
         Rule("blocks.{i}.mixer_norm.weight", (f"{_LAYER}.input_layernorm.weight",)),
-        *linear_rules(f"{_MAMBA}.inputs.linear", f"{_LAYER}.mamba.in_proj"),
-        Rule(f"{_MAMBA}.conv.weight", (f"{_LAYER}.mamba.conv1d.weight",), ("squeeze",)),
-        Rule(f"{_MAMBA}.conv.bias", (f"{_LAYER}.mamba.conv1d.bias",)),
-        *(Rule(f"{_MAMBA}.{name}", (f"{_LAYER}.mamba.{name}",)) for name in ("dt_bias", "A_log", "D")),
-        Rule(f"{_MAMBA}.norm", (f"{_LAYER}.mamba.norm.weight",)),
-        *linear_rules(f"{_MAMBA}.out", f"{_LAYER}.mamba.out_proj"),
-        *linear_rules(f"{_ATTENTION}.inputs.linear", tuple(f"{_LAYER}.self_attn.{p}_proj" for p in "qkv"), "rotary", "rotary", ""),
-        *linear_rules(f"{_ATTENTION}.out", f"{_LAYER}.self_attn.o_proj"),
+        *mamba2_rules(_MAMBA, f"{_LAYER}.mamba"),
+        *attention_rules(_ATTENTION, f"{_LAYER}.self_attn"),
         Rule("blocks.{i}.channel_norm.weight", (f"{_LAYER}.pre_ff_layernorm.weight",)),
         *linear_rules("blocks.{i}.channel.wide", (f"{_LAYER}.feed_forward.gate_proj", f"{_LAYER}.feed_forward.up_proj"), "", ""),
         *linear_rules("blocks.{i}.channel.out", f"{_LAYER}.feed_forward.down_proj"),

@@ -26,7 +26,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, mamba2_rules
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
@@ -176,16 +176,8 @@ EXCHANGE = ExchangeMap(
     rules=(
         Rule("embed.weight", ("model.embed_tokens.weight",)),
         Rule("blocks.{i}.mixer_norm.weight", (f"{_LAYER}.input_layernorm.weight",)),
-        *linear_rules(f"{_MIXER}.inputs.linear", f"{_LAYER}.mamba.in_proj", mixer="mamba2"),
-        Rule(f"{_MIXER}.conv.weight", (f"{_LAYER}.mamba.conv1d.weight",), ("squeeze",)),
-        Rule(f"{_MIXER}.conv.bias", (f"{_LAYER}.mamba.conv1d.bias",)),
-        *(Rule(f"{_MIXER}.{name}", (f"{_LAYER}.mamba.{name}",)) for name in ("dt_bias", "A_log", "D")),
-        Rule(f"{_MIXER}.norm", (f"{_LAYER}.mamba.norm.weight",)),
-        *linear_rules(f"{_MIXER}.out", f"{_LAYER}.mamba.out_proj", mixer="mamba2"),
-        *linear_rules(
-            f"{_MIXER}.inputs.linear", tuple(f"{_LAYER}.self_attn.{p}_proj" for p in "qkv"), "rotary", "rotary", "", mixer="attention"
-        ),
-        *linear_rules(f"{_MIXER}.out", f"{_LAYER}.self_attn.o_proj", mixer="attention"),
+        *mamba2_rules(_MIXER, f"{_LAYER}.mamba", mixer="mamba2"),
+        *attention_rules(_MIXER, f"{_LAYER}.self_attn", mixer="attention"),
         Rule("blocks.{i}.channel_norm.weight", (f"{_LAYER}.post_attention_layernorm.weight",)),
         Rule(f"{_CHANNEL}.router.weight", (f"{_LAYER}.block_sparse_moe.router.weight",)),
         Rule(f"{_CHANNEL}.wide", (f"{_LAYER}.block_sparse_moe.experts.gate_up_proj",)),

@@ -33,7 +33,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, mamba2_rules
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
@@ -333,14 +333,7 @@ EXCHANGE = ExchangeMap(
     rules=(
         Rule("embed.weight", ("backbone.embeddings.weight",)),
         Rule("blocks.{i}.mixer_norm.weight", (f"{_LAYER}.norm.weight",)),
-        *linear_rules("blocks.{i}.mixer.inputs.linear", f"{_LAYER}.mixer.in_proj"),
-        Rule("blocks.{i}.mixer.conv.weight", (f"{_LAYER}.mixer.conv1d.weight",), ("squeeze",)),
-        Rule("blocks.{i}.mixer.conv.bias", (f"{_LAYER}.mixer.conv1d.bias",)),
-        Rule("blocks.{i}.mixer.dt_bias", (f"{_LAYER}.mixer.dt_bias",)),
-        Rule("blocks.{i}.mixer.A_log", (f"{_LAYER}.mixer.A_log",)),
-        Rule("blocks.{i}.mixer.D", (f"{_LAYER}.mixer.D",)),
-        Rule("blocks.{i}.mixer.norm", (f"{_LAYER}.mixer.norm.weight",)),
-        *linear_rules("blocks.{i}.mixer.out", f"{_LAYER}.mixer.out_proj"),
+        *mamba2_rules("blocks.{i}.mixer", f"{_LAYER}.mixer"),
         Rule("norm.weight", ("backbone.norm_f.weight",)),
         Rule("head.weight", ("lm_head.weight",)),
     ),

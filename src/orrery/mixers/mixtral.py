@@ -23,7 +23,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
@@ -128,10 +128,9 @@ _LAYER = "model.layers.{i}"
 _RULES = (
     Rule("embed.weight", ("model.embed_tokens.weight",)),
     Rule("blocks.{i}.mixer_norm.weight", (f"{_LAYER}.input_layernorm.weight",)),
-    *linear_rules("blocks.{i}.mixer.inputs.linear", tuple(f"{_LAYER}.self_attn.{p}_proj" for p in "qkv"), "rotary", "rotary", ""),
+    *attention_rules("blocks.{i}.mixer", f"{_LAYER}.self_attn"),
     Rule("blocks.{i}.mixer.q_norm.weight", (f"{_LAYER}.self_attn.q_norm.weight",), ("rotary",)),
     Rule("blocks.{i}.mixer.k_norm.weight", (f"{_LAYER}.self_attn.k_norm.weight",), ("rotary",)),
-    *linear_rules("blocks.{i}.mixer.out", f"{_LAYER}.self_attn.o_proj"),
     Rule("blocks.{i}.channel_norm.weight", (f"{_LAYER}.post_attention_layernorm.weight",)),
     Rule("blocks.{i}.channel.router.weight", (f"{_LAYER}.mlp.gate.weight",)),
     Rule("blocks.{i}.channel.wide", (f"{_LAYER}.mlp.experts.gate_up_proj",)),

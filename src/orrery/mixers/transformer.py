@@ -22,7 +22,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules
 
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
 
@@ -86,10 +86,7 @@ LLAMA = ExchangeMap(
     rules=(
         Rule("embed.weight", ("model.embed_tokens.weight",)),
         Rule("blocks.{i}.mixer_norm.weight", (f"{_LAYER}.input_layernorm.weight",)),
-        *linear_rules(
-            "blocks.{i}.mixer.inputs.linear", tuple(f"{_LAYER}.self_attn.{p}_proj" for p in "qkv"), "rotary", "rotary", ""
-        ),
-        *linear_rules("blocks.{i}.mixer.out", f"{_LAYER}.self_attn.o_proj"),
+        *attention_rules("blocks.{i}.mixer", f"{_LAYER}.self_attn"),
         Rule("blocks.{i}.channel_norm.weight", (f"{_LAYER}.post_attention_layernorm.weight",)),
         *linear_rules("blocks.{i}.channel.wide", (f"{_LAYER}.mlp.gate_proj", f"{_LAYER}.mlp.up_proj"), "", ""),
         *linear_rules("blocks.{i}.channel.out", f"{_LAYER}.mlp.down_proj"),

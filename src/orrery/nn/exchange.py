@@ -89,3 +89,24 @@ def linear_rules(
 def norm_rules(ours: str, theirs: str) -> tuple[Rule, Rule]:
     """Rules for a norm's weight and bias."""
     return linear_rules(ours, theirs)
+
+
+def attention_rules(ours: str, theirs: str, mixer: str = "") -> tuple[Rule, ...]:
+    """Rules for rotary attention whose four maps are named as Llama's."""
+    inputs = tuple(f"{theirs}.{part}_proj" for part in "qkv")
+    return (
+        *linear_rules(f"{ours}.inputs.linear", inputs, "rotary", "rotary", "", mixer=mixer),
+        *linear_rules(f"{ours}.out", f"{theirs}.o_proj", mixer=mixer),
+    )
+
+
+def mamba2_rules(ours: str, theirs: str, mixer: str = "") -> tuple[Rule, ...]:
+    """Rules for a Mamba-2 layer whose parts are named as the authors'."""
+    return (
+        *linear_rules(f"{ours}.inputs.linear", f"{theirs}.in_proj", mixer=mixer),
+        Rule(f"{ours}.conv.weight", (f"{theirs}.conv1d.weight",), ("squeeze",), mixer=mixer),
+        Rule(f"{ours}.conv.bias", (f"{theirs}.conv1d.bias",), mixer=mixer),
+        *(Rule(f"{ours}.{name}", (f"{theirs}.{name}",), mixer=mixer) for name in ("dt_bias", "A_log", "D")),
+        Rule(f"{ours}.norm", (f"{theirs}.norm.weight",), mixer=mixer),
+        *linear_rules(f"{ours}.out", f"{theirs}.out_proj", mixer=mixer),
+    )
