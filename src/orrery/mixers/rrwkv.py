@@ -22,7 +22,6 @@ Oracle: tests/oracles/rrwkv.py (float64 sums over all pairs); RWKV-4 where there
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
+from orrery.nn.rwkv import reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
 from orrery.nn.timeline import Timeline, fresh_clock
 from orrery.ops.gates import relu_square, sigmoid_gate
@@ -182,18 +182,7 @@ class RRWKV(Mixer):
 
     def reset_parameters(self) -> None:
         """As RWKV-4's (2305.13048, appendix E): keys, gates and the way out start at zero; so does the reading of mediums."""
-        last, fill = _depth_ratios(self.place)
-        share = torch.arange(self.place.width) / self.place.width
-        channel = torch.arange(self.hidden)
-        with torch.no_grad():
-            self.time_decay.copy_(-5 + 8 * (channel / max(1, self.hidden - 1)) ** (0.7 + 1.3 * last))
-            self.time_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
-            self.mix_k.copy_(share**fill)
-            self.mix_v.copy_(share**fill + 0.3 * last)
-            self.mix_r.copy_(share ** (0.5 * fill))
-        for linear in (self.key, self.receptance, self.out):
-            nn.init.zeros_(linear.weight)
-        _orthogonal(self.value)
+        reset_time_mix(self)
         if self.mediums is not None and self.reads is not None:
             self.mediums.reset_parameters()
             nn.init.zeros_(self.reads)
@@ -286,14 +275,7 @@ class RRWKVChannel(Part):
 
     def reset_parameters(self) -> None:
         """Mixtures as in the time mix; gate, way out and the reading of mediums start at zero."""
-        _, fill = _depth_ratios(self.place)
-        share = torch.arange(self.place.width) / self.place.width
-        with torch.no_grad():
-            self.mix_k.copy_(share**fill)
-            self.mix_r.copy_(share**fill)
-        for linear in (self.receptance, self.value):
-            nn.init.zeros_(linear.weight)
-        _orthogonal(self.key)
+        reset_channel_mix(self)
         if self.mediums is not None and self.reads is not None:
             self.mediums.reset_parameters()
             nn.init.zeros_(self.reads)
@@ -327,16 +309,6 @@ class RRWKVChannel(Part):
         """The three projections, and what every medium takes."""
         own = 2 * self.place.width * (2 * self.hidden + self.place.width) * length
         return own + (0 if self.mediums is None else self.mediums.flops(length))
-
-
-def _depth_ratios(place: Place) -> tuple[float, float]:
-    """(0 at the first layer to 1 at the last, 1 at the first layer to almost 0 at the last)."""
-    return place.layer / max(1, place.depth - 1), 1 - place.layer / place.depth
-
-
-def _orthogonal(linear: nn.Linear) -> None:
-    """Orthogonal with gain sqrt(out / in) where that is above 1."""
-    nn.init.orthogonal_(linear.weight, gain=max(1.0, math.sqrt(linear.out_features / linear.in_features)))
 
 
 ARCHITECTURE = Architecture(

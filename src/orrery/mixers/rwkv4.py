@@ -22,7 +22,6 @@ Oracle: tests/oracles/rwkv4.py (float64 loops); transformers' RWKV with the same
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, norm_rules
+from orrery.nn.rwkv import reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -108,18 +108,7 @@ class RWKV4(Mixer):
 
     def reset_parameters(self) -> None:
         """Decays and mixtures spread over channels and shifted with depth; keys, gates and the way out start at zero."""
-        last, fill = _depth_ratios(self.place)
-        share = torch.arange(self.place.width) / self.place.width
-        channel = torch.arange(self.hidden)
-        with torch.no_grad():
-            self.time_decay.copy_(-5 + 8 * (channel / max(1, self.hidden - 1)) ** (0.7 + 1.3 * last))
-            self.time_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
-            self.mix_k.copy_(share**fill)
-            self.mix_v.copy_(share**fill + 0.3 * last)
-            self.mix_r.copy_(share ** (0.5 * fill))
-        for linear in (self.key, self.receptance, self.out):
-            nn.init.zeros_(linear.weight)
-        _orthogonal(self.value)
+        reset_time_mix(self)
 
     def mix(self, x: Tensor, state: RWKV4State | None, ctx: Context) -> tuple[Tensor, RWKV4State]:
         time = ctx.timeline
@@ -197,14 +186,7 @@ class RWKV4Channel(Part):
 
     def reset_parameters(self) -> None:
         """Mixtures as in the time mix; gate and way out start at zero."""
-        _, fill = _depth_ratios(self.place)
-        share = torch.arange(self.place.width) / self.place.width
-        with torch.no_grad():
-            self.mix_k.copy_(share**fill)
-            self.mix_r.copy_(share**fill)
-        for linear in (self.receptance, self.value):
-            nn.init.zeros_(linear.weight)
-        _orthogonal(self.key)
+        reset_channel_mix(self)
 
     def mix(self, x: Tensor, state: RWKV4ChannelState | None, ctx: Context) -> tuple[Tensor, RWKV4ChannelState]:
         time = ctx.timeline
@@ -240,16 +222,6 @@ def _mix_step(norm: RowNorm, shift: Tensor, ratios: Tensor, p: Tensor, run: Step
     """The norm of the residual stream, and its mixtures (M,B,D) with the token before."""
     h = torch.empty_like(run.x)
     return in_order(row_norm_into(run.x, norm, h), mix_step(h, shift.clone(), ratios, p))
-
-
-def _depth_ratios(place: Place) -> tuple[float, float]:
-    """(0 at the first layer to 1 at the last, 1 at the first layer to almost 0 at the last)."""
-    return place.layer / max(1, place.depth - 1), 1 - place.layer / place.depth
-
-
-def _orthogonal(linear: nn.Linear) -> None:
-    """Orthogonal with gain sqrt(out / in) where that is above 1, as the published code draws what does not start at zero."""
-    nn.init.orthogonal_(linear.weight, gain=max(1.0, math.sqrt(linear.out_features / linear.in_features)))
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.rwkv import depth_ratios
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -111,7 +112,7 @@ class RWKV6(Mixer):
         """Mixtures, decays and bonus spread over channels and shifted with depth; low-rank parts and the way out start at
         zero; keys and gates are orthogonal with gain 0.1, receptance and values with gain 1 (the published code)."""
         place, width = self.place, self.place.width
-        last, fill = place.layer / max(1, place.depth - 1), 1 - place.layer / place.depth
+        last, fill = depth_ratios(place)
         share, along = torch.arange(width) / width, torch.arange(width) / max(1, width - 1)
         late, early = share**fill, share ** (0.5 * fill)
         with torch.no_grad():

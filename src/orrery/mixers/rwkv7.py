@@ -42,6 +42,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
+from orrery.nn.rwkv import depth_ratios
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -136,7 +137,7 @@ class RWKV7(Mixer):
     def reset_parameters(self) -> None:
         """Decays spread over channels, mixtures over channels and depth; low-rank maps and the way out start at zero."""
         width, head = self.place.width, self.head_dim
-        deep, fill = _depth_ratios(self.place)
+        deep, fill = depth_ratios(self.place)
         channel = torch.arange(width)
         line = channel / max(1, width - 1) - 0.5
         zigzag = (channel % head - (head - 1) / 2) / ((head - 1) / 2)
@@ -255,7 +256,7 @@ class RWKV7Channel(Part):
     def reset_parameters(self) -> None:
         """The mixture spreads over channels; the way out starts at zero."""
         width = self.place.width
-        _, fill = _depth_ratios(self.place)
+        _, fill = depth_ratios(self.place)
         with torch.no_grad():
             self.mix_k.copy_((torch.arange(width) / width) ** fill**4)
         nn.init.uniform_(self.key.weight, -0.5 * width**-0.5, 0.5 * width**-0.5)
@@ -325,11 +326,6 @@ class _LowRank(nn.Module):
         """X (B,T,D) -> (B,T,D), with f between."""
         hidden = self.down(x)
         return cast(Tensor, self.up(hidden if inner is None else inner(hidden)))
-
-
-def _depth_ratios(place: Place) -> tuple[float, float]:
-    """(0 at the first layer to 1 at the last, 1 at the first layer to almost 0 at the last)."""
-    return place.layer / max(1, place.depth - 1), 1 - place.layer / place.depth
 
 
 def _published(width: int, depth: int, ranks: tuple[int, int, int, int], vocab_size: int = 65536) -> dict[str, Any]:
