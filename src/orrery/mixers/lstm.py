@@ -33,7 +33,7 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.recurrent import lstm_layer, lstm_sequence, lstm_stepper
+from orrery.ops.lstm import lstm_layer, lstm_sequence, lstm_stepper
 from orrery.ops.row_linear import RowNorm, row_linear
 
 

@@ -7,7 +7,7 @@ Paper: 2206.06178 (EGRU), in the variant that resets after the recurrent product
 What other units and other layers hear is y, which is mostly zero. The derivative of the event is a surrogate:
 ``do/dc = damping max(0, 1 - support |c - theta|)``, ``do/dtheta = -do/dc``.
 
-Forms as in :mod:`orrery.ops.recurrent`: `egru_reference` (the loop, autograd's gradients with the surrogate), `egru_step`,
+Forms as in :mod:`orrery.ops.lstm`: `egru_reference` (the loop, autograd's gradients with the surrogate), `egru_step`,
 `egru_sequence` (a loop with a derived gradient; what is not a matrix product is one compiled kernel, or torch).
 
 B batch, T time, H hidden width.
@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, sigmoid, tanh
-from orrery.ops.recurrent import check_gates, marks, previous, stepper, time_major, zero_state
+from orrery.ops.lstm import check_gates, marks, previous, stepper, time_major, zero_state
 
 EGRUPair = tuple[Tensor, Tensor]  # h, y: (B,H) each
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)  # in a kernel, a Python 1 would turn float32 into float64
@@ -52,7 +52,7 @@ def egru_sequence(
         theta: thresholds (H,).
         bias: (3H,), added to the recurrent product.
         state: (h, y) before the first token, each (B,H); zero when None.
-        starts, lengths, backend: as in :func:`orrery.ops.recurrent.lstm_sequence`.
+        starts, lengths, backend: as in :func:`orrery.ops.lstm.lstm_sequence`.
         damping, support: of the surrogate.
 
     Returns:

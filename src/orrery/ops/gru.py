@@ -4,7 +4,7 @@ Paper: 1406.1078, in the variant of cuDNN and torch that resets after the produc
 ``[r, z, m] = W_hh h_{t-1} + bias``; ``r = sigma(gates_x_r + r)``, ``z = sigma(gates_x_z + z)``,
 ``n = tanh(gates_x_n + r m)``; ``h_t = (1 - z) n + z h_{t-1}``.
 
-Forms as in :mod:`orrery.ops.recurrent`: `gru_reference`, `gru_step`, `gru_sequence`, `gru_layer`.
+Forms as in :mod:`orrery.ops.lstm`: `gru_reference`, `gru_step`, `gru_sequence`, `gru_layer`.
 
 B batch, T time, H hidden width, D input width.
 """
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, prepare_blocks, sigmoid, tanh
-from orrery.ops.recurrent import check_gates, fused_pieces, marks, previous, stepper, time_major, zero_state
+from orrery.ops.lstm import check_gates, fused_pieces, marks, previous, stepper, time_major, zero_state
 
 _ONE = np.float32(1.0)  # in a kernel, a Python 1 would turn float32 into float64
 
@@ -43,7 +43,7 @@ def gru_sequence(
         weight_hh: recurrent weight (3H,H).
         bias: (3H,), added to the recurrent product; for n that is inside the reset, so it cannot be part of gates_x.
         state: h before the first token (B,H); zero when None.
-        starts, lengths, backend: as in :func:`orrery.ops.recurrent.lstm_sequence`.
+        starts, lengths, backend: as in :func:`orrery.ops.lstm.lstm_sequence`.
 
     Returns:
         y = all h (B,T,H) in gates_x's type, and h after the last valid token (B,H), float32 (float64 for float64 inputs).

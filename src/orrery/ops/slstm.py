@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, exp, sigmoid, tanh
-from orrery.ops.recurrent import marks, stepper
+from orrery.ops.lstm import marks, stepper
 from orrery.ops.wkv4 import NO_PEAK
 
 SLSTMState = tuple[Tensor, Tensor, Tensor, Tensor]  # h, c, n, m: (B,H,K) each

@@ -1,4 +1,4 @@
-"""Recurrences that cannot be parallelised over time: the LSTM here, the GRU in :mod:`orrery.ops.gru`.
+"""The LSTM, a recurrence that cannot be parallelised over time (the GRU: :mod:`orrery.ops.gru`).
 
 LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000), gates in torch's order i, f, g, o:
 ``[i, f, g, o] = gates_x_t + W_hh h_{t-1} + bias``; ``c_t = sigma(f) c_{t-1} + sigma(i) tanh(g)``; ``h_t = sigma(o) tanh(c_t)``.

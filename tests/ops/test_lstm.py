@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from oracles import recurrent as oracle
+from oracles import lstm_gru_cell as oracle
 from orrery.core.errors import StateError
 from orrery.ops.gru import gru_layer, gru_reference, gru_sequence, gru_step
-from orrery.ops.recurrent import lstm_layer, lstm_reference, lstm_sequence, lstm_step
+from orrery.ops.lstm import lstm_layer, lstm_reference, lstm_sequence, lstm_step
 
 BACKENDS = ("torch", "numba")
 KINDS = ("lstm", "gru")
