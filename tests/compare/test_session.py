@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -124,6 +125,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     for number in range(40):
         (folder / f"{number}.txt").write_text("".join(f"{number} to the {i} is {number**i % 97}\n" for i in range(40)))
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_recorded_rate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of its own: which rates are recorded decides what the pretender answers."""
+    file = tmp_path_factory.mktemp("rates") / "table.json"
+    entry = {"lr": 1e-3, "tried": {}, "width": 96, "date": "2026-11-22"}
+    file.write_text(json.dumps({"format": 1, "protocol": {}, "architectures": {"transformer": {"nano": entry}}}))
+    monkeypatch.setattr(rates, "recorded", functools.partial(rates.recorded, path=file))
 
 
 @pytest.fixture
