@@ -17,7 +17,6 @@ Oracle: transformers' Bamba (equal logits through the exchange map).
 
 from __future__ import annotations
 
-import math
 from itertools import groupby
 from typing import Any
 
@@ -25,14 +24,13 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, hybrid_settings, linear_rules, mamba2_rules
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
     rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
     require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
-    limit = tuple(float(bound) for bound in hf.get("time_step_limit") or (0.0, math.inf))
     attending = set(hf.get("attn_layer_indices") or ())
     kinds = ["attention" if i in attending else "mamba" for i in range(hf["num_hidden_layers"])]
     shared = {
@@ -45,27 +43,9 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "eps": hf["rms_norm_eps"],
         "tied": hf.get("tie_word_embeddings", False),
     }
-    mamba = {
-        "mamba2.head_dim": hf["mamba_d_head"],
-        "mamba2.expand": hf["mamba_n_heads"] * hf["mamba_d_head"] / hf["hidden_size"],
-        "mamba2.state": hf["mamba_d_state"],
-        "mamba2.groups": hf["mamba_n_groups"],
-        "mamba2.conv": hf["mamba_d_conv"],
-        "mamba2.conv_bias": hf.get("mamba_conv_bias", True),
-        "mamba2.bias": hf.get("mamba_proj_bias", False),
-        "mamba2.eps": hf["rms_norm_eps"],
-        "mamba2.dt_limit": None if limit == (0.0, math.inf) else limit,
-    }
-    attention = {
-        "attention.heads": hf["num_attention_heads"],
-        "attention.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
-        "attention.head_dim": hf["hidden_size"] // hf["num_attention_heads"],
-        "attention.rope": rope.get("partial_rotary_factor", 0.5),
-        "attention.rope_theta": rope.get("rope_theta", 10000.0),
-        "attention.bias": hf.get("attention_bias", False),
-        "attention.dropout": hf.get("attention_dropout", 0.0),
-    }
-    return {**shared, **(mamba if "mamba" in kinds else {}), **(attention if "attention" in kinds else {})}
+    rotated = rope.get("partial_rotary_factor", 0.5)
+    layers = hybrid_settings(hf, set(kinds), rotated, rope.get("rope_theta", 10000.0))
+    return {**shared, **layers}
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:

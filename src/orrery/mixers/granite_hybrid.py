@@ -26,14 +26,13 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, mamba2_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, hybrid_settings, mamba2_rules
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
     rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
     require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
-    limit = tuple(float(bound) for bound in hf.get("time_step_limit") or (0.0, math.inf))
     types = hf.get("layer_types") or hf.get("layers_block_type") or ["mamba"] * hf["num_hidden_layers"]
     kinds = ["mamba" if kind in ("linear_attention", "mamba") else "attention" for kind in types]
     experts = hf.get("num_local_experts") or 0
@@ -47,34 +46,15 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
             "channel.shared": shared / hidden,
             "channel.balance": hf.get("router_aux_loss_coef", 0.001),
         }
-    mamba = {
-        "mamba2.head_dim": hf["mamba_d_head"],
-        "mamba2.expand": hf["mamba_n_heads"] * hf["mamba_d_head"] / hf["hidden_size"],
-        "mamba2.state": hf["mamba_d_state"],
-        "mamba2.groups": hf["mamba_n_groups"],
-        "mamba2.conv": hf["mamba_d_conv"],
-        "mamba2.conv_bias": hf.get("mamba_conv_bias", True),
-        "mamba2.bias": hf.get("mamba_proj_bias", False),
-        "mamba2.eps": hf["rms_norm_eps"],
-        "mamba2.dt_limit": None if limit == (0.0, math.inf) else limit,
-    }
-    attention = {
-        "attention.heads": hf["num_attention_heads"],
-        "attention.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
-        "attention.head_dim": hf["hidden_size"] // hf["num_attention_heads"],
-        "attention.rope": 1.0 if hf.get("position_embedding_type") == "rope" else 0.0,
-        "attention.rope_theta": rope.get("rope_theta", 10000.0),
-        "attention.bias": hf.get("attention_bias", False),
-        "attention.dropout": hf.get("attention_dropout", 0.0),
-    }
+    rotated = 1.0 if hf.get("position_embedding_type") == "rope" else 0.0
+    layers = hybrid_settings(hf, set(kinds), rotated, rope.get("rope_theta", 10000.0))
     return {
         "width": hf["hidden_size"],
         "depth": hf["num_hidden_layers"],
         "vocab_size": hf["vocab_size"],
         "pattern": " + ".join(f"{kind}*{len(list(run))}" for kind, run in groupby(kinds)),
         **channel,
-        **(mamba if "mamba" in kinds else {}),
-        **(attention if "attention" in kinds else {}),
+        **layers,
         "eps": hf["rms_norm_eps"],
         "tied": hf.get("tie_word_embeddings", False),
     }

@@ -24,7 +24,8 @@ Layers of one model may differ: a rule that names a `mixer` concerns the layers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,3 +111,35 @@ def mamba2_rules(ours: str, theirs: str, mixer: str = "") -> tuple[Rule, ...]:
         Rule(f"{ours}.norm", (f"{theirs}.norm.weight",), mixer=mixer),
         *linear_rules(f"{ours}.out", f"{theirs}.out_proj", mixer=mixer),
     )
+
+
+def hybrid_settings(hf: dict[str, Any], kinds: Collection[str], rope: float, theta: float) -> dict[str, Any]:
+    """Settings of the Mamba-2 and the attention layers of a hybrid, from the names that Bamba and Granite share.
+
+    Args:
+        hf: their config.
+        kinds: "mamba", "attention" or both: the layers that there are.
+        rope, theta: rotated share of a head, and base of the angles.
+    """
+    limit = tuple(float(bound) for bound in hf.get("time_step_limit") or (0.0, math.inf))
+    mamba = {
+        "mamba2.head_dim": hf["mamba_d_head"],
+        "mamba2.expand": hf["mamba_n_heads"] * hf["mamba_d_head"] / hf["hidden_size"],
+        "mamba2.state": hf["mamba_d_state"],
+        "mamba2.groups": hf["mamba_n_groups"],
+        "mamba2.conv": hf["mamba_d_conv"],
+        "mamba2.conv_bias": hf.get("mamba_conv_bias", True),
+        "mamba2.bias": hf.get("mamba_proj_bias", False),
+        "mamba2.eps": hf["rms_norm_eps"],
+        "mamba2.dt_limit": None if limit == (0.0, math.inf) else limit,
+    }
+    attention = {
+        "attention.heads": hf["num_attention_heads"],
+        "attention.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
+        "attention.head_dim": hf["hidden_size"] // hf["num_attention_heads"],
+        "attention.rope": rope,
+        "attention.rope_theta": theta,
+        "attention.bias": hf.get("attention_bias", False),
+        "attention.dropout": hf.get("attention_dropout", 0.0),
+    }
+    return {**(mamba if "mamba" in kinds else {}), **(attention if "attention" in kinds else {})}
