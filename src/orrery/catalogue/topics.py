@@ -1,0 +1,317 @@
+"""A closed list of topics, the rule that files a paper under them, and their trends over the years.
+
+Rule: a topic's terms are words or phrases, compared by their stems with stop words left out. A paper belongs to a topic
+when one of its terms stands in the title or in our sentence, or when terms of it stand at least `MENTIONS` times in the
+abstract, or when its kind begins with one of the topic's kinds. Rules are few and can be read; nothing is learned.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orrery.catalogue.words import stems
+from orrery.core.errors import UnknownNameError, suggest
+
+if TYPE_CHECKING:
+    from orrery.catalogue.record import Paper
+    from orrery.catalogue.store import Store
+
+MENTIONS = 3  # in an abstract; one or two are a paper's context, not its subject
+_LONGEST_TERM = 4  # words
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a topic is called and which words speak of it."""
+
+    slug: str
+    title: str
+    terms: str  # separated by commas
+    kinds: tuple[str, ...] = ()
+
+
+RULES = (
+    Rule(
+        "attention",
+        "Attention and transformers",
+        "attention, transformer, transformers, transnormer, bert, gpt",
+    ),
+    Rule(
+        "recurrence",
+        "Recurrence and state spaces",
+        "recurrent, recurrence, rnn, rnns, lstm, bilstm, gru, qrnn, rwkv, mamba, mamba2, hybrid architecture, state space, ssm, linear recurrent, xlstm",
+    ),
+    Rule(
+        "mlp-convolution",
+        "MLPs and convolutions",
+        "mlp, mlps, mixer, hypermixer, glu, gated linear unit, convolution, convolutional, cnn, conv, canon layer, activation",
+    ),
+    Rule(
+        "experts-routing",
+        "Experts and routing",
+        "mixture of experts, moe, routing, router, route, expert models, ensemble",
+    ),
+    Rule(
+        "long-context",
+        "Long context and memory",
+        "long context, long-range, long range, long sequence, context length, long-term dependency, long document, kv cache, state capacity",
+    ),
+    Rule(
+        "compression",
+        "Compression and distillation",
+        "distillation, distilled, distil, prune, pruning, quantization, compress, compression, compact, low-bit, linearization, subnetwork",
+        ("compression",),
+    ),
+    Rule(
+        "efficient-inference",
+        "Efficient inference",
+        "inference, early exit, kv cache, caching, latency, on-device, sparse attention, decoding speed, throughput, speculative decoding",
+        ("inference",),
+    ),
+    Rule(
+        "objectives",
+        "Pre-training and objectives",
+        "pretraining, pre-training, pretrain, pre-train, objective, loss, span corruption, replaced token, masked language, likelihood, contrastive",
+        ("objective",),
+    ),
+    Rule(
+        "optimization",
+        "Optimization and training",
+        "optimizer, sgd, gradient descent, preconditioner, mixed precision, learning rate, training efficiency, stabilizing, curvature",
+        ("optimizer",),
+    ),
+    Rule(
+        "adaptation",
+        "Fine-tuning and adaptation",
+        "fine-tuning, finetuning, fine-tune, parameter-efficient, peft, lora, adapter, model editing, editing, merging, transfer learning, "
+        "instruction tuning, instruction-tuning, continual learning, multi-task, prompt optimization",
+        ("adaptation",),
+    ),
+    Rule(
+        "retrieval",
+        "Retrieval and search",
+        "retrieval, retrieval-augmented, rag, search engine, ranking, recommender, recommendation, question answering, "
+        "knowledge base, knowledge-intensive",
+        ("retrieval",),
+    ),
+    Rule(
+        "embeddings",
+        "Embeddings",
+        "embedding, embeddings, sentence embedding, word vector, vector representation, matryoshka, sentence bert, sbert, word2vec, "
+        "sentence representation, text encoding",
+        ("embedding",),
+    ),
+    Rule(
+        "ngrams",
+        "N-grams and statistics",
+        "n-gram, ngram, bigram, infini-gram, suffix array, markov, back-off",
+        ("ngram",),
+    ),
+    Rule(
+        "architecture-search",
+        "Architecture search",
+        "architecture search, nas, zero-cost proxy, surrogate, supernet, evolutionary search, quality diversity, mutation",
+        ("search",),
+    ),
+    Rule("graphs", "Graphs", "graph, graphs, gnn, gnns, knowledge graph"),
+    Rule(
+        "multilingual",
+        "Languages of the world",
+        "multilingual, cross-lingual, low-resource, linguistic diversity, arabic, bangla, bengali, french, german, hebrew, hindi, marathi, "
+        "italian, norwegian, polish, portuguese, russian, turkish, ukrainian, chinese, spanish, swahili, japanese, korean, scandinavian",
+    ),
+    Rule(
+        "data",
+        "Data sets and augmentation",
+        "dataset, data set, datasets, corpus, corpora, data augmentation, annotation, synthetic data, sampling, deduplication",
+        ("data",),
+    ),
+    Rule(
+        "evaluation",
+        "Evaluation and benchmarks",
+        "benchmark, benchmarks, benchmarking, evaluation, systematic analysis, evaluating, judge, superglue, glue, metric, leaderboard, model cards",
+        ("evaluation",),
+    ),
+    Rule(
+        "understanding",
+        "How models work",
+        "interpretability, explanation, explanations, interpretable, explainable, neural collapse, linguistic structure, inductive bias, probing, "
+        "mechanistic, generalization, in-context learning, in-context language, heuristics, subnetwork, physics of language",
+    ),
+    Rule(
+        "agents-reasoning",
+        "Agents, tools and reasoning",
+        "agent, agents, agentic, multi-agent, tool use, tools, apis, api, reasoning, chain of thought, neurosymbolic, neuro-symbolic, "
+        "symbolic, planning, reinforcement learning",
+        ("agents",),
+    ),
+    Rule("speech-audio", "Speech and audio", "speech, audio, spoken, asr, voice, dialogue, acoustic, music"),
+    Rule(
+        "vision",
+        "Vision and many modalities",
+        "vision, visual, image, images, multimodal, multi-modal, bi-modal, video, segmentation, diffusion models",
+    ),
+    Rule(
+        "science",
+        "Science and medicine",
+        "protein, proteins, molecule, molecular, chemical, chemistry, material, superconductivity, cell, omic, genomic, medical, clinical, "
+        "biomedical, brain, intracranial, visual system, scientific text, physics, history philosophy",
+    ),
+    Rule(
+        "neuromorphic-energy",
+        "Energy and unusual hardware",
+        "energy, carbon, neuromorphic, spiking, spinnaker, astrocyte, hardware, accelerator, cortical, edge device, power consumption",
+    ),
+    Rule(
+        "applications",
+        "Applications",
+        "classification, essay, financial, finance, patent, legal, toxic, tweets, tweet, news, social media, education, pedagogical, student, code, "
+        "software, it operations, privacy, encrypted, summarization, translation, text generation, named entity, sentiment",
+        ("application",),
+    ),
+    Rule(
+        "surveys", "Surveys and overviews", "survey, review, overview, book, thesis, recent trends, report", ("survey",)
+    ),
+)
+_BY_SLUG = {rule.slug: rule for rule in RULES}
+
+
+@functools.cache
+def _terms() -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Stems of every term -> slugs of its topics."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for rule in RULES:
+        for term in rule.terms.split(","):
+            slugs = found.setdefault(tuple(stems(term)), [])
+            if rule.slug not in slugs:
+                slugs.append(rule.slug)
+    return {term: tuple(slugs) for term, slugs in found.items() if 0 < len(term) <= _LONGEST_TERM}
+
+
+@functools.cache
+def _lengths() -> dict[str, int]:
+    """First stem of a term -> the longest term that begins with it, so that most words cost one look."""
+    longest: dict[str, int] = {}
+    for term in _terms():
+        longest[term[0]] = max(longest.get(term[0], 0), len(term))
+    return longest
+
+
+def _mentions(text: str) -> dict[str, int]:
+    """How often the terms of every topic stand in a text."""
+    found = stems(text)
+    terms, lengths = _terms(), _lengths()
+    counts: dict[str, int] = {}
+    for place, word in enumerate(found):
+        if (longest := lengths.get(word)) is None:
+            continue
+        seen: set[str] = set()
+        for length in range(1, longest + 1):
+            seen.update(terms.get(tuple(found[place : place + length]), ()))
+        for slug in seen:
+            counts[slug] = counts.get(slug, 0) + 1
+    return counts
+
+
+def assign(title: str, sentence: str = "", abstract: str = "", kind: str = "") -> tuple[str, ...]:
+    """Slugs of the topics of a paper, in the order of the list; a function of the text alone."""
+    found = set(_mentions(f"{title}\n{sentence}"))
+    found.update(slug for slug, count in _mentions(abstract).items() if count >= MENTIONS)
+    kind = kind.strip().lower()
+    found.update(rule.slug for rule in RULES if kind and kind.startswith(rule.kinds or "\0"))
+    return tuple(rule.slug for rule in RULES if rule.slug in found)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic and how many papers the store has of it."""
+
+    slug: str
+    title: str
+    count: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able facts."""
+        return {"slug": self.slug, "title": self.title, "count": self.count}
+
+
+@dataclass(frozen=True)
+class Year:
+    """A year's papers of a topic, and what part they are of all papers of that year."""
+
+    year: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class TopicPage:
+    """A topic, its papers (newest first) and its trend."""
+
+    topic: Topic
+    papers: list[Paper]
+    by_year: list[Year]
+
+
+def titles() -> dict[str, str]:
+    """Slug -> title of all topics, in the list's order."""
+    return {rule.slug: rule.title for rule in RULES}
+
+
+def topics(store: Store) -> list[Topic]:
+    """Every topic of the closed list with its number of papers, in the list's order."""
+    rows = store.connection().execute("SELECT topic, COUNT(*) AS papers FROM paper_topics GROUP BY topic")
+    counts = {row["topic"]: int(row["papers"]) for row in rows}
+    return [Topic(rule.slug, rule.title, counts.get(rule.slug, 0)) for rule in RULES]
+
+
+def check(slug: str) -> str:
+    """`slug` when it is a topic.
+
+    Raises:
+        UnknownNameError: with near names.
+    """
+    if slug not in _BY_SLUG:
+        raise UnknownNameError(f"unknown topic '{slug}'.{suggest(slug, _BY_SLUG)} Topics: {', '.join(_BY_SLUG)}")
+    return slug
+
+
+def topic(store: Store, slug: str, *, limit: int = 50, offset: int = 0) -> TopicPage:
+    """One topic: its papers, newest first, and for every year how many and which share of that year's papers.
+
+    Raises:
+        UnknownNameError: with near names.
+    """
+    rule = _BY_SLUG[check(slug)]
+    connection = store.connection()
+    rows = connection.execute(
+        "SELECT p.slug FROM paper_topics t JOIN papers p ON p.id = t.paper WHERE t.topic = ?"
+        " ORDER BY p.year DESC, p.date DESC, p.id DESC LIMIT ? OFFSET ?",
+        (slug, limit, offset),
+    )
+    papers = store.papers([row["slug"] for row in rows])
+    years = connection.execute(
+        "SELECT p.year AS year, COUNT(*) AS papers FROM paper_topics t JOIN papers p ON p.id = t.paper"
+        " WHERE t.topic = ? AND p.year IS NOT NULL GROUP BY p.year",
+        (slug,),
+    )
+    counts = {int(row["year"]): int(row["papers"]) for row in years}
+    total = connection.execute("SELECT COUNT(*) FROM paper_topics WHERE topic = ?", (slug,)).fetchone()[0]
+    return TopicPage(Topic(slug, rule.title, int(total)), papers, _trend(counts, _per_year(store)))
+
+
+def _per_year(store: Store) -> dict[int, int]:
+    rows = store.connection().execute(
+        "SELECT year, COUNT(*) AS papers FROM papers WHERE year IS NOT NULL GROUP BY year"
+    )
+    return {int(row["year"]): int(row["papers"]) for row in rows}
+
+
+def _trend(counts: dict[int, int], everything: dict[int, int]) -> list[Year]:
+    """Every year from the topic's first to the store's last, years without a paper included."""
+    if not counts:
+        return []
+    span = range(min(counts), max(everything) + 1)
+    return [Year(year, counts.get(year, 0), counts.get(year, 0) / max(1, everything.get(year, 0))) for year in span]
