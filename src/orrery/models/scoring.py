@@ -20,6 +20,7 @@ from orrery.models.output import Output
 from orrery.ops.cross_entropy import (
     IGNORE,
     CrossEntropy,
+    RowLoss,
     chunk_rows,
     cross_entropy,
     linear_cross_entropy,
@@ -37,13 +38,14 @@ def score(
     z_loss: float = 0.0,
     reduction: str = "mean",
     ignore_index: int | None = IGNORE,
+    loss: RowLoss | None = None,
 ) -> CrossEntropy:
     """Differentiable cross-entropy of `targets` (B,T) under the model's head.
 
     Args:
         model: whose `head` is used; `out`: what it returned.
         targets: (B,T) int64; `ignore_index` counts for nothing (None promises that there are none).
-        weights, z_loss, reduction: as in :func:`orrery.ops.cross_entropy.linear_cross_entropy`.
+        weights, z_loss, reduction, loss: as in :func:`orrery.ops.cross_entropy.linear_cross_entropy`.
 
     Raises:
         ConfigError: for a model that has no head.
@@ -53,12 +55,13 @@ def score(
         "z_loss": z_loss,
         "reduction": reduction,
         "ignore_index": ignore_index,
+        "loss": loss,
     }
     head = getattr(model, "head", None)
     if isinstance(head, nn.Linear):
         return linear_cross_entropy(out.hidden, head.weight, targets, bias=head.bias, softcap=softcap(head), **options)
     if isinstance(head, nn.Module):
-        return _by_rows(model, out.hidden, targets, weights, z_loss, reduction, ignore_index)
+        return _by_rows(model, out.hidden, targets, **options)
     return cross_entropy(_logits(model, out), targets, **options)
 
 
@@ -95,6 +98,7 @@ def _by_rows(
     z_loss: float,
     reduction: str,
     ignore_index: int | None,
+    loss: RowLoss | None,
 ) -> CrossEntropy:
     head: Any = model.head
     rows, labels = hidden.flatten(0, -2), targets.flatten()
@@ -111,6 +115,7 @@ def _by_rows(
             z_loss=z_loss,
             reduction="sum",
             ignore_index=ignore_index,
+            loss=loss,
         )
 
     results = []
@@ -120,10 +125,10 @@ def _by_rows(
             results.append(CrossEntropy(*checkpoint(part, chunk, start, use_reentrant=False)))
         else:
             results.append(part(chunk, start))
-    loss, total, mass = (torch.stack(column).sum() for column in zip(*results, strict=True))
+    value, total, mass = (torch.stack(column).sum() for column in zip(*results, strict=True))
     if reduction == "mean":
-        loss = loss * torch.where(mass > 0, 1 / mass, 0.0)
-    return CrossEntropy(loss, total, mass)
+        value = value * torch.where(mass > 0, 1 / mass, 0.0)
+    return CrossEntropy(value, total, mass)
 
 
 def _chunk(model: nn.Module, rows: Tensor) -> int:

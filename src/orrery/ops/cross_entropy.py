@@ -9,6 +9,7 @@ place, and multiplied at once into the gradients of h and W, all in the *forward
 products of the plain way (none is recomputed) and memory holds ``chunk x V`` numbers instead of ``N x V``; the backward
 pass only scales. The softmax, the sums and the accumulated gradients are float32 when h is bfloat16 or float16.
 On a CPU in float32 the softmax and its gradient are a compiled loop (:mod:`orrery.ops.cross_entropy_rows`).
+What a chunk's logits are scored by is a :class:`RowLoss`; others than cross-entropy are in :mod:`orrery.ops.row_losses`.
 The z-loss is that of PaLM (2204.02311, section 5), the soft-cap that of Gemma 2 (2408.00118, section 2).
 
 Shapes: N rows (any leading shape is flattened), D width, V classes. hidden (..., D), weight (V, D), bias (V,), targets (...,).
@@ -16,7 +17,7 @@ Shapes: N rows (any leading shape is flattened), D width, V classes. hidden (...
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +42,18 @@ class CrossEntropy(NamedTuple):
     weight: Tensor  # (), detached: the sum of the weights of those rows (their number when no weights are given)
 
 
+class RowLoss(Protocol):
+    """A loss that is a sum over rows, each a function of that row's logits and label alone."""
+
+    def value(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(nats, loss) of every row, each (C,); `scores` (C,V) may be overwritten."""
+        ...
+
+    def gradient(self, scores: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and `scores` becomes its own gradient of ``sum_n factors_n loss_n``; factors (C,1)."""
+        ...
+
+
 def chunk_rows(rows: int, classes: int, device: torch.device) -> int:
     """Rows per chunk so that a chunk's logits stay in the range where the products are fastest; chunks are near equal."""
     limit = max(_LEAST_ROWS, (_GPU_CHUNK if device.type == "cuda" else _CPU_CHUNK) // max(1, classes))
@@ -61,6 +74,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = IGNORE,
     rows: int | None = None,
+    loss: RowLoss | None = None,
 ) -> CrossEntropy:
     """Cross-entropy of the linear head `weight` on `hidden`, without the logits of the batch.
 
@@ -75,6 +89,7 @@ def linear_cross_entropy(
         reduction: "mean" (divide by the sum of the weights; 0 when no row counts) or "sum".
         ignore_index: None promises that every target counts, which saves a scan of the targets.
         rows: rows per chunk; None chooses by measurement.
+        loss: what takes the place of cross-entropy plus z-loss in `loss`; `nats` stay those of the cross-entropy.
 
     Returns:
         CrossEntropy(loss, nats, weight). Gradients flow to hidden, weight and bias; there is no second derivative.
@@ -85,12 +100,13 @@ def linear_cross_entropy(
     """
     flat, labels, factors, _ = _rows(hidden, weight, targets, weights, ignore_index)
     total, scale = _scale(flat, factors, reduction)
-    setting = _Setting(_compute_dtype(flat), z_loss, softcap, rows or chunk_rows(len(flat), len(weight), flat.device))
+    size = rows or chunk_rows(len(flat), len(weight), flat.device)
+    setting = _Setting(_compute_dtype(flat), _row_loss(loss, z_loss, softcap), size)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias)):
-        loss, nats = _Fused.apply(flat, weight, bias, labels, factors, scale, setting)
+        value, nats = _Fused.apply(flat, weight, bias, labels, factors, scale, setting)
     else:
-        loss, nats, *_ = _forward(flat, weight, bias, labels, factors, scale, setting, (False, False, False))
-    return CrossEntropy(loss, nats, total)
+        value, nats, *_ = _forward(flat, weight, bias, labels, factors, scale, setting, (False, False, False))
+    return CrossEntropy(value, nats, total)
 
 
 def linear_nats(
@@ -109,14 +125,15 @@ def linear_nats(
     """
     with torch.no_grad():
         flat, labels, _, kept = _rows(hidden, weight, targets, None, ignore_index)
-        setting = _Setting(_compute_dtype(flat), 0.0, softcap, rows or chunk_rows(len(flat), len(weight), flat.device))
+        size = rows or chunk_rows(len(flat), len(weight), flat.device)
+        dtype = _compute_dtype(flat)
         exact = torch.promote_types(flat.dtype, torch.float32)
         nats = torch.empty(len(flat), device=flat.device, dtype=exact)
         with torch.autocast(flat.device.type, enabled=False):
-            head = weight.to(setting.dtype)
-            for start in range(0, len(flat), setting.rows):
-                part = slice(start, start + setting.rows)
-                scores = _logits(flat[part].to(setting.dtype), head, bias, exact)
+            head = weight.to(dtype)
+            for start in range(0, len(flat), size):
+                part = slice(start, start + size)
+                scores = _logits(flat[part].to(dtype), head, bias, exact)
                 nats[part] = _score(scores, labels[part], softcap)[0]
         return _spread(nats, kept, targets.numel()).view(targets.shape)
 
@@ -130,6 +147,7 @@ def cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = IGNORE,
     rows: int | None = None,
+    loss: RowLoss | None = None,
 ) -> CrossEntropy:
     """The same loss for a model that only gives logits (..., V): one gradient of their size is held, nothing else.
 
@@ -138,8 +156,8 @@ def cross_entropy(
     flat, labels, factors, _ = _rows(logits, None, targets, weights, ignore_index)
     total, scale = _scale(flat, factors, reduction)
     rows = rows or chunk_rows(len(flat), flat.shape[-1], flat.device)
-    loss, nats = _Given.apply(flat, labels, factors, scale, z_loss, rows)
-    return CrossEntropy(loss, nats, total)
+    value, nats = _Given.apply(flat, labels, factors, scale, _row_loss(loss, z_loss, None), rows)
+    return CrossEntropy(value, nats, total)
 
 
 def logit_nats(
@@ -160,9 +178,48 @@ def logit_nats(
 
 class _Setting(NamedTuple):
     dtype: torch.dtype  # of the three matrix products
+    loss: RowLoss
+    rows: int
+
+
+class _Plain(NamedTuple):
+    """Cross-entropy, with the z-loss and the soft-cap."""
+
     z_loss: float
     softcap: float | None
-    rows: int
+
+    def value(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self._sum(*_score(scores, labels, self.softcap))
+
+    def gradient(self, scores: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        return self._sum(*_score_gradient(scores, labels, factors, self.z_loss, self.softcap))
+
+    def _sum(self, nats: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        return nats, nats + self.z_loss * lse.square() if self.z_loss else nats
+
+
+class _Capped(NamedTuple):
+    """Another loss, of logits that are bounded by a soft-cap."""
+
+    loss: RowLoss
+    softcap: float
+
+    def value(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loss.value(scores.div_(self.softcap).tanh_().mul_(self.softcap), labels)
+
+    def gradient(self, scores: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        slope = scores.div_(self.softcap).tanh_().square().neg_().add_(1)  # 1 - tanh^2, before it is overwritten
+        result = self.loss.gradient(scores.mul_(self.softcap), labels, factors)
+        scores.mul_(slope)
+        return result
+
+
+def _row_loss(loss: RowLoss | None, z_loss: float, softcap: float | None) -> RowLoss:
+    if loss is None:
+        return _Plain(z_loss, softcap)
+    if z_loss:
+        raise ValueError("z_loss is added to cross-entropy, not to another loss")
+    return loss if softcap is None else _Capped(loss, softcap)
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -283,19 +340,18 @@ def _forward(
             scores = _logits(rows, head, bias, exact, buffer)
             row_weight = None if factors is None else factors[part].to(exact)
             if not any(wanted):
-                nats, lse = _score(scores, labels[part], setting.softcap)
+                nats, value = setting.loss.value(scores, labels[part])
             else:
                 each = scale.expand(len(rows)) if row_weight is None else row_weight * scale
-                nats, lse = _score_gradient(scores, labels[part], each[:, None], setting.z_loss, setting.softcap)
+                nats, value = setting.loss.gradient(scores, labels[part], each[:, None])
                 _multiply(scores, rows, head, part, d_hidden, d_weight, d_bias)
-            if row_weight is not None:
-                total_nats += (nats * row_weight).sum()
-            else:
-                total_nats += nats.sum()
-            if setting.z_loss:
-                square = lse.square() if row_weight is None else lse.square() * row_weight
-                total += setting.z_loss * square.sum()
-    return (total + total_nats) * scale, total_nats, d_hidden, d_weight, d_bias
+            total_nats += _weighed(nats, row_weight)
+            total += _weighed(value, row_weight)
+    return total * scale, total_nats, d_hidden, d_weight, d_bias
+
+
+def _weighed(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.sum() if weights is None else (values * weights).sum()
 
 
 def _multiply(
@@ -366,7 +422,7 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, factors: Tensor | None, scale: Tensor, z_loss: float, rows: int
+        ctx: Any, logits: Tensor, labels: Tensor, factors: Tensor | None, scale: Tensor, loss: RowLoss, rows: int
     ) -> tuple[Tensor, Tensor]:
         exact = scale.dtype
         total, total_nats = torch.zeros_like(scale), torch.zeros_like(scale)
@@ -377,17 +433,15 @@ class _Given(torch.autograd.Function):
             row_weight = None if factors is None else factors[part].to(exact)
             each = scale.expand(len(scores)) if row_weight is None else row_weight * scale
             if gradient is None:
-                nats, lse = _score(scores, labels[part], None)
+                nats, value = loss.value(scores, labels[part])
             else:
-                nats, lse = _score_gradient(scores, labels[part], each[:, None], z_loss, None)
+                nats, value = loss.gradient(scores, labels[part], each[:, None])
                 gradient[part] = scores
-            total_nats += (nats if row_weight is None else nats * row_weight).sum()
-            if z_loss:
-                square = lse.square() if row_weight is None else lse.square() * row_weight
-                total += z_loss * square.sum()
+            total_nats += _weighed(nats, row_weight)
+            total += _weighed(value, row_weight)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(total_nats)
-        return (total + total_nats) * scale, total_nats
+        return total * scale, total_nats
 
     @staticmethod
     @torch.autograd.function.once_differentiable

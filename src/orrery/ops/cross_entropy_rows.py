@@ -17,7 +17,7 @@ from torch import Tensor
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, inlined, run_blocks, tanh
 
-_LANES = 64  # partial sums side by side: a single running sum cannot be vectorised without reordering it
+LANES = 64  # partial sums side by side: a single running sum cannot be vectorised without reordering it
 _F = np.float32
 _ZERO, _ONE, _HALF, _LOWEST, _INVERSE = _F(0.0), _F(1.0), _F(0.5), _F(-87.0), _F(1.0 / math.log(2.0))
 _HIGH, _LOW = _F(0.693359375), _F(math.log(2.0) - 0.693359375)
@@ -46,7 +46,7 @@ def score_rows(
 
 
 @inlined
-def _exp(x):  # type: ignore[no-untyped-def]
+def exp_of_negative(x):  # type: ignore[no-untyped-def]
     """e^x in float32 for x <= 0, without a branch or a call; 0 below -87."""
     y = _LOWEST if x < _LOWEST else x
     n = np.floor(y * _INVERSE + _HALF)
@@ -59,8 +59,8 @@ def _exp(x):  # type: ignore[no-untyped-def]
 @compiled
 def _rows(first, last, scores, labels, factors, nats, lse, z_loss, softcap):  # type: ignore[no-untyped-def]
     classes = scores.shape[1]
-    even = classes - classes % _LANES
-    lanes, e = np.empty(_LANES, np.float32), np.empty(classes, np.float32)
+    even = classes - classes % LANES
+    lanes, e = np.empty(LANES, np.float32), np.empty(classes, np.float32)
     cap, shrink = np.float32(softcap), np.float32(1.0 / softcap if softcap > 0 else 0.0)
     for n in range(first, last):
         row = scores[n]
@@ -68,23 +68,23 @@ def _rows(first, last, scores, labels, factors, nats, lse, z_loss, softcap):  # 
             for j in range(classes):
                 row[j] = cap * tanh(row[j] * shrink)
         lanes[:] = -np.inf
-        for begin in range(0, even, _LANES):
-            for j in range(_LANES):
+        for begin in range(0, even, LANES):
+            for j in range(LANES):
                 x = row[begin + j]
                 lanes[j] = x if x > lanes[j] else lanes[j]
         for i in range(even, classes):
             lanes[0] = row[i] if row[i] > lanes[0] else lanes[0]
         peak = lanes.max()
         for j in range(classes):
-            e[j] = _exp(row[j] - peak)
+            e[j] = exp_of_negative(row[j] - peak)
         lanes[:] = 0.0
-        for begin in range(0, even, _LANES):
-            for j in range(_LANES):
+        for begin in range(0, even, LANES):
+            for j in range(LANES):
                 lanes[j] += e[begin + j]
         for i in range(even, classes):
             lanes[0] += e[i]
         mass = np.float64(0.0)
-        for j in range(_LANES):
+        for j in range(LANES):
             mass += lanes[j]
         total, label = np.float64(peak) + np.log(mass), labels[n]
         wanted = row[label]

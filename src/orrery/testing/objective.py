@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orrery.core import registry
 from orrery.core.seeds import generator
 from orrery.models.build import create_model
 from orrery.objectives import create_objective
 from orrery.testing.check import Check, run_all
 from orrery.testing.mixer_numbers import compare_with_differences
 from orrery.testing.subject import perturb
+from orrery.testing.tags import DISABLED
 from orrery.testing.tolerance import TOLERANCES, assert_close, assert_same
 
 VOCAB = 29
@@ -127,10 +129,10 @@ def accumulation(subject: ObjectiveSubject) -> None:
     for index in (slice(0, 1), slice(1, 4), slice(4, 6)):
         part, facts = subject.call(model, rows_of(batch, index))
         share = float(facts["tokens"]) / total
-        loss += share * float(part)
+        loss += share * float(part.detach())
         for held, value in zip(summed, torch.autograd.grad(part, list(model.parameters())), strict=True):
             held += share * value
-    assert_close(torch.tensor(loss), torch.tensor(float(whole)), "the loss summed over parts of the batch", limit=1e-6)
+    assert_close(torch.tensor(loss), torch.tensor(float(whole.detach())), "the loss summed over parts of the batch", limit=1e-6)
     for (name, _), a, b in zip(model.named_parameters(), summed, gradient, strict=True):
         assert_close(a, b, f"the gradient of {name} summed over parts of the batch", limit=1e-6)
 
@@ -216,7 +218,14 @@ def objective_checks_for(
 ) -> list[Check]:
     """The checks of an objective by name, tried on a small model of the named architecture."""
     subject = ObjectiveSubject(name, dict(settings or {}), model)
-    return [Check(f"objective {name}", key, partial(run, subject)) for key, run in OBJECTIVE_CHECKS.items()]
+    tags = registry.lookup(name, "objective").tags
+    label = " ".join((f"objective {name}", *(f"{key}={value}" for key, value in subject.settings.items())))
+    return [
+        Check(
+            label, key, partial(run, subject), next((DISABLED[t][key] for t in tags if key in DISABLED.get(t, {})), "")
+        )
+        for key, run in OBJECTIVE_CHECKS.items()
+    ]
 
 
 def check_objective(name: str, settings: Mapping[str, Any] | None = None, model: str = "transformer") -> list[Check]:

@@ -20,6 +20,7 @@ KNOWN_TAGS = {
     "tokens": "reads token ids beside its input",
     "rectified": "has kinks (rectified features, maxima); of bfloat16 only the outputs are compared",
     "surrogate": "has thresholds, whose gradients are surrogates",
+    "stopped": "holds parts of its value constant when it is differentiated",
 }
 
 _NO_STATE = "carries no state"
@@ -53,7 +54,12 @@ DISABLED: dict[str, dict[str, str]] = {
         "compile": _RANDOM,
         "oracle": _RANDOM,
     },
-    "surrogate": {"gradients": "a surrogate is not the derivative of a step; its own tests compare it with its reference's"},
+    "surrogate": {
+        "gradients": "a surrogate is not the derivative of a step; its own tests compare it with its reference's"
+    },
+    "stopped": {
+        "gradients": "its gradient is not that of its value by design; its own tests compare it with an oracle's"
+    },
     "frozen": {"every_parameter": "some parameters are not trained by design"},
     "data-order": {"batch": "the batch is part of the function by design"},
 }

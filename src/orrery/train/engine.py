@@ -32,6 +32,8 @@ class Pair(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective  # registered as a submodule when it has parameters of its own
+        if hasattr(objective, "meet"):  # it keeps something of the untrained model
+            objective.meet(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         loss, metrics = self.objective(self.model, batch)
