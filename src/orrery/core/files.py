@@ -245,6 +245,17 @@ def cache_dir() -> Path:
     return base / "orrery"
 
 
+def data_dir() -> Path:
+    """Where the user's own data (the papers' store) is kept: `$ORRERY_DATA`, else the user's data folder."""
+    if own := os.environ.get("ORRERY_DATA"):
+        return Path(own)
+    if os.name == "nt":
+        base = Path(os.environ.get("APPDATA", Path.home()))
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "orrery"
+
+
 def check_free_space(path: str | Path, needed: int) -> None:
     """Refuse early when the disk that holds `path` has fewer than `needed` bytes free.
 
