@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orrery.cli import catalogue, comparing, doctor, new, runs, text, training
+from orrery.cli import catalogue, comparing, doctor, new, runs, text, tokenizer, training
 
 app = typer.Typer(
     name="orrery",
@@ -35,3 +35,4 @@ app.command("compare")(comparing.compare)
 app.command("doctor")(doctor.doctor)
 app.add_typer(new.app, name="new")
 app.add_typer(runs.app, name="runs")
+app.add_typer(tokenizer.app, name="tokenizer")

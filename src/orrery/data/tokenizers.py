@@ -4,6 +4,7 @@
     chars, chars:N   the characters of the training text (the N-2 most frequent), then unknown, then the document id
     bpe:N            byte-pair encoding over bytes, trained here to N ids (default 8192), document id N-1
     unigram:N        a unigram language model over bytes, trained here (default 8192), document id N-1
+    wordpiece:N      WordPiece with BERT's marks, trained here (:mod:`orrery.data.wordpiece`)
     PATH             a `tokenizer.json` of the `tokenizers` library, or a folder that holds one or a saved tokenizer
 
 Text never produces the document id: markup such as `<|endoftext|>` in a text is encoded as the characters it is made of.
@@ -14,6 +15,7 @@ Papers: byte-pair encoding 1508.07909; unigram 1804.10959; byte-level vocabulari
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -34,6 +36,13 @@ LIBRARY_FILE = "tokenizer.json"
 FORMAT = 1
 LARGEST = 1 << 20  # ids
 DEFAULT = 8192
+ROLES = {  # role -> how files spell its mark, the commonest first
+    "pad": ("[PAD]", "<pad>"),
+    "unknown": ("[UNK]", "<unk>"),
+    "class": ("[CLS]", "<s>", "<cls>"),
+    "separator": ("[SEP]", "</s>", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+}
 _UNKNOWN = "\ufffd"
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|end|>", "[SEP]")
 _SAMPLE = "  The  quick\n\n\tbrown — fox: ÀÉ ß 漢字 \U0001f389 \x00 1234567 İi ﬁ e\u0301\r\n"
@@ -47,6 +56,11 @@ class Tokenizer(ABC):
     doc_id: int  # starts every document of a token stream; never produced by text
     lossless: bool = True  # decode(encode(text)) == text for every text
     unknown_id: int | None = None
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """Ids by role that text never produces, such as `mask` (:mod:`orrery.data.marks`); the document id is not listed."""
+        return {}
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
@@ -85,9 +99,10 @@ class Tokenizer(ABC):
     def save(self, folder: str | Path) -> None:
         """Write `orrery-tokenizer.json` (and the library's `tokenizer.json` where there is one) into a folder."""
         content = self._content()
-        if (library := content.pop("library", None)) is not None:
+        inner = content.get("base", content)
+        if (library := inner.pop("library", None)) is not None:
             write_text(Path(folder) / LIBRARY_FILE, library)
-            content["library_check"] = config_hash(library)
+            inner["library_check"] = config_hash(library)
         described = {"format": FORMAT, "name": self.name, "hash": self.hash, **content}
         write_json(Path(folder) / DESCRIPTION, {**described, "check": config_hash(described)})
 
@@ -222,6 +237,14 @@ class LibraryTokenizer(Tokenizer):
         self._bytes = _byte_table(json.loads(self._library), self.vocab_size)
         whole = self._bytes is not None and {bytes([value]) for value in range(256)} <= set(self._bytes)
         self.lossless = whole and self.decode(self.encode(_SAMPLE)) == _SAMPLE
+        self.unknown_id = self.marks.get("unknown")
+
+    @functools.cached_property
+    def marks(self) -> dict[str, int]:
+        """The roles that the file's own marks play."""
+        spelled = {token.content: number for number, token in self._inner.get_added_tokens_decoder().items()}
+        found = {role: [spelled[mark] for mark in known if mark in spelled] for role, known in ROLES.items()}
+        return {role: ids[0] for role, ids in found.items() if ids}
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, (n,)."""
@@ -420,6 +443,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _rebuild(stored: dict[str, Any], folder: Path) -> Tokenizer:
+    if stored["kind"] == "marked":
+        from orrery.data.marks import MarkedTokenizer
+
+        return MarkedTokenizer(_rebuild(stored["base"] | {"name": stored["base_name"]}, folder), tuple(stored["roles"]))
     if stored["kind"] == "bytes":
         return ByteTokenizer()
     if stored["kind"] == "chars":

@@ -1,0 +1,30 @@
+"""`orrery tokenizer` as typed."""
+
+import json
+
+import pytest
+
+from cli.test_commands import run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"The runner number {number} ran past the running runners. " * 30)
+    return folder
+
+
+def test_train_then_report(texts, tmp_path):
+    out = tmp_path / "mine"
+    made = json.loads(run("tokenizer", "train", "wordpiece:120", str(texts), "--out", str(out), "--json").stdout)
+    assert made["vocabulary"] == 120
+    arguments = ("tokenizer", "report", "bytes", str(out), "--text", f"en={texts}")
+    rows = json.loads(run(*arguments, "--json").stdout)
+    assert [row["tokenizer"] for row in rows] == ["bytes", "wordpiece:120"]
+    assert rows[0]["bytes_per_token"] == 1 < rows[1]["bytes_per_token"]
+    assert "tokens/word" in run(*arguments).stdout
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    refused = run("tokenizer", "train", "bytes", str(texts), "--out", str(tmp_path / "full"), code=2)
+    assert "holds no tokenizer" in refused.stderr and (tmp_path / "full" / "letter.txt").read_text() == "mine"
