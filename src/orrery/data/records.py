@@ -1,0 +1,264 @@
+"""Tables of examples as people keep them: CSV, TSV, JSON lines, CoNLL columns, parallel lines, labels before text.
+
+    FILE.csv  FILE.tsv      a header names the columns; without one they are "1", "2", ...
+    FILE.jsonl              one object a line; its keys are the columns
+    FILE.conll  FILE.conllu one token a line, an empty line ends a sentence; columns are "1", "2", ..., each a list
+    words=A,tags=B          parallel files, one example a line; columns by the names given
+    label-text:FILE         each line a label, white space, and the text; columns "label" and "text"
+
+Every file may be compressed (.gz, .bz2, .xz). Text that is not UTF-8 is replaced and counted, or refused when strict.
+What is wrong with a file is said with its line; a row that cannot be an example is never guessed at.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orrery.core.errors import DataError, suggest
+from orrery.data.text import Tally, file_pieces
+
+FORMATS = ("csv", "tsv", "jsonl", "conll", "lines", "label-text")
+_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".conll": "conll", ".conllu": "conll"}
+_PACKED = (".gz", ".bz2", ".xz")
+LONGEST = 1 << 26  # characters of one field; more is a file that is no table
+
+
+class Row(NamedTuple):
+    """An example as it stands in the file. A value is a string, a number, or (CoNLL) a list of strings."""
+
+    where: str  # file and line, for messages
+    values: dict[str, Any]
+
+
+@dataclass
+class Table:
+    """Rows and their columns, in the order of the file."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: list[Row]
+    tally: Tally = field(default_factory=Tally)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, one for each row.
+
+        Raises:
+            DataError: no such column, or a row that lacks it.
+        """
+        self.check(name)
+        for row in self.rows:
+            if name not in row.values:
+                raise DataError(f"{row.where} has no '{name}'; every row needs it")
+        return [row.values[name] for row in self.rows]
+
+    def check(self, name: str) -> None:
+        """Whether there is such a column.
+
+        Raises:
+            DataError: there is none; the message names those there are.
+        """
+        if name not in self.columns:
+            listed = ", ".join(f"'{column}'" for column in self.columns[:12])
+            raise DataError(f"'{self.name}' has no column '{name}'.{suggest(name, self.columns)} Its columns: {listed}")
+
+
+def read_table(
+    source: str | Path, *, header: bool = True, separator: str = "", strict: bool = False, limit: int | None = None
+) -> Table:
+    """Read a table.
+
+    Args:
+        source: see the list above.
+        header: whether the first row of a CSV or TSV names the columns.
+        separator: between a CSV's columns, where it is not the comma (tab for TSV).
+        strict: refuse text that is not UTF-8.
+        limit: at most so many rows, from the top.
+
+    Raises:
+        DataError: a file that cannot be read, is empty, or has a broken row (with its line).
+    """
+    text = str(source)
+    form, parts = _form(text)
+    tally = Tally(strict)
+    if form == "lines":
+        rows: Iterator[Row] = _parallel(parts, tally)
+        columns: Sequence[str] = tuple(parts)
+        name = text
+    else:
+        path = Path(next(iter(parts.values()))).expanduser()
+        name = path.name
+        if not path.is_file():
+            raise DataError(f"cannot read '{path}': {'it is a folder' if path.is_dir() else 'no such file'}")
+        stream = _stream(path, tally)
+        if form in ("csv", "tsv"):
+            columns, rows = _separated(stream, name, header, separator or ("\t" if form == "tsv" else ","))
+        elif form == "jsonl":
+            columns, rows = (), _objects(stream, name)
+        elif form == "conll":
+            columns, rows = (), _tokens(stream, name)
+        else:
+            columns, rows = ("label", "text"), _labelled(stream, name)
+    held: list[Row] = []
+    for row in rows:
+        if limit is not None and len(held) >= limit:
+            break
+        held.append(row)
+    if not held:
+        raise DataError(f"'{name}' holds no row")
+    found = tuple(columns) or tuple(dict.fromkeys(key for row in held for key in row.values))
+    return Table(name, found, held, tally)
+
+
+def _form(text: str) -> tuple[str, dict[str, str]]:
+    """The format of a source, and its files by column."""
+    if text.startswith("label-text:"):
+        return "label-text", {"": text.removeprefix("label-text:")}
+    if not os.path.exists(text) and "=" in text:
+        pairs = [item.partition("=") for item in text.split(",")]
+        if all(name and path for name, _, path in pairs):
+            return "lines", {name.strip(): path.strip() for name, _, path in pairs}
+    path = Path(text)
+    suffix = Path(path.stem).suffix if path.suffix.lower() in _PACKED else path.suffix
+    form = _SUFFIXES.get(suffix.lower())
+    if form is None:
+        raise DataError(
+            f"'{text}' is no table that is known by its name; use .csv, .tsv, .jsonl, .conll (or .conllu), "
+            f"NAME=FILE,NAME=FILE for parallel lines, or label-text:FILE"
+        )
+    return form, {"": text}
+
+
+def _stream(path: Path, tally: Tally) -> Iterator[str]:
+    """The lines of a file with their endings, as csv wants them."""
+    rest: list[str] = []
+    for piece in file_pieces(path, path.name, tally):
+        *lines, last = piece.split("\n")
+        for line in lines:
+            yield "".join((*rest, line, "\n"))
+            rest = []
+        rest.append(last)
+    if any(rest):
+        yield "".join(rest)
+
+
+def _separated(stream: Iterator[str], name: str, header: bool, separator: str) -> tuple[tuple[str, ...], Iterator[Row]]:
+    if len(separator) != 1:
+        raise DataError(f"a separator is one character, not {separator!r}")
+    csv.field_size_limit(LONGEST)
+    if separator == "\t":  # a quotation mark in such a file is one
+        reader = csv.reader(stream, delimiter=separator, quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(stream, delimiter=separator, strict=True)
+    first = _next(reader, name)
+    if first is None:
+        raise DataError(f"'{name}' is empty")
+    columns = tuple(cell.strip() for cell in first) if header else tuple(str(n + 1) for n in range(len(first)))
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise DataError(f"'{name}' names the column '{twice}' twice")
+
+    def rows() -> Iterator[Row]:
+        row, line = (None if header else first), reader.line_num
+        while True:
+            if row is None:
+                line = reader.line_num + 1
+                row = _next(reader, name)
+                if row is None:
+                    return
+            if row:
+                if len(row) != len(columns):
+                    raise DataError(f"{name}, line {line}: {len(row)} fields, but there are {len(columns)} columns")
+                yield Row(f"{name}, line {line}", dict(zip(columns, row, strict=True)))
+            row = None
+
+    return columns, rows()
+
+
+def _next(reader: Any, name: str) -> list[str] | None:
+    try:
+        row: list[str] | None = next(reader, None)
+    except csv.Error as error:
+        raise DataError(f"{name}, line {reader.line_num}: {error}") from error
+    return row
+
+
+def _objects(stream: Iterator[str], name: str) -> Iterator[Row]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{name}, line {number}: no JSON ({error.msg} at character {error.colno})") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{name}, line {number}: a row must be an object in braces, not {type(value).__name__}")
+        yield Row(f"{name}, line {number}", value)
+
+
+def _tokens(stream: Iterator[str], name: str) -> Iterator[Row]:
+    """Sentences of token lines; comments (#) and ranges of the CoNLL-U format (1-2, 1.1) are passed over."""
+    columns: list[list[str]] = []
+    begin = 0
+    for number, line in enumerate(stream, 1):
+        text = line.rstrip("\n\r")
+        if not text.strip():
+            if columns:
+                yield _sentence(name, begin, columns)
+            columns = []
+            continue
+        if text.startswith("#") and "\t" not in text:
+            continue
+        cells = text.split("\t") if "\t" in text else text.split()
+        if len(cells) == 10 and not cells[0].isdecimal():
+            continue
+        if not columns:
+            begin, columns = number, [[] for _ in cells]
+        if len(cells) != len(columns):
+            raise DataError(f"{name}, line {number}: {len(cells)} columns, but the sentence began with {len(columns)}")
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    if columns:
+        yield _sentence(name, begin, columns)
+
+
+def _sentence(name: str, line: int, columns: list[list[str]]) -> Row:
+    return Row(f"{name}, line {line}", {str(number): cells for number, cells in enumerate(columns, 1)})
+
+
+def _labelled(stream: Iterator[str], name: str) -> Iterator[Row]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        label, *rest = line.strip().split(None, 1)
+        yield Row(f"{name}, line {number}", {"label": label, "text": rest[0] if rest else ""})
+
+
+def _parallel(parts: dict[str, str], tally: Tally) -> Iterator[Row]:
+    paths = {column: Path(path).expanduser() for column, path in parts.items()}
+    for path in paths.values():
+        if not path.is_file():
+            raise DataError(f"cannot read '{path}': no such file")
+    streams = {column: _stream(path, tally) for column, path in paths.items()}
+    number = 0
+    while True:
+        number += 1
+        lines = {column: next(stream, None) for column, stream in streams.items()}
+        ended = [column for column, line in lines.items() if line is None]
+        if len(ended) == len(lines):
+            return
+        if ended:
+            names = " and ".join(path.name for path in paths.values())
+            raise DataError(
+                f"'{paths[ended[0]].name}' ends at line {number - 1}, before the others: {names} must be parallel"
+            )
+        where = f"{next(iter(paths.values())).name}, line {number}"
+        yield Row(where, {column: (line or "").rstrip("\n\r") for column, line in lines.items()})

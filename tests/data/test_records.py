@@ -1,0 +1,125 @@
+"""Tables of examples: every format read, and every way a file can be wrong said with its line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orrery.core.errors import DataError
+from orrery.data.records import read_table
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_csv_with_quotes_newlines_and_empty_lines(tmp_path):
+    table = read_table(write(tmp_path, "a.csv", 'text,label\r\n"one, ""two""\nthree",pos\r\n\r\nfour,neg\r\n'))
+    assert table.columns == ("text", "label")
+    assert table.column("text") == ['one, "two"\nthree', "four"]
+    assert table.column("label") == ["pos", "neg"]
+    assert table.rows[1].where == "a.csv, line 5"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            *(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\ufeff")) for _ in range(2))
+        ),
+        min_size=1,
+    )
+)
+def test_whatever_csv_writes_is_read_back(tmp_path_factory, cells):
+    out = io.StringIO(newline="")
+    csv.writer(out, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *cells])
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    path.write_bytes(gzip.compress(out.getvalue().encode()))
+    path = path.rename(path.with_suffix(".csv.gz"))
+    table = read_table(path)
+    assert list(zip(table.column("a"), table.column("b"), strict=True)) == cells
+
+
+def test_without_a_header_columns_are_numbers(tmp_path):
+    table = read_table(write(tmp_path, "a.csv", "A plane.,A jet.,4.5\nB,C,0\n"), header=False)
+    assert table.columns == ("1", "2", "3") and table.column("3") == ["4.5", "0"] and len(table) == 2
+    assert read_table(write(tmp_path, "b.csv", "x;y\n1;2\n"), separator=";").column("y") == ["2"]
+    assert read_table(write(tmp_path, "c.tsv", 'x\ty\na "b\tc\n')).column("x") == ['a "b']
+
+
+def test_json_lines(tmp_path):
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 2, "more": [1]}]
+    table = read_table(write(tmp_path, "a.jsonl", "\n\n".join(map(json.dumps, rows))), limit=5)
+    assert table.columns == ("text", "label", "more") and table.column("label") == [1, 2]
+    with pytest.raises(DataError, match="line 1 has no 'more'"):
+        table.column("more")
+    assert len(read_table(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))), limit=1)) == 1
+
+
+def test_conll_and_conllu(tmp_path):
+    table = read_table(write(tmp_path, "a.conll", "He PRP O\nruns VBZ B-V\n\n\nYes UH O\n"))
+    assert table.column("1") == [["He", "runs"], ["Yes"]] and table.column("3") == [["O", "B-V"], ["O"]]
+    rest = "\t_" * 8
+    lines = f"# text = x\n1-2\tdu{rest}\n1\tde{rest}\n1.1\te{rest}\n2\tle{rest}\n"
+    assert read_table(write(tmp_path, "a.conllu", lines)).column("2") == [["de", "le"]]
+
+
+def test_parallel_lines_and_labels_before_text(tmp_path):
+    a, b = write(tmp_path, "in", "x y\n\nz"), write(tmp_path, "out", "O B\n\nO\n")
+    table = read_table(f"words={a},tags={b}")
+    assert table.columns == ("words", "tags") and table.column("words") == ["x y", "", "z"]
+    c = write(tmp_path, "all", "1 good film\n0  bad\n\n2\n")
+    table = read_table(f"label-text:{c}")
+    assert table.column("label") == ["1", "0", "2"] and table.column("text") == ["good film", "bad", ""]
+
+
+def test_a_line_of_ten_megabytes(tmp_path):
+    long = "word " * 2_000_000
+    table = read_table(write(tmp_path, "a.csv", f"text,label\n{long},1\nb,2\n"))
+    assert [len(text) for text in table.column("text")] == [len(long), 1]
+
+
+def test_mixed_encodings_are_counted_or_refused(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\nné,1\n".encode() + "né,2\n".encode("latin-1"))
+    table = read_table(path)
+    assert table.column("text") == ["né", "n\ufffd"] and table.tally.replaced == 1
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_table(path, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "text,label\na,b,c\n", "line 2: 3 fields, but there are 2 columns"),
+        ("a.csv", 'text,label\n"a,b\n', "line 2"),
+        ("a.csv", "text,text\na,b\n", "names the column 'text' twice"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", "text,label\n", "holds no row"),
+        ("a.jsonl", '{"a": 1}\n{"a"\n', "line 2: no JSON"),
+        ("a.jsonl", "[1]\n", "must be an object"),
+        ("a.conll", "a b\nc\n", "line 2: 1 columns, but the sentence began with 2"),
+        ("a.parquet", "PAR1", "no table that is known by its name"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path, name, text, words):
+    with pytest.raises(DataError, match=words):
+        read_table(write(tmp_path, name, text))
+
+
+def test_missing_files_columns_and_halves(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_table(tmp_path / "none.csv")
+    table = read_table(write(tmp_path, "a.csv", "text,label\na,b\n"))
+    with pytest.raises(DataError, match=r"no column 'lable'\. Did you mean 'label'"):
+        table.column("lable")
+    a, b = write(tmp_path, "in", "x\ny\n"), write(tmp_path, "out", "x\n")
+    with pytest.raises(DataError, match="'out' ends at line 1"):
+        read_table(f"a={a},b={b}")
