@@ -1,200 +1,385 @@
-"""Interpolated modified Kneser-Ney over token arrays: counted, not trained.
+"""Back-off models over token ids: counted, not trained. Modified Kneser-Ney, Good-Turing, stupid back-off; any order.
 
-Paper: An Empirical Study of Smoothing Techniques for Language Modeling (Chen and Goodman 1998; cmp-lg/9606011 and TR-10-98).
+    model = BackoffModel.fit(tokens, vocabulary, order=5, document=doc_id)
+    model.log_probabilities(tokens)       natural logarithms, (N,)
+    model.distribution(context)           P(w | context) for every w, (V,)
+    model.save(folder); BackoffModel.open(folder)
 
-    P_n(w | h) = max(c(h w) - D(c(h w)), 0) / c(h .)  +  g(h) P_(n-1)(w | h')        h' = h without its first token
-    g(h)       = (D1 N1(h .) + D2 N2(h .) + D3 N3+(h .)) / c(h .)
-    Y = n1 / (n1 + 2 n2);  D1 = 1 - 2Y n2/n1;  D2 = 2 - 3Y n3/n2;  D3 = 3 - 4Y n4/n3     (per order, from counts of counts)
-    c is the number of occurrences at the highest order, and below it the number of different tokens seen before
-    (h w): its continuation count. Below the unigrams stands the uniform distribution 1 / V.
+Papers: An Empirical Study of Smoothing Techniques for Language Modeling (Chen and Goodman 1998; cmp-lg/9606011); Katz 1987;
+Brants et al. 2007. Equations in :mod:`orrery.ngram.smoothing`, the layout of the tables in :mod:`orrery.ngram.trie`.
 
-Every order is one sorted array of keys (id of the context at the order below) * V + w, so that fitting is sorting and
-scoring is binary search. n-grams do not reach over a document's start.
+Looking up: the walker stands on the node of the longest context that was seen. If the next token continues it, the stored
+probability is the answer; if not, the context's weight is paid and the walker follows the node's link to the context
+without its first token. Most tokens cost one or two binary searches, whatever the order.
 
-V vocabulary, N tokens, n order.
+V vocabulary, N tokens, n order, G n-grams of all orders, R rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from orrery.core.errors import DataError
+from orrery.core.errors import CorruptionError, DataError, StorageError
+from orrery.core.files import MANIFEST, atomic_directory, read_json, sha256_file, write_json
+from orrery.ngram.smoothing import smooth
+from orrery.ngram.trie import Floats, Ints, Trie, backend_for, count_ngrams, token_type
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+FORMAT = 1
+DESCRIPTION = "backoff.json"
+ARRAYS = ("offsets", "word", "first", "link", "probability", "backoff")
+VERIFY_BELOW = 64_000_000  # bytes of tables whose checksums are checked whenever they are opened
+_PIECE = 8192
 
 
-@dataclass(frozen=True)
-class Level:
-    """One order: its n-grams in the order of their keys, and sums over each context.
+class Scores(NamedTuple):
+    """Of every token: natural logarithm of its probability (N,), order of the n-gram that answered (N,), and the node of the
+    context behind it (N,), -1 for none."""
 
-    keys: (G,) sorted; counts: (G,) occurrences or continuations.
-    total, one, two, more: (C,) per context id: sum of counts, and how many continuations have count 1, 2, 3 or more.
-    discounts: D1, D2, D3.
+    log_probability: Floats
+    order: Ints
+    context: Ints
+
+
+class BackoffModel:
+    """Tables of a back-off model; see :meth:`fit`, :meth:`open` and :func:`orrery.ngram.arpa.read_arpa`.
+
+    Attributes:
+        vocabulary: V. document: the id that begins a document, or None. ends: whether it is predicted, too.
+        order: the longest n-gram. method: how it was smoothed. facts: discounts and the like.
+        words: V labels, for models over words and ARPA files; None for token ids.
     """
 
-    keys: Ints
-    counts: Ints
-    total: Ints
-    one: Ints
-    two: Ints
-    more: Ints
-    discounts: tuple[float, float, float]
+    def __init__(self, tables: dict[str, Any], vocabulary: int, document: int | None, ends: bool = True,
+                 method: str = "kneser-ney", facts: dict[str, Any] | None = None, words: list[str] | None = None) -> None:  # fmt: skip
+        self.offsets, self.word, self.first, self.link, self.probability, self.backoff = (tables[name] for name in ARRAYS)
+        self.vocabulary, self.document, self.ends, self.method = vocabulary, document, ends, method
+        self.facts, self.words = facts or {}, words
 
-    def find(self, context: Ints, token: Ints, vocabulary: int) -> Ints:
-        """Index of each n-gram, -1 where it was not seen; context -1 stands for an unseen context."""
-        wanted = context * vocabulary + token
-        index = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where((context >= 0) & (self.keys[index] == wanted), index, -1)
+    @classmethod
+    def fit(
+        cls, tokens: Any, vocabulary: int, order: int = 5, document: int | None = None, *, ends: bool = True,
+        method: str = "kneser-ney", dtype: Any = np.float32, backend: str | None = None,
+    ) -> BackoffModel:  # fmt: skip
+        """Count the n-grams of a stream and smooth them.
 
-    def discounted(self, counts: Ints) -> Floats:
-        """max(c - D(c), 0)."""
-        table = np.array([0.0, *self.discounts])
-        return np.maximum(counts - table[np.minimum(counts, 3)], 0.0)
+        Args:
+            tokens: (N,) ids below `vocabulary`.
+            order: the longest n-gram, 1 to 16; orders for which the text is too short are left out.
+            document: the id that begins a document; None: one document.
+            ends: that id is also predicted, as the end of the document before; False: it is context only, as <s> is.
+            method: `kneser-ney`, `good-turing` or `stupid-backoff`.
+            dtype: of the probabilities kept; float32 (4 bytes an n-gram) is exact to 6e-8 of each.
+            backend: `numba`, `numpy`, or None: numba for large texts.
 
-    def reserve(self, context: Ints) -> Floats:
-        """g(h): the share of a seen context's mass that goes to the order below."""
-        d1, d2, d3 = self.discounts
-        return (d1 * self.one[context] + d2 * self.two[context] + d3 * self.more[context]) / self.total[context]
+        Raises:
+            DataError: for an empty stream or ids outside the vocabulary.
+            ConfigError: for an unknown method or impossible order.
+        """
+        trie = count_ngrams(tokens, vocabulary, order, document, ends, backend)
+        return cls.from_trie(trie, method, dtype, backend)
 
+    @classmethod
+    def fit_sentences(
+        cls, sentences: Any, order: int = 5, *, method: str = "kneser-ney", dtype: Any = np.float32, backend: str | None = None
+    ) -> BackoffModel:
+        """A model over words: sentences (strings, split at white space, or lists of words) between <s> and </s>.
 
-class KneserNey:
-    """A fitted model. `levels[n-1]` holds the n-grams; orders for which the text is too short are left out."""
+        The ids are <unk> 0, <s> 1, </s> 2, then the words as they appear. Nothing is counted for <unk>: it has its share of
+        the uniform distribution below the unigrams, as in KenLM.
 
-    def __init__(self, levels: list[Level], vocabulary: int, document: int | None) -> None:
-        self.levels, self.vocabulary, self.document = levels, vocabulary, document
+        Raises:
+            DataError: when there is no sentence, or one holds a mark.
+        """
+        table: dict[str, int] = {"<unk>": 0, "<s>": 1, "</s>": 2}
+        stream = array("i")
+        for sentence in sentences:
+            words = sentence.split() if isinstance(sentence, str) else sentence
+            stream.append(1)
+            for word in words:
+                token = table.setdefault(word, len(table))
+                if token < 3:
+                    raise DataError(f"a sentence holds the mark '{word}', which sentences are framed with")
+                stream.append(token)
+            stream.append(2)
+        if not stream:
+            raise DataError("there is no sentence to count")
+        text = np.frombuffer(stream, dtype=np.int32)
+        model = cls.fit(text, len(table), order, document=1, ends=False, method=method, dtype=dtype, backend=backend)
+        model.words = list(table)
+        return model
+
+    @classmethod
+    def from_trie(cls, trie: Trie, method: str, dtype: Any = np.float32, backend: str | None = None) -> BackoffModel:
+        """Smooth counts that are there already."""
+        probability, backoff, facts = smooth(trie, method, dtype, backend)
+        found = {"offsets": trie.offsets, "word": trie.word, "first": trie.first, "link": trie.link}
+        tables = {**found, "probability": probability, "backoff": backoff}
+        return cls(tables, trie.vocabulary, trie.document, trie.ends, method, facts)
 
     @property
     def order(self) -> int:
         """The longest n-gram."""
-        return len(self.levels)
+        return len(self.offsets) - 1
 
-    @classmethod
-    def fit(cls, tokens: NDArray[np.integer], vocabulary: int, order: int = 5, document: int | None = None) -> KneserNey:
-        """Count the n-grams of a stream.
+    @property
+    def sizes(self) -> list[int]:
+        """Number of n-grams of each order; of order 1, the vocabulary."""
+        return np.diff(self.offsets).tolist()
+
+    @property
+    def bytes(self) -> int:
+        """Of all tables."""
+        return sum(int(getattr(self, name).nbytes) for name in ARRAYS)
+
+    def log_probabilities(self, tokens: Any, backend: str | None = None) -> Floats:
+        """Natural logarithm of the probability of each token given those before it in the array: (N,) -> (N,).
+
+        0 at a document's mark that is context only.
+        """
+        return self.score(tokens, backend=backend).log_probability
+
+    def score(self, tokens: Any, starts: Any = (0,), backend: str | None = None) -> Scores:
+        """Walk over rows of text laid end to end.
 
         Args:
-            tokens: (N,) ids below `vocabulary`.
-            order: the longest n-gram, 1 or more.
-            document: the id that begins a document; None: one document.
+            tokens: (N,) ids.
+            starts: (R,) where rows begin, ascending from 0: nothing is remembered across them.
 
         Raises:
-            DataError: for an empty stream or ids outside the vocabulary.
+            DataError: for ids outside the vocabulary.
         """
-        stream = np.asarray(tokens, dtype=np.int64)
-        if stream.size == 0:
-            raise DataError("an n-gram model needs at least one token to count")
-        if stream.min() < 0 or stream.max() >= vocabulary:
-            raise DataError(f"token {stream.max()} is outside the vocabulary of {vocabulary}")
-        ends = _unique_ends(stream, vocabulary, order, document)
-        levels = []
-        for n, (keys, ids, _) in enumerate(ends):
-            if n + 1 < len(ends):  # continuation counts: over the different n-grams one longer, their suffix of this order
-                longer_first = ends[n + 1][2]
-                counts = np.bincount(ids[longer_first], minlength=len(keys))
-                opening = counts == 0  # only ever at a document's start, where nothing stands before
-                counts[opening] = np.bincount(ids[ids >= 0], minlength=len(keys))[opening]
-            else:
-                counts = np.bincount(ids[ids >= 0], minlength=len(keys))
-            contexts = len(ends[n - 1][0]) if n else 1
-            levels.append(_level(keys, counts, vocabulary, contexts))
-        return cls(levels, vocabulary, document)
+        text, begins = self._text(tokens), np.asarray(starts, dtype=np.int64)
+        value, used, nodes = np.ones(len(text)), np.ones(len(text), dtype=np.int64), np.full(len(text), -1, dtype=np.int64)
+        if backend_for(16 * len(text), backend) == "numba" and len(text):
+            self._walk(text, begins, value, used, nodes)
+        else:
+            self._step(text, begins, value, used, nodes)
+        with np.errstate(divide="ignore"):
+            return Scores(np.log(value), used, nodes)
 
-    def log_probabilities(self, tokens: NDArray[np.integer]) -> Floats:
-        """Natural logarithm of the probability of each token given those before it in the array: (N,) -> (N,)."""
-        stream = np.asarray(tokens, dtype=np.int64)
-        probability = np.full(len(stream), 1.0 / self.vocabulary)
-        context = np.zeros(len(stream), dtype=np.int64)
-        start = _starts(stream, self.document)
-        place = np.arange(len(stream))
-        for n, level in enumerate(self.levels):
-            usable = (context >= 0) & (place - n >= start)
-            context = np.where(usable, context, -1)
-            found = level.find(context, stream, self.vocabulary)
-            probability = self._blend(level, context, found, probability)
-            context = np.concatenate([[-1], found[:-1]])
-            context[start == place] = -1
-        return np.log(probability)
-
-    def distribution(self, context: NDArray[np.integer]) -> Floats:
+    def distribution(self, context: Any) -> Floats:
         """P(w | context) for every w: (V,), summing to 1. Only the last order - 1 tokens matter."""
-        history = np.asarray(context, dtype=np.int64)[-(self.order - 1) :] if self.order > 1 else np.empty(0, np.int64)
-        if self.document is not None and len(history):
-            last = np.flatnonzero(history == self.document)
-            history = history[last[-1] :] if len(last) else history
-        words = np.arange(self.vocabulary)
-        probability = np.full(self.vocabulary, 1.0 / self.vocabulary)
-        for n, level in enumerate(self.levels[: len(history) + 1]):
-            identity = self._context(history[len(history) - n :])
-            if identity < 0:
-                break
-            context_ids = np.full(self.vocabulary, identity)
-            probability = self._blend(level, context_ids, level.find(context_ids, words, self.vocabulary), probability)
-        return probability
+        history = self._text(context)
+        node = int(self.score(history[max(0, len(history) - self.order) :], backend="numpy").context[-1]) if len(history) else -1
+        return self.distributions(np.array([node]), backend="numpy")[0]
 
-    def _context(self, history: Ints) -> int:
-        """Id of an n-gram at its own order, -1 if unseen, 0 for the empty one."""
-        identity = np.zeros(1, dtype=np.int64)
-        for n, token in enumerate(history):
-            identity = self.levels[n].find(identity, np.array([token]), self.vocabulary)
-        return int(identity[0])
+    def distributions(self, nodes: Ints, backend: str | None = None, dtype: Any = np.float64) -> Floats:
+        """P(w | context) for context nodes (R,) of :meth:`score`: (R,V)."""
+        nodes = np.asarray(nodes, dtype=np.int64)
+        out = np.empty((len(nodes), self.vocabulary), dtype=dtype)
+        if backend_for(out.size, backend) == "numba":
+            from orrery.ngram.backoff_loops import distributions
+            from orrery.ops.compiled import run_blocks
 
-    def _blend(self, level: Level, context: Ints, found: Ints, below: Floats) -> Floats:
-        """One step of the interpolation; where the context is unseen, or never continued, the order below stands."""
-        known = context >= 0
-        known &= np.where(known, level.total[np.maximum(context, 0)], 0) > 0
-        safe = np.where(known, context, int(np.argmax(level.total > 0)))
-        own = np.where(found >= 0, level.discounted(level.counts[np.maximum(found, 0)]), 0.0) / level.total[safe]
-        return np.where(known, own + level.reserve(safe) * below, below)
+            run_blocks(distributions, len(nodes), out.size, nodes, *self._arrays, out)
+            return out
+        for row, node in zip(out, nodes.tolist(), strict=True):
+            chain, scale = [], 1.0
+            while node >= 0:
+                chain.append((node, scale))
+                scale *= float(self.backoff[node])
+                node = int(self.link[node])
+            np.multiply(self.probability[: self.vocabulary], np.float64(scale), out=row)
+            for x, weight in reversed(chain):
+                children = slice(int(self.first[x]), int(self.first[x + 1]))
+                row[self.word[children.start - self.vocabulary : children.stop - self.vocabulary]] = (
+                    self.probability[children] * np.float64(weight)
+                )
+        return out
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the tables, whole or not at all, with checksums."""
+        with atomic_directory(folder) as inside:
+            for name in ARRAYS:
+                np.save(inside / f"{name}.npy", getattr(self, name), allow_pickle=False)
+            write_json(inside / DESCRIPTION, {
+                "format": FORMAT, "vocabulary": self.vocabulary, "document": self.document, "ends": self.ends,
+                "method": self.method, "facts": self.facts, "words": self.words,
+            })  # fmt: skip
+        return Path(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool | None = None) -> BackoffModel:
+        """Map the tables that :meth:`save` wrote; nothing is read until it is asked for.
+
+        Args:
+            verify: check the SHA-256 of the tables: True, False, or None for "when they are below 64 MB".
+
+        Raises:
+            StorageError: when there is no such folder.
+            CorruptionError: when a file is missing, damaged, or they do not fit each other.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise StorageError(f"no n-gram model '{path}'")
+        _check(path, verify)
+        record = read_json(path / DESCRIPTION)
+        if record.get("format") != FORMAT:
+            raise CorruptionError(f"'{path / DESCRIPTION}' is of format {record.get('format')}; this version reads {FORMAT}")
+        try:
+            tables = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+            described = (record["vocabulary"], record["document"], record["ends"], record["method"], record["facts"], record["words"])
+        except (OSError, ValueError, KeyError) as error:
+            raise CorruptionError(f"'{path}' is damaged: {error}") from error
+        check_tables(tables, described[0], str(path))
+        return cls(tables, *described)
+
+    def ids(self, words: Any) -> Ints:
+        """Ids of labels; unknown ones become `<unk>`.
+
+        Raises:
+            DataError: when the model has no labels, or an unknown word meets a model without `<unk>`.
+        """
+        table, unknown = self._lookup, self._lookup.get("<unk>", self._lookup.get("<UNK>", -1))
+        found = np.array([table.get(word, unknown) for word in words], dtype=np.int64)
+        if len(found) and found.min() < 0:
+            missing = next(word for word in words if word not in table)
+            raise DataError(f"'{missing}' is not in the model's vocabulary, and it has no <unk>")
+        return found
+
+    def score_sentences(self, sentences: Any, begin: bool = True, end: bool = True) -> Floats:
+        """log10 of the probability of each sentence (a string, split at white space, or a list of words): (R,).
+
+        Args:
+            begin: put <s> before it. end: predict </s> behind it. A model that lacks the mark leaves it out.
+        """
+        rows = [sentence.split() if isinstance(sentence, str) else list(sentence) for sentence in sentences]
+        before = ["<s>"] if begin and "<s>" in self._lookup else []
+        after = ["</s>"] if end and "</s>" in self._lookup else []
+        rows = [before + row + after for row in rows]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        nats = self.score(self.ids([word for row in rows for word in row]), starts).log_probability
+        owner = np.repeat(np.arange(len(rows)), lengths)
+        return np.bincount(owner, weights=nats, minlength=len(rows)) / np.log(10)
+
+    def perplexity(self, sentences: Any) -> float:
+        """Of sentences with their ends, unknown words included, as KenLM's `query` reports it."""
+        kept = [sentence.split() if isinstance(sentence, str) else list(sentence) for sentence in sentences]
+        targets = sum(len(row) + ("</s>" in self._lookup) for row in kept)
+        if not targets:
+            raise DataError("there is no word to score")
+        return float(10 ** (-self.score_sentences(kept).sum() / targets))
+
+    @cached_property
+    def _lookup(self) -> dict[str, int]:
+        if self.words is None:
+            raise DataError("this n-gram model is over token ids and has no words; score ids with log_probabilities")
+        return {word: number for number, word in enumerate(self.words)}
+
+    @property
+    def _arrays(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in ARRAYS)
+
+    @cached_property
+    def _keys(self) -> list[Ints]:
+        """Per order from 2 on: (context node) * V + token of its n-grams, sorted."""
+        first, result = np.asarray(self.first), []
+        for k in range(2, self.order + 1):
+            above, here = slice(*self.offsets[k - 2 : k].tolist()), slice(*self.offsets[k - 1 : k + 1].tolist())
+            parents = np.repeat(np.arange(above.start, above.stop), np.diff(first[above.start : above.stop + 1]))
+            result.append(parents * self.vocabulary + self.word[here.start - self.vocabulary : here.stop - self.vocabulary])
+        return result
+
+    def _text(self, tokens: Any) -> Ints:
+        text = np.asarray(tokens)
+        if text.size and (text.ndim != 1 or text.dtype.kind not in "iu"):
+            raise DataError("tokens are one row of whole numbers")
+        if text.size and (int(text.min()) < 0 or int(text.max()) >= self.vocabulary):
+            raise DataError(f"token {int(text.max())} is outside the vocabulary of {self.vocabulary}")
+        return text.astype(np.int64)
+
+    def _walk(self, text: Ints, starts: Ints, value: Floats, used: Ints, nodes: Ints) -> None:
+        """Compiled: rows in pieces, each of which reads the order - 1 tokens before it again, so that they can go in parallel."""
+        from orrery.ngram.backoff_loops import score_pieces
+        from orrery.ops.compiled import run_blocks
+
+        stops = np.append(starts[1:], len(text))
+        pieces = np.maximum(1, -(-(stops - starts) // _PIECE))
+        row = np.repeat(np.arange(len(starts)), pieces)
+        begin = starts[row] + _PIECE * (np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+        end, warm = np.minimum(begin + _PIECE, stops[row]), np.maximum(begin - self.order + 1, starts[row])
+        settings = np.array([-1 if self.document is None else self.document, int(self.ends)])
+        work = 16 * len(text)
+        run_blocks(score_pieces, len(row), work, text, warm, begin, end, settings, *self._arrays, value, nodes, used)
+
+    def _step(self, text: Ints, starts: Ints, value: Floats, used: Ints, nodes: Ints) -> None:
+        """In numpy: for all positions at once, order after order, the node of the n-gram that ends there."""
+        size, place = len(text), np.arange(len(text))
+        if not size:
+            return
+        marks = np.zeros(size, dtype=bool) if self.document is None else text == self.document
+        start = np.zeros(size, dtype=np.int64)
+        start[starts[starts < size]] = starts[starts < size]
+        start = np.maximum.accumulate(np.where(marks & (place > 0), place, start))
+        before = np.concatenate([[0], start[:-1]])  # a mark is seen from the document that it ends
+        first = np.zeros(size, dtype=bool)
+        first[starts[starts < size]] = True
+        known = place - np.where(marks & ~first, np.where(self.ends, before, place), start)
+        value[:] = self.probability[text]
+        context, node = np.full(size, -1), text
+        nodes[:] = text if self.order > 1 else -1
+        for k in range(2, self.order + 1):
+            context = np.concatenate([[-1], np.where(marks & (k > 2), -1, node)[:-1]])
+            context[known < k - 1] = -1
+            asked = context >= 0
+            keys = self._keys[k - 2]
+            wanted = context * self.vocabulary + text
+            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            found = asked & (keys[at] == wanted)
+            node = np.where(found, at + int(self.offsets[k - 1]), -1)
+            paid = np.where(asked, self.backoff[np.maximum(context, 0)], 1.0) * value
+            value[:] = np.where(found, self.probability[np.maximum(node, 0)], paid)
+            used[found] = k
+            if k < self.order:
+                nodes[found & ~marks] = node[found & ~marks]
+        if self.order > 1:
+            nodes[marks] = text[marks]
+        if not self.ends:
+            value[marks] = 1.0
+            used[marks] = 1
 
 
-def _starts(stream: Ints, document: int | None) -> Ints:
-    """Index of the document's first token, for every token."""
-    if document is None:
-        return np.zeros(len(stream), dtype=np.int64)
-    begins = np.where(stream == document, np.arange(len(stream)), 0)
-    return np.maximum.accumulate(begins)
+class KneserNey(BackoffModel):
+    """Interpolated modified Kneser-Ney; what a back-off model is unless another method is asked for."""
 
 
-def _unique_ends(stream: Ints, vocabulary: int, order: int, document: int | None) -> list[tuple[Ints, Ints, Ints]]:
-    """Per order: sorted keys, the id of the n-gram that ends at each position (-1: none), a position of each n-gram."""
-    start, place = _starts(stream, document), np.arange(len(stream))
-    context, result = np.zeros(len(stream), dtype=np.int64), []
-    for n in range(order):
-        here = np.flatnonzero((place - n >= start) & (context >= 0))
-        if len(here) == 0:
-            break
-        keys, first, inverse = np.unique(context[here] * vocabulary + stream[here], return_index=True, return_inverse=True)
-        ids = np.full(len(stream), -1, dtype=np.int64)
-        ids[here] = inverse
-        result.append((keys, ids, here[first]))
-        context = np.concatenate([[-1], ids[:-1]])
-    return result
+def check_tables(tables: dict[str, Any], vocabulary: int, where: str) -> None:
+    """Sizes and types of tables that come from outside.
+
+    Raises:
+        CorruptionError: when they do not fit each other.
+    """
+    offsets, word, first, link, probability, backoff = (tables[name] for name in ARRAYS)
+    sound = offsets.ndim == 1 and len(offsets) >= 2 and offsets.dtype == np.int64
+    sound = sound and offsets[0] == 0 and offsets[1] == vocabulary and bool(np.all(np.diff(offsets) > 0))
+    if sound:
+        nodes, below = int(offsets[-1]), int(offsets[-2])
+        lengths = {len(word): nodes - vocabulary, len(first): below + 1, len(link): nodes, len(probability): nodes}
+        sound = all(found == wanted for found, wanted in lengths.items()) and len(backoff) == below
+        sound = sound and word.dtype == token_type(vocabulary) and first.dtype.kind == link.dtype.kind == "i"
+        sound = sound and probability.dtype.kind == backoff.dtype.kind == "f"
+    if not sound:
+        raise CorruptionError(f"'{where}' is damaged: the tables do not fit each other")
 
 
-def _level(keys: Ints, counts: Ints, vocabulary: int, contexts: int) -> Level:
-    context = keys // vocabulary
-    total = np.bincount(context, weights=counts, minlength=contexts).astype(np.int64)
-    one, two = (np.bincount(context[counts == c], minlength=contexts) for c in (1, 2))
-    more = np.bincount(context[counts >= 3], minlength=contexts)
-    return Level(keys, counts, total, one, two, more, _discounts(counts))
-
-
-def _discounts(counts: Ints) -> tuple[float, float, float]:
-    """Chen and Goodman's estimates; where a count of counts is missing, absolute discounting with Y (or 0.5) stands in."""
-    n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
-    if n1 == 0 or n2 == 0:
-        return 0.5, 0.5, 0.5
-    y = n1 / (n1 + 2 * n2)
-    d1 = 1 - 2 * y * n2 / n1
-    d2 = 2 - 3 * y * n3 / n2 if n3 else y
-    d3 = 3 - 4 * y * n4 / n3 if n3 and n4 else d2
-    return _within(d1, 1), _within(d2, 2), _within(d3, 3)
-
-
-def _within(value: float, most: float) -> float:
-    """Discounts lie in (0, c): mass is taken from every n-gram, and none is taken twice."""
-    return min(max(value, 1e-3), most)
+def _check(path: Path, verify: bool | None) -> None:
+    """Sizes of all files; checksums of the description, and of the tables if asked for or small."""
+    if not (path / MANIFEST).is_file():
+        raise CorruptionError(f"'{path}' has no {MANIFEST}: it is incomplete or is no n-gram model")
+    files = read_json(path / MANIFEST).get("files", {})
+    wanted = {DESCRIPTION, *(f"{name}.npy" for name in ARRAYS)}
+    if not wanted <= set(files):
+        raise CorruptionError(f"'{path}' is no n-gram model: its manifest lacks {sorted(wanted - set(files))[0]}")
+    small = sum(entry["bytes"] for entry in files.values()) < VERIFY_BELOW
+    for name in sorted(wanted):
+        file, entry = path / name, files[name]
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise CorruptionError(f"'{file}' is missing or has not the {entry['bytes']} bytes of its manifest")
+        if (verify or (verify is None and small) or name == DESCRIPTION) and sha256_file(file) != entry["sha256"]:
+            raise CorruptionError(f"'{file}' is damaged: its SHA-256 is not the one in {MANIFEST}")

@@ -1,0 +1,216 @@
+"""Compiled loops of the back-off models: sorting n-grams, linking them, smoothing them, and looking them up.
+
+The arrays are those of :mod:`orrery.ngram.trie`: nodes of all orders in one numbering, order after order. Every loop has
+a plain counterpart in numpy beside its caller; these are for corpora that the plain ones would be slow for.
+
+N tokens, V vocabulary, G n-grams of all orders, R rows.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import numpy as np
+
+from orrery.ops.compiled import compiled, inlined
+
+
+@compiled
+def sort_pass(tokens, shift, source, target, heads):
+    """One stable pass of a radix sort of suffixes, by the token `shift` behind their start; the end sorts first."""
+    size = len(tokens)
+    heads[:] = 0
+    heads[1] = min(shift, size)
+    for i in range(shift, size):
+        heads[np.int64(tokens[i]) + 2] += 1
+    for v in range(1, len(heads)):
+        heads[v] += heads[v - 1]
+    for r in range(size):
+        i = np.int64(source[r])
+        key = np.int64(tokens[i + shift]) + 1 if i + shift < size else 0
+        target[heads[key]] = i
+        heads[key] += 1
+
+
+@inlined
+def reach(tokens, i, order, document, closed):
+    """Tokens of the longest n-gram that begins at i: it may end with a document's mark (unless closed), not go past it."""
+    length = 1
+    while length < order and i + length < len(tokens):
+        if np.int64(tokens[i + length]) == document:
+            return length if closed else length + 1
+        length += 1
+    return length
+
+
+@compiled
+def neighbours(first, last, tokens, suffixes, order, document, closed, common, valid):
+    """For sorted suffixes first..last: tokens shared with the suffix before, and the longest n-gram that begins there."""
+    previous = np.int64(suffixes[first - 1]) if first > 0 else 0
+    before = reach(tokens, previous, order, document, closed) if first > 0 else 0
+    for r in range(first, last):
+        i = np.int64(suffixes[r])
+        here = reach(tokens, i, order, document, closed)
+        length, most = 0, min(before, here)
+        while length < most and tokens[previous + length] == tokens[i + length]:
+            length += 1
+        common[r] = length
+        valid[r] = here
+        previous, before = i, here
+
+
+@compiled
+def fill(tokens, suffixes, common, valid, cursor, offsets, word, first, count):
+    """Write the nodes of all orders in one reading of the sorted suffixes. cursor (n,): next free node of each order."""
+    order = len(cursor)
+    seen = -1
+    for r in range(len(suffixes)):
+        i = np.int64(suffixes[r])
+        unigram = np.int64(tokens[i])
+        if order > 1:
+            while seen < unigram:
+                seen += 1
+                first[seen] = cursor[1]
+        count[unigram] += 1
+        for k in range(max(common[r], 1) + 1, valid[r] + 1):
+            x = cursor[k - 1]
+            word[x - offsets[1]] = tokens[i + k - 1]
+            if k < order:
+                first[x] = cursor[k]
+            cursor[k - 1] = x + 1
+        for k in range(2, valid[r] + 1):
+            count[cursor[k - 1] - 1] += 1
+    if order > 1:
+        while seen < offsets[1] - 1:
+            seen += 1
+            first[seen] = cursor[1]
+        first[offsets[order - 1]] = offsets[order]
+
+
+@compiled
+def identify(suffixes, common, valid, k, start, ids):
+    """ids[i] = the node of the n-gram of order k that begins at position i."""
+    x = start - 1
+    for r in range(len(suffixes)):
+        if valid[r] >= k:
+            if common[r] < k:
+                x += 1
+            ids[suffixes[r]] = x
+
+
+@compiled
+def connect(suffixes, common, valid, k, start, ids, link):
+    """link of every node of order k: the node of its n-gram without the first token."""
+    x = start
+    for r in range(len(suffixes)):
+        if valid[r] >= k and common[r] < k:
+            link[x] = ids[np.int64(suffixes[r]) + 1]
+            x += 1
+
+
+@compiled
+def count_links(link, begin, continued):
+    """How many nodes link to each: the number of different tokens seen before an n-gram."""
+    for x in range(begin, len(link)):
+        continued[link[x]] += 1
+
+
+@compiled
+def kneser_ney_order(begin, end, start, first, link, count, d1, d2, d3, probability, backoff):
+    """Interpolate the n-grams below the contexts start+begin .. start+end, and give each context its share g(h)."""
+    for h in range(start + begin, start + end):
+        total, one, two, more = 0, 0, 0, 0
+        for x in range(first[h], first[h + 1]):
+            c = np.int64(count[x])
+            total += c
+            if c == 1:
+                one += 1
+            elif c == 2:
+                two += 1
+            elif c > 2:
+                more += 1
+        if total == 0:
+            backoff[h] = 1.0
+            continue
+        share = (d1 * one + d2 * two + d3 * more) / total
+        backoff[h] = share
+        for x in range(first[h], first[h + 1]):
+            c = np.int64(count[x])
+            d = d1 if c == 1 else d2 if c == 2 else d3
+            own = (c - d) / total if c > 0 else 0.0
+            probability[x] = own + share * probability[link[x]]
+
+
+@inlined
+def child(word, vocabulary, begin, end, token):
+    """The node of `token` among the sorted nodes begin..end, or -1."""
+    stop = end
+    while begin < end:
+        middle = (begin + end) >> 1
+        if np.int64(word[middle - vocabulary]) < token:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin if begin < stop and np.int64(word[begin - vocabulary]) == token else -1
+
+
+@compiled
+def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word, first, link, probability, backoff, out, nodes, used):
+    """Walk pieces of text: the probability of every token, the context node behind it, and the order that answered.
+
+    warm, start, stop (P,): a piece is read from `warm` with no context and scored from `start` to `stop`.
+    settings: document, whether it is predicted.
+    """
+    document, predicted = settings[0], settings[1]
+    order, vocabulary = len(offsets) - 1, np.int64(offsets[1])
+    for p in range(begin, end):
+        node, level = -1, 0
+        for t in range(warm[p], stop[p]):
+            token = np.int64(tokens[t])
+            value, x = 1.0, token
+            if token == document and not predicted:
+                node, level = token, 1
+            else:
+                while level > 0:
+                    x = child(word, vocabulary, np.int64(first[node]), np.int64(first[node + 1]), token)
+                    if x >= 0:
+                        break
+                    value *= backoff[node]
+                    node = np.int64(link[node])
+                    level -= 1
+                if level == 0:
+                    x = token
+                value *= probability[x]
+                level += 1
+                node = x
+            if t >= start[p]:
+                out[t] = value
+                used[t] = level
+            if token == document:
+                node, level = token, 1
+            if level == order:
+                node = np.int64(link[node])
+                level -= 1
+            if t >= start[p]:
+                nodes[t] = node if level > 0 else -1
+
+
+@compiled
+def distributions(begin, end, nodes, offsets, word, first, link, probability, backoff, out):
+    """P(w | context) for every w, (R,V), for context nodes (R,); -1 is no context."""
+    vocabulary = np.int64(offsets[1])
+    chain = np.empty(64, np.int64)
+    scales = np.empty(64, np.float64)
+    for r in range(begin, end):
+        length, scale, x = 0, 1.0, np.int64(nodes[r])
+        while x >= 0:
+            chain[length] = x
+            scales[length] = scale
+            scale *= backoff[x]
+            x = np.int64(link[x])
+            length += 1
+        for v in range(vocabulary):
+            out[r, v] = scale * probability[v]
+        for j in range(length - 1, -1, -1):
+            for y in range(first[chain[j]], first[chain[j] + 1]):
+                out[r, word[y - vocabulary]] = scales[j] * probability[y]
