@@ -41,7 +41,8 @@ RULES = (
     Rule(
         "recurrence",
         "Recurrence and state spaces",
-        "recurrent, recurrence, rnn, rnns, lstm, bilstm, gru, qrnn, rwkv, mamba, mamba2, hybrid architecture, state space, ssm, linear recurrent, xlstm",
+        "recurrent, recurrence, rnn, rnns, lstm, bilstm, gru, qrnn, rwkv, mamba, mamba2, hybrid architecture, state space, "
+        "ssm, linear recurrent, xlstm",
     ),
     Rule(
         "mlp-convolution",

@@ -1,0 +1,365 @@
+"""Search: SQLite's full-text index and the semantic vectors, fused.
+
+*Text* ranks by BM25 with weights of columns (`COLUMN_WEIGHTS`): papers that hold every wanted word first, then those that
+hold some. BM25 costs a microsecond for every paper that matches, so a query that matches more than `BUDGET` papers is
+narrowed before it is ranked: to its rare words, then to titles, then to what entered last. A word that no paper holds is
+searched as the nearest word of the vocabulary, and the corrected query is suggested.
+
+*Semantic* ranks by the cosine of :mod:`orrery.catalogue.semantic`. *Hybrid* adds both, each divided by its best of this
+query, by `TEXT_SHARE`. The weights were chosen on the tuning half of `judged.json`; its test half is measured in the tests.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from orrery.catalogue import suggestions, vectors
+from orrery.catalogue.filters import Filters
+from orrery.catalogue.query import COLUMNS, Query, Term, parse
+from orrery.catalogue.words import STOP
+from orrery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orrery.catalogue.record import Paper
+    from orrery.catalogue.store import Store
+
+MODES = ("hybrid", "text", "semantic")
+COLUMN_WEIGHTS = {"title": 8.0, "sentence": 4.0, "abstract": 1.0, "authors": 3.0, "names": 6.0}
+BUDGET = 8000  # papers that are ranked by BM25 for one expression
+DEPTH = 1000  # results that can be paged through
+POOL = 300  # candidates of either side that are fused
+TEXT_SHARE = 0.5
+EVERY_BONUS = 0.25  # of the best text score, for holding every wanted word
+NEAREST = 0.2  # cosine under which a paper is no semantic match
+_BEGIN, _END = "\ue000", "\ue001"  # private characters that mark what matched
+Segments = list[tuple[str, bool]]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A paper that was found, how well, and its texts with what matched marked: pieces `(text, matched)`, never HTML."""
+
+    paper: Paper
+    score: float
+    highlights: dict[str, Segments] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The paper's facts and the score."""
+        return {**self.paper.to_dict(), "score": round(self.score, 6)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An answer: one page of hits, how many papers match in all, a corrected query, and how long it took."""
+
+    hits: list[Hit]
+    total: int
+    suggestion: str | None
+    seconds: float
+    note: str = ""  # what the answer lacks, for the user
+
+
+def search(
+    store: Store,
+    query: str,
+    *,
+    limit: int = 20,
+    offset: int = 0,
+    kind: str | None = None,
+    year: int | str | None = None,
+    status: str | None = None,
+    room: str | None = None,
+    topic: str | None = None,
+    mode: str = "hybrid",
+) -> Found:
+    """Papers for what a reader typed, best first; without words, the newest that pass the filters.
+
+    Args:
+        query: words, "phrases", prefix*, field:word (title, author, abstract, name; kind, year, topic, room, status), -not, OR.
+        limit, offset: the page; the first `DEPTH` results can be reached.
+        year: a year, or a span as text (`2021-2023`, `2021-`).
+        mode: "hybrid", "text" or "semantic".
+
+    Raises:
+        ConfigError: a mode, or a filter given as an argument, that does not exist; filters inside `query` that do not are
+            read as words.
+    """
+    began = time.perf_counter()
+    if mode not in MODES:
+        raise ConfigError(f"unknown mode '{mode}' of search; there are {', '.join(MODES)}")
+    limit, offset = max(0, min(limit, DEPTH)), max(0, offset)
+    given = {
+        "kind": kind,
+        "year": str(year) if year is not None else None,
+        "status": status,
+        "room": room,
+        "topic": topic,
+    }
+    asked, filters = Filters.read(store, parse(query), given)
+    connection = store.connection()
+    if asked.empty:
+        ranked, total = filters.newest(connection, limit, offset)
+        hits = _hits(store, ranked, None)
+        return Found(hits, total, None, time.perf_counter() - began)
+    placed = vectors.current(store) if mode != "text" else None
+    corrected, suggestion = suggestions.correct(store, connection, asked)
+    if mode == "text" or placed is None:
+        text = _text(connection, corrected, filters)
+        ranking, total = sorted(text.scores.items(), key=_order), text.total
+    else:
+        text = _text(connection, corrected, filters) if mode == "hybrid" else _Text({}, 0)
+        meaning = _meaning(placed, corrected, filters, connection, text.scores)
+        ranking = sorted(_fuse(text.scores, meaning).items(), key=_order)
+        total = max(text.total, len(ranking))
+    note = ""
+    if mode != "text" and (placed is None or placed.missing):
+        note = "the semantic index does not cover all papers yet; `orrery papers index` brings it up to date"
+    page = ranking[offset : min(offset + limit, DEPTH)]
+    return Found(_hits(store, page, corrected), total, suggestion, time.perf_counter() - began, note)
+
+
+def prepare(store: Store) -> int:
+    """Bring the semantic index up to date, however long that takes; how many papers it covers. Call it after an import."""
+    placed = vectors.current(store, wait=True)
+    return len(placed.ids) if placed else 0
+
+
+def related(store: Store, slug: str, limit: int = 6) -> list[tuple[Paper, float]]:
+    """The papers nearest in meaning to a paper, with their cosines, best first.
+
+    Raises:
+        UnknownNameError: when there is no such paper.
+    """
+    import numpy as np
+
+    paper = store.paper(slug)
+    connection = store.connection()
+    number = connection.execute("SELECT id FROM papers WHERE slug = ?", (paper.slug,)).fetchone()[0]
+    placed = vectors.current(store)
+    row = placed.place(number) if placed else None
+    if placed is None or row is None:
+        found = search(store, paper.title, limit=limit + 1, mode="text").hits
+        return [(hit.paper, hit.score) for hit in found if hit.paper.slug != paper.slug][:limit]
+    near = placed.near(placed.wide()[row])
+    near[row] = -1
+    best = _largest(near, limit)
+    pairs = [(int(placed.ids[place]), float(near[place])) for place in best if near[place] > 0]
+    papers = _papers(store, [number for number, _ in pairs])
+    return [(papers[number], float(np.clip(score, 0, 1))) for number, score in pairs if number in papers]
+
+
+# ---------------------------------------------------------------- text
+
+
+@dataclass
+class _Text:
+    """BM25, larger is better, of papers by number; how many papers match."""
+
+    scores: dict[int, float]
+    total: int
+
+
+def _order(item: tuple[int, float]) -> tuple[float, int]:
+    return -item[1], item[0]
+
+
+def _text(connection: sqlite3.Connection, asked: Query, filters: Filters) -> _Text:
+    every = asked.every() + asked.without()
+    matches = _count(connection, every, filters, None)
+    wide = _alternatives(connection, asked)
+    if matches > BUDGET or wide is None:
+        scores = _narrowed(connection, every, filters, asked)
+        for number in scores:
+            scores[number] += 1.0
+        if len(scores) >= POOL or wide is None:
+            return _Text(scores, matches)
+        return _Text({**_ranked(connection, wide, filters), **scores}, matches)
+    scores = _ranked(connection, wide, filters)
+    whole = _ranked(connection, every, filters) if matches and len(asked.groups) > 1 else {}
+    best = max(scores.values(), default=0.0)
+    for number, score in whole.items():
+        scores[number] = max(scores.get(number, 0.0), score) + EVERY_BONUS * best
+    return _Text(scores, matches or _count(connection, wide, filters, None))
+
+
+def _alternatives(connection: sqlite3.Connection, asked: Query) -> str | None:
+    """The expression that wants any group, of common ones only as many as the budget allows; None when all are common."""
+    sizes = []
+    for group in asked.groups:
+        expression = " OR ".join(term.match() for term in group)
+        sizes.append((_count(connection, expression, None, BUDGET), expression))
+    sizes.sort()
+    kept, spent = [], 0
+    for size, expression in sizes:
+        if spent + size > BUDGET:
+            break
+        spent += size
+        kept.append(expression)
+    if not kept:
+        return None
+    wide = " OR ".join(f"({expression})" for expression in kept)
+    return f"({wide})" + asked.without()
+
+
+def _narrowed(connection: sqlite3.Connection, every: str, filters: Filters, asked: Query) -> dict[int, float]:
+    """An expression that matches too many: its papers by title, and if these are few, the ones that entered last."""
+    if _count(connection, every, filters, BUDGET + 1) <= BUDGET:
+        return _ranked(connection, every, filters)
+    scores: dict[int, float] = {}
+    if all(term.column is None for term in asked.terms):
+        by_title = " AND ".join("(" + " OR ".join(_titled(term) for term in group) + ")" for group in asked.groups)
+        scores = _ranked(
+            connection, by_title + asked.without(), filters, since=_newest(connection, by_title + asked.without())
+        )
+    if len(scores) < POOL:
+        scores = {**_ranked(connection, every, filters, since=_newest(connection, every)), **scores}
+    return scores
+
+
+def _titled(term: Term) -> str:
+    return replace(term, column="title").match()
+
+
+def _newest(connection: sqlite3.Connection, expression: str) -> int:
+    """The number after which `BUDGET` / 2 papers match, so that only these are ranked; 0 when fewer match."""
+    row = connection.execute(
+        "SELECT rowid FROM papers_fts WHERE papers_fts MATCH ? ORDER BY rowid DESC LIMIT 1 OFFSET ?",
+        (expression, BUDGET // 2),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _count(connection: sqlite3.Connection, expression: str, filters: Filters | None, cap: int | None) -> int:
+    """How many papers match, at most `cap`."""
+    condition, values = filters.condition("papers_fts.rowid") if filters else ("", [])
+    inner = f"SELECT 1 FROM papers_fts WHERE papers_fts MATCH ?{condition}"
+    if cap is not None:
+        inner += f" LIMIT {cap}"
+    return int(connection.execute(f"SELECT COUNT(*) FROM ({inner})", (expression, *values)).fetchone()[0])
+
+
+def _ranked(connection: sqlite3.Connection, expression: str, filters: Filters, since: int = 0) -> dict[int, float]:
+    """The best papers of an expression and their BM25, larger is better."""
+    weights = ", ".join(str(COLUMN_WEIGHTS[name]) for name in COLUMNS)
+    condition, values = filters.condition("papers_fts.rowid")
+    rows = connection.execute(
+        f"SELECT rowid, -bm25(papers_fts, {weights}) AS score FROM papers_fts WHERE papers_fts MATCH ? AND rowid > ?{condition}"
+        f" ORDER BY score DESC, rowid LIMIT {DEPTH}",
+        (expression, since, *values),
+    )
+    return {int(row[0]): float(row[1]) for row in rows}
+
+
+# ---------------------------------------------------------------- meaning, and both
+
+
+def _meaning(
+    placed: vectors.Vectors, asked: Query, filters: Filters, connection: sqlite3.Connection, others: Iterable[int]
+) -> dict[int, float]:
+    """Cosines of the nearest papers, and of `others` however far."""
+    import numpy as np
+
+    from orrery.catalogue.semantic import bag
+
+    vector = placed.space.embed([bag((asked.text, 1.0))])[0]
+    if not vector.any():
+        return {}
+    near = placed.near(vector)
+    allowed = filters.mask(connection, placed.ids)
+    excluded = _excluded(connection, asked)
+    candidates = near if allowed is None else np.where(allowed, near, -1.0)
+    best = [place for place in _largest(candidates, POOL) if candidates[place] >= NEAREST]
+    found = {int(placed.ids[place]): float(near[place]) for place in best if int(placed.ids[place]) not in excluded}
+    for number in others:
+        row = placed.place(number)
+        if row is not None:
+            found.setdefault(number, float(near[row]))
+    return found
+
+
+def _excluded(connection: sqlite3.Connection, asked: Query) -> set[int]:
+    if not asked.excluded:
+        return set()
+    expression = " OR ".join(term.match() for term in asked.excluded)
+    return {
+        row[0] for row in connection.execute("SELECT rowid FROM papers_fts WHERE papers_fts MATCH ?", (expression,))
+    }
+
+
+def _largest(values: Any, count: int) -> list[int]:
+    """Places of the largest values, largest first; equal ones by place."""
+    import numpy as np
+
+    count = min(count, len(values))
+    if count == 0:
+        return []
+    best = np.argpartition(-values, count - 1)[:count]
+    return [int(place) for place in best[np.lexsort((best, -values[best]))]]
+
+
+def _fuse(text: dict[int, float], meaning: dict[int, float]) -> dict[int, float]:
+    """Both scores, each divided by the best of this query, in their shares."""
+    best_text = max(text.values(), default=0.0) or 1.0
+    best_meaning = max(meaning.values(), default=0.0) or 1.0
+    return {
+        number: TEXT_SHARE * text.get(number, 0.0) / best_text
+        + (1 - TEXT_SHARE) * max(0.0, meaning.get(number, 0.0)) / best_meaning
+        for number in text.keys() | meaning.keys()
+    }
+
+
+# ---------------------------------------------------------------- a page of hits
+
+
+def _papers(store: Store, numbers: list[int]) -> dict[int, Paper]:
+    marks = ", ".join("?" * len(numbers))
+    rows = store.connection().execute(f"SELECT id, slug FROM papers WHERE id IN ({marks})", numbers).fetchall()
+    by_slug = {paper.slug: paper for paper in store.papers([row["slug"] for row in rows])}
+    return {row["id"]: by_slug[row["slug"]] for row in rows if row["slug"] in by_slug}
+
+
+def _hits(store: Store, page: list[tuple[int, float]], asked: Query | None) -> list[Hit]:
+    numbers = [number for number, _ in page]
+    papers = _papers(store, numbers)
+    marked = _highlights(store.connection(), asked, numbers) if asked is not None else {}
+    hits = []
+    for number, score in page:
+        if number in papers:
+            paper = papers[number]
+            plain = {"title": paper.title, "sentence": paper.sentence, "abstract": paper.abstract}
+            texts = {name: marked.get(number, {}).get(name) or [(text, False)] for name, text in plain.items() if text}
+            hits.append(Hit(paper, score, texts))
+    return hits
+
+
+def _highlights(connection: sqlite3.Connection, asked: Query, numbers: list[int]) -> dict[int, dict[str, Segments]]:
+    """Title, sentence and abstract of some papers in pieces, matched ones marked."""
+    expression = " OR ".join(term.match() for term in asked.terms)
+    marks = ", ".join("?" * len(numbers))
+    columns = [(COLUMNS.index(name), name) for name in ("title", "sentence", "abstract")]
+    wanted = ", ".join(f"highlight(papers_fts, {place}, '{_BEGIN}', '{_END}') AS {name}" for place, name in columns)
+    rows = connection.execute(
+        f"SELECT rowid AS id, {wanted} FROM papers_fts WHERE papers_fts MATCH ? AND rowid IN ({marks})",
+        (expression, *numbers),
+    )
+    return {row["id"]: {name: segments(row[name] or "") for _, name in columns} for row in rows}
+
+
+def segments(marked: str) -> Segments:
+    """Text with the two private marks as pieces `(text, matched)`; marks that do not pair, and stop words, mark nothing."""
+    pieces: Segments = []
+    matched = False
+    for number, part in enumerate(marked.replace(_END, _BEGIN + _END).split(_BEGIN)):
+        matched = number > 0 and not part.startswith(_END)
+        text = part.replace(_END, "")
+        if text:
+            on = matched and text.lower() not in STOP
+            if pieces and pieces[-1][1] == on:
+                pieces[-1] = (pieces[-1][0] + text, on)
+            else:
+                pieces.append((text, on))
+    return pieces
