@@ -187,7 +187,7 @@ def _shipped_measurements() -> dict[str, Measured]:
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
             measured = Measured(result["created"][:10], f"reference comparison '{file.stem}'")
-            specs = [architecture["spec"] for architecture in result["architectures"] if architecture["status"] == "ok"]
+            specs = [architecture["spec"] for architecture in result["architectures"] if architecture["status"] == "done"]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged reference result is compare's to complain about
         found |= {spec: measured for spec in specs if spec not in found or found[spec].date < measured.date}
