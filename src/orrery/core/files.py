@@ -165,6 +165,19 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def publish_directory(temporary: Path, path: str | Path) -> None:
+    """Seal a folder that was filled in several sittings (manifest last) and rename it into place, as above.
+
+    Raises:
+        StorageError: when that fails; the temporary folder stays as it is, and so does what stood at `path`.
+    """
+    try:
+        _seal(temporary)
+        _swap(temporary, Path(path))
+    except OSError as error:
+        raise StorageError(f"cannot write '{path}': {error.strerror or error}; what stood there before is intact") from error
+
+
 def _seal(folder: Path) -> None:
     """Flush every file and write the manifest last."""
     entries = {}

@@ -1,1 +1,32 @@
-"""Counting language models: what a table of n-grams achieves, beside which every neural model is measured."""
+"""The unbounded n-gram engine, and counting language models: what a table of n-grams achieves.
+
+    index = orrery.ngram.build(tokens_or_corpus, "dir", memory="4G"); index = orrery.ngram.open("dir")
+    index.count(ids); index.prob(context, id); index.next(context)
+
+Importing this room imports none of its files: each name is fetched when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "build": "builder:build_index",
+    "open": "index:open_index",
+    "Index": "index:Index",
+    "Document": "answers:Document",
+    "Span": "answers:Span",
+}
+__all__ = [*_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'orrery.ngram' has no attribute '{name}'")
+    module, attribute = _HOME[name].split(":")
+    return getattr(importlib.import_module(f"orrery.ngram.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -1,0 +1,279 @@
+"""Building an index: encode, plan shards, sort suffixes, pack, seal.
+
+Work is done in `.NAME.build` beside the index, whose stages are noted as they are finished, so that a build which was
+killed goes on where it stood. The finished folder is renamed into place. A lock lets one builder at a time work.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orrery.core.config import config_hash
+from orrery.core.errors import BudgetError, ConfigError, DataError, StorageError
+from orrery.core.files import check_free_space, publish_directory, read_json, write_json
+from orrery.core.progress import Progress, progress
+from orrery.ngram.index import DESCRIPTION, FORMAT, Index, open_index
+from orrery.ngram.shard import Layout, ShardWriter, blocks, token_type
+from orrery.ngram.sources import Source, open_source
+from orrery.ngram.suffixes import LONGEST, suffix_array
+
+_STAGE = "build.json"
+_BASE = 160 << 20  # bytes that Python with numba occupies before it sorts anything
+_PER_TOKEN = 8  # bytes beside the tokens themselves: 4 of the result, and of the shorter text and its buckets 4
+
+
+def build_index(
+    source: Any,
+    folder: str | Path,
+    *,
+    memory: str | int = "4G",
+    tokenizer: Any = None,
+    shards: int | None = None,
+    split: str = "all",
+    vocab_size: int | None = None,
+    document: int | None = None,
+    names: Iterable[str] | None = None,
+    quiet: bool = False,
+) -> Index:
+    """Build an index and open it. See :func:`orrery.ngram.sources.open_source` for what is indexed.
+
+    Args:
+        source: a corpus (name, path, Corpus, texts), a TokenFile, an array of ids, or a list of arrays, one a document.
+        folder: of the index; an older index there is replaced once the new one is whole.
+        memory: what the process may occupy, as in `4G`, `800M`.
+        tokenizer: as `bytes` (the default) or `bpe:16384` for a corpus; a Tokenizer.
+        shards: number of parts; None: as few as possible.
+        split: of a corpus: `all`, `train` or `validation`.
+        vocab_size, document, names: of ids: see :func:`~orrery.ngram.sources.open_source`.
+        quiet: show no progress.
+
+    Raises:
+        DataError: nothing to index, or ids outside the vocabulary.
+        StorageError: no room, no permission, or another process is building there.
+        BudgetError: less memory than the smallest shard needs.
+    """
+    budget = parse_size(memory)
+    if shards is not None and shards < 1:
+        raise ConfigError(f"shards must be 1 or more, not {shards}")
+    target = Path(folder).expanduser()
+    opened = open_source(source, tokenizer, split, vocab_size, document, names, quiet)
+    with only_builder(target):
+        work = target.with_name(f".{target.name}.build")
+        key = config_hash([FORMAT, opened.key, opened.width, opened.vocab_size, opened.doc_id, shards or 0])
+        stage = _resume(work, key)
+        if stage is None:
+            stage = _spool(opened, work, key, quiet)
+        _shards(opened, work, stage, budget, shards, quiet)
+        _describe(opened, work, stage)
+        publish_directory(work, target)
+    return open_index(target)
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of `"4G"`, `"800M"`, `"1.5GiB"`, or of a number.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"'{text}' is no amount of memory; write it as in 4G or 800M")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+
+
+@contextmanager
+def only_builder(target: Path) -> Iterator[None]:
+    """Hold the lock of a folder's builder; freed by the system if the process dies.
+
+    Raises:
+        StorageError: another process holds it, or the place cannot be written.
+    """
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(lock, "a+b")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise StorageError(f"cannot write under '{lock.parent}': {error.strerror or error}") from error
+    with handle:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                handle.seek(0)
+                msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"another process is building '{target}'; wait for it or choose another folder") from error
+        yield
+
+
+def _resume(work: Path, key: str) -> dict[str, Any] | None:
+    """Where an earlier build of the same thing stood; what is left of another one is removed."""
+    if (work / _STAGE).is_file():
+        stage = read_json(work / _STAGE)
+        if isinstance(stage, dict) and stage.get("key") == key:
+            return stage
+    shutil.rmtree(work, ignore_errors=True)
+    return None
+
+
+def _spool(source: Source, work: Path, key: str, quiet: bool) -> dict[str, Any]:
+    """Write all tokens as one stream, with the documents' offsets and names."""
+    if source.unit == "tok" and source.total:
+        check_free_space(work.parent, int(source.total) * (source.width + 5))
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        offsets, ends, sizes = array("q", [0]), array("q", [0]), array("q")
+        kind, length, fresh = token_type(source.width), 0, True
+        mark = np.array([(1 << 8 * source.width) - 1], dtype=kind).tobytes()
+        with (
+            open(work / "stream.bin", "wb") as stream,
+            open(work / "names.bin", "wb") as labels,
+            progress(source.total, "reading tokens", source.unit, quiet=quiet) as bar,
+        ):
+            for piece in source.pieces():
+                if fresh:
+                    stream.write(mark)
+                    length, size = length + 1, 0
+                stream.write(np.ascontiguousarray(piece.ids, dtype=kind).tobytes())
+                length, size, fresh = length + len(piece.ids), size + piece.size, piece.last
+                if fresh:
+                    labels.write(piece.name.encode("utf-8", "surrogatepass"))
+                    offsets.append(length)
+                    ends.append(labels.tell())
+                    sizes.append(size)
+                bar.update(piece.size if source.unit == "B" else len(piece.ids) + 1)
+            stream.write(mark)
+        if len(offsets) == 1:
+            raise DataError("there is no token to build an index of")
+        for name, numbers in (("documents.bin", offsets), ("names.idx", ends), ("bytes.bin", sizes)):
+            (work / name).write_bytes(np.asarray(numbers, dtype="<i8").tobytes())
+    except OSError as error:
+        raise StorageError(f"cannot write '{work}': {error.strerror or error}; free some space and run again") from error
+    stage = {"key": key, "tokens": length, "documents": len(sizes), "text_bytes": sum(sizes), "shards": []}
+    write_json(work / _STAGE, stage)
+    return stage
+
+
+def _shards(source: Source, work: Path, stage: dict[str, Any], budget: int, wanted: int | None, quiet: bool) -> None:
+    """Sort the suffixes of every shard that is not done yet."""
+    edges = _plan(np.fromfile(work / "documents.bin", dtype="<i8"), _capacity(budget, source), wanted)
+    done = stage["shards"]
+    check_free_space(work, stage["tokens"] * (source.width + 4))
+    with progress(stage["tokens"], "sorting suffixes", "tok", quiet=quiet) as bar:
+        if done:
+            bar.start_at(sum(entry["tokens"] for entry in done))
+        for number in range(len(done), len(edges) - 1):
+            first, last = edges[number], edges[number + 1]
+            layout = Layout(last.token - first.token, source.width, source.doc_id, source.vocab_size)
+            _shard(work, number, len(edges) == 2, first.token, layout, bar)
+            done.append({"tokens": layout.n, "documents": last.document - first.document})
+            write_json(work / _STAGE, stage)
+
+
+class _Edge:
+    """A place between two shards."""
+
+    def __init__(self, document: int, token: int) -> None:
+        self.document, self.token = document, token
+
+
+def _capacity(budget: int, source: Source) -> int:
+    """Tokens of the largest shard that can be sorted in the budget."""
+    room = (budget - _BASE - 16 * source.vocab_size) // (source.width + _PER_TOKEN)
+    if room < 1 << 16:
+        raise BudgetError(f"{budget / 1e6:,.0f} MB are too little to sort anything; give at least 256M")
+    return min(room, LONGEST)
+
+
+def _plan(offsets: np.ndarray, capacity: int, wanted: int | None) -> list[_Edge]:
+    """Cut the stream between documents into as few shards as possible, of about equal size.
+
+    Raises:
+        BudgetError: a document is larger than a shard can be.
+    """
+    total, count = int(offsets[-1]), len(offsets) - 1
+    parts = max(wanted or 1, -(-total // capacity))
+    edges = [_Edge(0, 0)]
+    for part in range(1, min(parts, count)):
+        document = int(np.searchsorted(offsets, total * part // parts))
+        document = min(max(document, edges[-1].document + 1), count - (min(parts, count) - part))
+        edges.append(_Edge(document, int(offsets[document])))
+    edges.append(_Edge(count, total))
+    return edges
+
+
+def _shard(work: Path, number: int, only: bool, start: int, layout: Layout, bar: Progress) -> None:
+    path = work / f"shard-{number:05d}.bin"
+    stream = work / "stream.bin"
+    if only and stream.exists():
+        stream.rename(path)
+    elif not only:
+        _copy_tokens(stream, path, start, layout)
+    writer = ShardWriter(path, layout)
+    tokens = writer.tokens()
+    order = suffix_array(*_dense(tokens, layout))
+    marks = int(np.count_nonzero(tokens == tokens[-1]))
+    closing = layout.n + 1 - marks  # the last mark, alone, is the first of the suffixes that begin with a mark
+    order[closing:-1] = order[closing + 1 :]
+    writer.write(blocks(order[:-1]))
+    bar.update(layout.n)
+
+
+def _dense(tokens: np.ndarray, layout: Layout) -> tuple[np.ndarray, int]:
+    """Tokens and a bound of them that is small enough to count each value: the mark of four bytes is not."""
+    if layout.width < 4:
+        return tokens, 1 << 8 * layout.width
+    if layout.vocab_size <= max(1 << 22, layout.n):
+        return np.minimum(tokens, layout.vocab_size), layout.vocab_size + 1
+    found, ranks = np.unique(tokens, return_inverse=True)
+    return ranks.astype(np.uint32), len(found)
+
+
+def _copy_tokens(stream: Path, path: Path, start: int, layout: Layout) -> None:
+    try:
+        with open(stream, "rb") as source, open(path, "wb") as target:
+            source.seek(start * layout.width)
+            left = (layout.n + 1) * layout.width
+            while left:
+                piece = source.read(min(left, 1 << 22))
+                target.write(piece)
+                left -= len(piece)
+    except OSError as error:
+        raise StorageError(f"cannot write '{path}': {error.strerror or error}; free some space and run again") from error
+
+
+def _describe(source: Source, work: Path, stage: dict[str, Any]) -> None:
+    """Write the description and the tokenizer, and remove what only the build needed."""
+    if source.tokenizer is not None:
+        (work / "tokenizer").mkdir(exist_ok=True)
+        source.tokenizer.save(work / "tokenizer")
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "ngram",
+        "tokens": stage["tokens"],
+        "documents": stage["documents"],
+        "text_bytes": stage["text_bytes"],
+        "width": source.width,
+        "vocab_size": source.vocab_size,
+        "doc_id": source.doc_id,
+        "shards": stage["shards"],
+        "source": source.about,
+        "tokenizer": None if source.tokenizer is None else {"name": source.tokenizer.name, "hash": source.tokenizer.hash},
+    }
+    write_json(work / DESCRIPTION, {**description, "check": config_hash(description)})
+    (work / "stream.bin").unlink(missing_ok=True)

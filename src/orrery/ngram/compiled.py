@@ -1,0 +1,62 @@
+"""Loops over memory-mapped arrays, compiled by numba at their first call; the same source runs without it, slowly.
+
+Unlike :mod:`orrery.ops.compiled`, which serves torch operations, nothing here imports torch, and a loop may return
+numbers. A kernel holds only integers and arrays of integers, so that it means the same in both worlds: compiled over
+numpy arrays, or as it stands over memoryviews, whose items are Python integers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_pending: list[Any] = []  # functions that kernels call and that numba does not know yet
+
+
+@functools.cache
+def available() -> bool:
+    """Whether numba can be found; nothing is imported."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def inlined(function: F) -> F:
+    """Mark a function that kernels call; outside of them it stays what it is."""
+    _pending.append(function)
+    return function
+
+
+class Kernel:
+    """A function and, from the first use of :attr:`fast` on, its compiled form, which releases the interpreter lock."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.plain = function
+
+    @functools.cached_property
+    def fast(self) -> Callable[..., Any]:
+        """Compiled, and kept on the disk where numba finds a place; without numba the plain function."""
+        return _compile(self.plain) if available() else self.plain
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fast(*args)
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """Mark a function of arrays and integers that is worth compiling."""
+    return Kernel(function)
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    import numba
+    from numba import extending
+
+    while _pending:
+        extending.register_jitable(error_model="numpy")(_pending.pop())
+    try:
+        return numba.njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # no folder that numba may write its cache into
+        return numba.njit(function, nogil=True, error_model="numpy")

@@ -1,0 +1,479 @@
+"""Searching a shard: binary search over its suffix array, from a guide that stays in the processor's cache.
+
+A shard is one array of 64-bit words (see :mod:`orrery.ngram.shard` for its sections). Kernels take
+
+    W     (words,) int64: the mapped file
+    ok    (pages + 1,) uint8: 1 where a page of tokens or suffixes has been checked; the last is set when a check failed
+    meta  (16,) int64: the numbers of :class:`orrery.ngram.shard.Meta`
+
+and queries as int64 ids. Every page of 4 KiB is compared with its checksum before its first word is believed, so a
+flipped bit ends in an error and not in a wrong count; positions are bounded besides, so it cannot end in a crash.
+A query's lower and upper bound are found from the guide (the first 8 bytes of every 128th suffix, in order), then in the
+array; the guide is never believed: a bound that it gave must hold in the array, or the whole array is searched.
+
+Infini-gram (2401.17377): the longest suffix of a context that occurs is found by doubling and halving its length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orrery.ngram.compiled import inlined, kernel
+
+PAGE_LOG = 9  # words of a page, as a power of 2: 4 KiB
+_KEEP = 0x3FFFFFFFFFFFFFFF
+_LOW = 0xFFFFFFFF
+
+
+@inlined
+def page_sum(W, first, last):  # type: ignore[no-untyped-def]
+    """A checksum of words first..last in 62 bits. Both halves of a word go through steps that lose nothing."""
+    a, b = 1, 2
+    for k in range(first, last):
+        a = ((a ^ (W[k] & _LOW)) * 0x9E3779B1 + 0x7F4A7C15) & _KEEP
+        b = ((b ^ ((W[k] >> 32) & _LOW)) * 0x85EBCA77 + 0x165667B1) & _KEEP
+    return (a ^ ((b << 1) & _KEEP) ^ (b >> 31)) & _KEEP
+
+
+@inlined
+def _check(W, ok, sums, page):  # type: ignore[no-untyped-def]
+    if page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG) != W[sums + page]:
+        ok[len(ok) - 1] = 1
+    ok[page] = 1
+
+
+@inlined
+def _word(W, ok, sums, k):  # type: ignore[no-untyped-def]
+    page = k >> PAGE_LOG
+    if ok[page] == 0:
+        _check(W, ok, sums, page)
+    return W[k]
+
+
+@inlined
+def token_at(W, ok, g, position):  # type: ignore[no-untyped-def]
+    """The stored token at a position, -1 behind the end."""
+    if position > g[0]:
+        return -1
+    word = _word(W, ok, g[7], position >> g[1])
+    return (word >> ((position & g[2]) << g[3])) & g[4]
+
+
+@inlined
+def suffix_at(W, ok, g, rank):  # type: ignore[no-untyped-def]
+    """Position of the suffix with this rank."""
+    bit = rank * g[6]
+    k, s = g[5] + (bit >> 6), bit & 63
+    word = _word(W, ok, g[7], k)
+    if s + g[6] <= 64:
+        position = (word >> s) & ((1 << g[6]) - 1)
+    else:
+        low = (word >> s) & ((1 << (64 - s)) - 1)
+        position = low | ((_word(W, ok, g[7], k + 1) & ((1 << (s + g[6] - 64)) - 1)) << (64 - s))
+    if position >= g[0]:
+        ok[len(ok) - 1] = 1
+        return 0
+    return position
+
+
+@inlined
+def _unpack(meta):  # type: ignore[no-untyped-def]
+    return (
+        meta[0], meta[1], meta[2], meta[3], meta[4], meta[5], meta[6], meta[7],
+        meta[8], meta[9], meta[10], meta[11], meta[12], meta[13], meta[14],
+    )  # fmt: skip
+
+
+@inlined
+def _query(q, i, g):  # type: ignore[no-untyped-def]
+    """Stored form of the i-th id: the document mark is all ones; -1 for an id that cannot occur."""
+    x = q[i]
+    if x == g[11]:
+        return g[4]
+    if x >= g[4]:
+        return -1
+    return x
+
+
+@inlined
+def _compare(W, ok, g, q, start, stop, position, depth):  # type: ignore[no-untyped-def]
+    """-1, 0, 1: how the suffix at a position stands to q[start:stop], of which `depth` tokens are known to agree."""
+    for d in range(depth, stop - start):
+        t = token_at(W, ok, g, position + d)
+        x = _query(q, start + d, g)
+        if t != x:
+            return -1 if t < x else 1
+    return 0
+
+
+@inlined
+def _bound(W, ok, g, q, start, stop, low, high, least, depth):  # type: ignore[no-untyped-def]
+    """First rank in low..high whose suffix stands to the query at `least` (0: the lower bound, 1: the upper) or above."""
+    while low < high:
+        middle = (low + high) >> 1
+        if _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, middle), depth) < least:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def _guided(W, g, wanted, above):  # type: ignore[no-untyped-def]
+    """First entry of the guide that is >= wanted, or > wanted."""
+    low, high = 0, g[9]
+    while low < high:
+        middle = (low + high) >> 1
+        key = W[g[8] + middle]
+        if key < wanted or (above and key == wanted):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def _holds(W, ok, g, q, start, stop, rank, least):  # type: ignore[no-untyped-def]
+    """Whether `rank` is the bound: what stands before it is below, what stands at it is not."""
+    if rank > 0 and _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, rank - 1), 0) >= least:
+        return False
+    return rank == g[0] or _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, rank), 0) >= least
+
+
+@inlined
+def search(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
+    """Ranks low..high of the suffixes that begin with q[start:stop]."""
+    n, length, per, bits = g[0], stop - start, g[13], 64 // g[13]
+    if length == 0:
+        return 0, n
+    for i in range(start, stop):
+        if _query(q, i, g) < 0:
+            return 0, 0
+    half = 1 << (bits - 1)
+    least = _query(q, start, g) - half  # keys are signed, so that their order is that of int64
+    most = least
+    for d in range(1, per):
+        least = (least << bits) + (_query(q, start + d, g) if d < length else 0)
+        most = (most << bits) + (_query(q, start + d, g) if d < length else g[4])
+    first = _guided(W, g, least, False)
+    last = first + 1 if first < g[9] and W[g[8] + first] > most else first
+    if last == first:
+        last = _guided(W, g, most, True)
+    from_rank, to_rank = max(0, (first - 1) << g[10]), min(n, last << g[10])
+    reach = min(n, first << g[10]) if length <= per else to_rank
+    low = _bound(W, ok, g, q, start, stop, from_rank, reach, 0, 0)
+    if low in (from_rank, reach) and not _holds(W, ok, g, q, start, stop, low, 0):
+        low = _bound(W, ok, g, q, start, stop, 0, n, 0, 0)
+        from_rank, to_rank = low, n
+    if low == n or _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low), 0) != 0:
+        return low, low
+    step, reached = 1, low
+    if length <= per:
+        reached = max(low, min(to_rank, (last - 1) << g[10]))
+    else:
+        while low + step < to_rank and _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low + step), 0) <= 0:
+            reached = low + step
+            step <<= 1
+        to_rank = min(to_rank, low + step)
+    high = _bound(W, ok, g, q, start, stop, reached, to_rank, 1, 0)
+    if high in (reached, to_rank) and not _holds(W, ok, g, q, start, stop, high, 1):
+        high = _bound(W, ok, g, q, start, stop, low, n, 1, 0)
+    return low, high
+
+
+@inlined
+def child(W, ok, g, low, high, depth, token):  # type: ignore[no-untyped-def]
+    """Ranks in low..high, which agree in `depth` tokens, whose next stored token is `token`."""
+    a, b = low, high
+    while a < b:
+        middle = (a + b) >> 1
+        if token_at(W, ok, g, suffix_at(W, ok, g, middle) + depth) < token:
+            a = middle + 1
+        else:
+            b = middle
+    first, b, step = a, high, 1
+    while first + step < high and token_at(W, ok, g, suffix_at(W, ok, g, first + step) + depth) <= token:
+        a = first + step
+        step <<= 1
+    b = min(high, first + step)
+    while a < b:
+        middle = (a + b) >> 1
+        if token_at(W, ok, g, suffix_at(W, ok, g, middle) + depth) <= token:
+            a = middle + 1
+        else:
+            b = middle
+    return first, a
+
+
+@inlined
+def crosses(q, start, stop, doc):  # type: ignore[no-untyped-def]
+    """Whether a document mark stands anywhere behind the first of q[start:stop]."""
+    for i in range(start + 1, stop):  # noqa: SIM110 - numba has no any() over a generator
+        if q[i] == doc:
+            return True
+    return False
+
+
+@inlined
+def invalid(q, start, stop, g):  # type: ignore[no-untyped-def]
+    """Index of the first id outside the vocabulary, -1 if there is none."""
+    for i in range(start, stop):
+        if q[i] < 0 or q[i] >= g[12]:
+            return i
+    return -1
+
+
+@inlined
+def find_in(W, ok, g, q, start, stop, across, inner):  # type: ignore[no-untyped-def]
+    """Ranks of q[start:stop] under the rule about document marks; `inner`: something has to follow."""
+    if not across and crosses(q, start, stop if inner else stop - 1, g[11]):
+        return 0, 0
+    low, high = search(W, ok, g, q, start, stop)
+    if inner and low < high and suffix_at(W, ok, g, low) + stop - start > g[0]:
+        low += 1  # nothing follows at the end of the stream, and what ends there comes first
+    return low, high
+
+
+@inlined
+def longest(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
+    """The longest suffix of q[start:stop] that occurs and crosses no boundary: (low, high, its start)."""
+    for i in range(stop - 1, start, -1):
+        if q[i] == g[11]:
+            start = i
+            break
+    limit = stop - start
+    known, low, high = 0, 0, g[0]
+    step = 4
+    bad = limit + 1  # the shortest length that is known not to occur
+    while known < limit and bad > known + 1:
+        length = step if bad > limit else (known + bad) >> 1
+        length = min(length, limit)
+        a, b = search(W, ok, g, q, stop - length, stop)
+        if a < b:
+            known, low, high = length, a, b
+            step = length << 1
+        else:
+            bad = length
+    return low, high, stop - known
+
+
+@inlined
+def alone(W, ok, g, low, high, depth):  # type: ignore[no-untyped-def]
+    """The one token that follows everywhere in low..high; -1 if there are several."""
+    t = token_at(W, ok, g, suffix_at(W, ok, g, low) + depth)
+    if high - low > 1 and token_at(W, ok, g, suffix_at(W, ok, g, high - 1) + depth) != t:
+        return -1
+    return t
+
+
+@kernel
+def find(W, ok, meta, q, across, inner):  # type: ignore[no-untyped-def]
+    """(low, high, index of an invalid id or -1)."""
+    g = _unpack(meta)
+    bad = invalid(q, 0, len(q), g)
+    if bad >= 0:
+        return 0, 0, bad
+    low, high = find_in(W, ok, g, q, 0, len(q), across, inner)
+    return low, high, bad
+
+
+@kernel
+def find_many(W, ok, meta, q, offsets, across, inner, lows, highs):  # type: ignore[no-untyped-def]
+    """:func:`find` of q[offsets[i]:offsets[i+1]] into lows[i], highs[i]. Returns the index of an invalid id or -1."""
+    g = _unpack(meta)
+    for i in range(len(lows)):
+        start, stop = offsets[i], offsets[i + 1]
+        bad = invalid(q, start, stop, g)
+        if bad >= 0:
+            return bad
+        low, high = find_in(W, ok, g, q, start, stop, across, inner)
+        lows[i] = low
+        highs[i] = high
+    return -1
+
+
+@inlined
+def _prob(W, ok, g, q, start, stop, across):  # type: ignore[no-untyped-def]
+    """Occurrences of q[start:stop] and of all but its last id."""
+    low, high = find_in(W, ok, g, q, start, stop - 1, across, True)
+    if low == high:
+        return 0, 0
+    token = _query(q, stop - 1, g)
+    if token < 0:
+        return 0, high - low
+    if stop - start <= g[13]:
+        a, b = search(W, ok, g, q, start, stop)
+    else:
+        a, b = child(W, ok, g, low, high, stop - 1 - start, token)
+    return b - a, high - low
+
+
+@kernel
+def prob(W, ok, meta, q, across):  # type: ignore[no-untyped-def]
+    """(count of q, count of q without its last id, index of an invalid id or -1)."""
+    g = _unpack(meta)
+    bad = invalid(q, 0, len(q), g)
+    if bad >= 0:
+        return 0, 0, bad
+    hits, total = _prob(W, ok, g, q, 0, len(q), across)
+    return hits, total, bad
+
+
+@kernel
+def prob_many(W, ok, meta, q, offsets, across, hits, totals):  # type: ignore[no-untyped-def]
+    """:func:`prob` of each q[offsets[i]:offsets[i+1]]. Returns the index of an invalid id or -1."""
+    g = _unpack(meta)
+    for i in range(len(hits)):
+        bad = invalid(q, offsets[i], offsets[i + 1], g)
+        if bad >= 0:
+            return bad
+        a, b = _prob(W, ok, g, q, offsets[i], offsets[i + 1], across)
+        hits[i] = a
+        totals[i] = b
+    return -1
+
+
+@inlined
+def _inf_prob(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
+    low, high, begin = longest(W, ok, g, q, start, stop - 1)
+    token = _query(q, stop - 1, g)
+    length = stop - 1 - begin
+    a, b = 0, 0
+    if token >= 0:
+        a, b = search(W, ok, g, q, begin, stop) if length < g[13] else child(W, ok, g, low, high, length, token)
+    return b - a, high - low, length, alone(W, ok, g, low, high, length)
+
+
+@kernel
+def inf_prob(W, ok, meta, q):  # type: ignore[no-untyped-def]
+    """(hits, total, length of the suffix, its only next token or -1, index of an invalid id or -1)."""
+    g = _unpack(meta)
+    bad = invalid(q, 0, len(q), g)
+    if bad >= 0:
+        return 0, 0, 0, 0, bad
+    hits, total, length, only = _inf_prob(W, ok, g, q, 0, len(q))
+    return hits, total, length, only, bad
+
+
+@kernel
+def inf_prob_many(W, ok, meta, q, offsets, hits, totals, lengths, only):  # type: ignore[no-untyped-def]
+    """:func:`inf_prob` of each q[offsets[i]:offsets[i+1]]. Returns the index of an invalid id or -1."""
+    g = _unpack(meta)
+    for i in range(len(hits)):
+        bad = invalid(q, offsets[i], offsets[i + 1], g)
+        if bad >= 0:
+            return bad
+        a, b, c, d = _inf_prob(W, ok, g, q, offsets[i], offsets[i + 1])
+        hits[i] = a
+        totals[i] = b
+        lengths[i] = c
+        only[i] = d
+    return -1
+
+
+@kernel
+def inf_find(W, ok, meta, q):  # type: ignore[no-untyped-def]
+    """(low, high, length) of the longest suffix of q that occurs, and the index of an invalid id or -1."""
+    g = _unpack(meta)
+    bad = invalid(q, 0, len(q), g)
+    if bad >= 0:
+        return 0, 0, 0, bad
+    low, high, begin = longest(W, ok, g, q, 0, len(q))
+    return low, high, len(q) - begin, bad
+
+
+@kernel
+def score(W, ok, meta, q, first, last, hits, totals, lengths, only):  # type: ignore[no-untyped-def]
+    """The longest occurring suffix of q[:t] and the id q[t] after it, for t from first to last (at most len(q)).
+
+    The suffix for t + 1 starts no earlier than the one for t, so most steps narrow one range. For t = len(q) there is
+    no id, and 0 hits. Arrays are indexed by t - first. Returns the index of an invalid id or -1.
+    """
+    g = _unpack(meta)
+    bad = invalid(q, 0, min(last, len(q)), g)
+    if bad >= 0:
+        return bad
+    low, high, begin = longest(W, ok, g, q, 0, first)
+    for t in range(first, last):
+        k = t - first
+        totals[k] = high - low
+        lengths[k] = t - begin
+        only[k] = alone(W, ok, g, low, high, t - begin)
+        hits[k] = 0
+        if t == len(q):
+            break
+        token = _query(q, t, g)
+        a, b = 0, 0
+        if token >= 0:
+            if t - begin < g[13]:
+                a, b = search(W, ok, g, q, begin, t + 1)
+            else:
+                a, b = child(W, ok, g, low, high, t - begin, token)
+        hits[k] = b - a
+        if b > a and (q[t] != g[11] or begin == t):
+            low, high = a, b
+        else:
+            low, high, begin = longest(W, ok, g, q, begin if q[t] == g[11] else min(begin + 1, t + 1), t + 1)
+    return -1
+
+
+@kernel
+def next_tokens(W, ok, meta, low, high, depth, limit):  # type: ignore[no-untyped-def]
+    """Stored tokens behind the `depth` tokens that low..high share, ascending, and where each one's ranks end.
+
+    Galloping: the end of a token's run is found by steps of 1, 2, 4 ..., then by halving. `limit` bounds how many
+    different tokens there can be.
+    """
+    g = _unpack(meta)
+    tokens = np.empty(min(high - low, limit), np.int64)
+    ends = np.empty(min(high - low, limit), np.int64)
+    found, i = 0, low
+    t = token_at(W, ok, g, suffix_at(W, ok, g, i) + depth)
+    while i < high and found < len(tokens):
+        a, step, b, behind = i, 1, high, -1
+        while a + step < high:
+            u = token_at(W, ok, g, suffix_at(W, ok, g, a + step) + depth)
+            if u != t:
+                b, behind = a + step, u
+                break
+            a += step
+            step <<= 1
+        while b - a > 1:
+            middle = (a + b) >> 1
+            u = token_at(W, ok, g, suffix_at(W, ok, g, middle) + depth)
+            if u == t:
+                a = middle
+            else:
+                b, behind = middle, u
+        tokens[found] = t
+        ends[found] = b
+        found += 1
+        i, t = b, behind
+    return tokens[:found], ends[:found]
+
+
+@kernel
+def positions(W, ok, meta, low, high):  # type: ignore[no-untyped-def]
+    """Positions of the suffixes of ranks low..high, in that order."""
+    g = _unpack(meta)
+    found = np.empty(high - low, np.int64)
+    for i in range(low, high):
+        found[i - low] = suffix_at(W, ok, g, i)
+    return found
+
+
+@kernel
+def read(W, ok, meta, start, stop):  # type: ignore[no-untyped-def]
+    """Stored tokens start..stop."""
+    g = _unpack(meta)
+    found = np.empty(stop - start, np.int64)
+    for i in range(start, stop):
+        found[i - start] = token_at(W, ok, g, i)
+    return found
+
+
+@kernel
+def sum_pages(W, sums, pages):  # type: ignore[no-untyped-def]
+    """The checksum of every page."""
+    for page in range(pages):
+        sums[page] = page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG)

@@ -1,0 +1,296 @@
+"""The file of a shard: tokens, suffix array, checksums and guide, one after the other in 64-bit little-endian words.
+
+    tokens     (n + 1) ids of 1, 2 or 4 bytes: MARK d1 .. MARK d2 .. MARK; the mark is all ones
+    suffixes   n positions of b = bits(n - 1) bits each, by rank, packed without gaps
+    checksums  one word for each page (4 KiB) of the two sections above, which begin at pages
+    guide      the first 8 bytes of every 128th suffix
+
+n counts the tokens and one mark per document; the last mark closes the stream and has no suffix. For 31 million tokens
+of two bytes that is 2 + 25/8 + 0.07 = 5.2 bytes a token.
+
+Opening maps the file and reads nothing of it. Pages are checked when a query first touches them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from orrery.core.errors import CorruptionError, StorageError
+from orrery.ngram import search
+from orrery.ngram.compiled import Kernel, available, kernel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PAGE = 1 << search.PAGE_LOG  # words
+GUIDE_LOG = 7
+_BLOCK = 1 << 20  # suffixes packed at once; a multiple of 64 * PAGE, so that every block fills whole pages
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sections of a shard begin, in words.
+
+    n: suffixes. width: bytes of a token. doc_id: the id that stands for the mark in queries. vocab_size: number of ids.
+    """
+
+    n: int
+    width: int
+    doc_id: int
+    vocab_size: int
+
+    @property
+    def bits(self) -> int:
+        """Of a packed position."""
+        return max(1, (self.n - 1).bit_length())
+
+    @property
+    def per_word(self) -> int:
+        """Tokens in a word."""
+        return 8 // self.width
+
+    @property
+    def suffixes(self) -> int:
+        """Where the suffix array begins."""
+        return _whole_pages(-(-(self.n + 1) // self.per_word))
+
+    @property
+    def checksums(self) -> int:
+        """Where the checksums begin; everything before is checked by them."""
+        return _whole_pages(self.suffixes + (self.n * self.bits + 63) // 64)
+
+    @property
+    def pages(self) -> int:
+        """Pages with a checksum."""
+        return self.checksums // PAGE
+
+    @property
+    def guide(self) -> int:
+        """Where the guide begins."""
+        return self.checksums + self.pages
+
+    @property
+    def keys(self) -> int:
+        """Entries of the guide."""
+        return -(-self.n >> GUIDE_LOG) if self.n else 0
+
+    @property
+    def words(self) -> int:
+        """Of the whole file."""
+        return self.guide + self.keys
+
+    def meta(self) -> NDArray[np.int64]:
+        """The numbers that the kernels of :mod:`orrery.ngram.search` read."""
+        bits = 8 * self.width
+        numbers = [
+            self.n,
+            self.per_word.bit_length() - 1,
+            self.per_word - 1,
+            bits.bit_length() - 1,
+            (1 << bits) - 1,
+            self.suffixes,
+            self.bits,
+            self.checksums,
+            self.guide,
+            self.keys,
+            GUIDE_LOG,
+            self.doc_id,
+            self.vocab_size,
+            self.per_word,
+            0,
+            0,
+        ]
+        return np.array(numbers, dtype=np.int64)
+
+
+def _whole_pages(words: int) -> int:
+    return -(-words // PAGE) * PAGE
+
+
+def token_type(width: int) -> np.dtype[Any]:
+    """How tokens lie in the file."""
+    return np.dtype({1: "u1", 2: "<u2", 4: "<u4"}[width])
+
+
+class Shard:
+    """An open shard.
+
+    Args:
+        path: its file.
+        layout: from the index's description.
+        plain: run the loops in Python even where numba is installed.
+
+    Raises:
+        StorageError: it cannot be opened.
+        CorruptionError: it has another size than its layout.
+    """
+
+    def __init__(self, path: Path, layout: Layout, plain: bool = False) -> None:
+        self.path, self.layout, self.n = path, layout, layout.n
+        self.plain = plain or not available()
+        try:
+            size = path.stat().st_size
+            mapped = np.memmap(path, dtype="<i8", mode="r") if size == layout.words * 8 else None
+        except OSError as error:
+            raise StorageError(f"cannot read '{path}': {error.strerror or error}") from error
+        if mapped is None:
+            raise CorruptionError(f"'{path}' is damaged: {size} bytes instead of {layout.words * 8}; build the index again")
+        words: Any = np.asarray(mapped)
+        ok: Any = np.zeros(layout.pages + 1, dtype=np.uint8)
+        meta: Any = layout.meta()
+        if self.plain:  # loops in Python read single items, which memoryviews hand out as Python integers
+            words, ok, meta = memoryview(words), memoryview(ok), meta.tolist()
+        self.arguments = (words, ok, meta)
+        self._ok = ok
+
+    def run(self, function: Any, *args: Any) -> Any:
+        """Call a kernel of :mod:`orrery.ngram.search` on this shard.
+
+        Raises:
+            CorruptionError: a page that the kernel touched does not match its checksum.
+        """
+        result = (function.plain if self.plain else function.fast)(*self.arguments, *args)
+        if self._ok[-1]:
+            self.damaged()
+        return result
+
+    def damaged(self) -> None:
+        """Say so, and keep saying so."""
+        raise CorruptionError(
+            f"'{self.path}' is damaged: a page of it does not match its checksum; build the index again (or copy it again)"
+        )
+
+    def check(self) -> None:
+        """Compare every page with its checksum, now.
+
+        Raises:
+            CorruptionError: one differs.
+        """
+        words = np.memmap(self.path, dtype="<i8", mode="r")
+        for first in range(0, self.layout.pages, 4096):
+            last = min(self.layout.pages, first + 4096)
+            sums = np.empty(last - first, dtype=np.int64)
+            _run(search.sum_pages, np.asarray(words[first * PAGE : last * PAGE]), sums, last - first)
+            if not np.array_equal(sums, words[self.layout.checksums + first : self.layout.checksums + last]):
+                self.damaged()
+
+    @cached_property
+    def tokens(self) -> NDArray[np.unsignedinteger[Any]]:
+        """Stored tokens (n + 1,), straight from the file: not checked."""
+        kind = token_type(self.layout.width)
+        return np.asarray(np.memmap(self.path, dtype=kind, mode="r", shape=(self.n + 1,)))
+
+
+class ShardWriter:
+    """Completes a file that holds the tokens of a shard: pads them, then appends suffixes, checksums and guide."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path, self.layout = path, layout
+
+    def tokens(self) -> NDArray[np.unsignedinteger[Any]]:
+        """The tokens (n + 1,), mapped."""
+        kind = token_type(self.layout.width)
+        return np.asarray(np.memmap(self.path, dtype=kind, mode="r", shape=(self.layout.n + 1,)))
+
+    def write(self, order: Iterator[NDArray[np.integer]]) -> None:
+        """Append all sections.
+
+        Args:
+            order: positions by rank, in blocks of 2^20, the last one shorter.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        layout = self.layout
+        sums = np.empty(layout.pages, dtype=np.int64)
+        guide = np.empty(layout.keys, dtype=np.int64)
+        try:
+            with open(self.path, "rb+") as file:
+                file.truncate(layout.suffixes * 8)
+                self._sum_tokens(sums)
+                file.seek(layout.suffixes * 8)
+                self._append_suffixes(file, order, sums, guide)
+                sums.astype("<i8").tofile(file)
+                guide.astype("<i8").tofile(file)
+                file.truncate()
+        except OSError as error:
+            raise StorageError(f"cannot write '{self.path}': {error.strerror or error}") from error
+
+    def _sum_tokens(self, sums: NDArray[np.int64]) -> None:
+        words = np.memmap(self.path, dtype="<i8", mode="r")
+        _run(search.sum_pages, np.asarray(words), sums, self.layout.suffixes // PAGE)
+
+    def _append_suffixes(
+        self, file: BinaryIO, order: Iterator[NDArray[np.integer]], sums: NDArray[np.int64], guide: NDArray[np.int64]
+    ) -> None:
+        layout, tokens = self.layout, self.tokens()
+        buffer = np.zeros(_BLOCK * layout.bits // 64, dtype=np.int64)
+        done, page = 0, layout.suffixes // PAGE
+        for block in order:
+            _run(pack, np.ascontiguousarray(block), buffer, layout.bits)
+            words = -(-len(block) * layout.bits // 64)
+            last = done + len(block) == layout.n
+            padded = layout.checksums - page * PAGE if last else words
+            piece = buffer[:padded] if padded <= len(buffer) else np.concatenate([buffer, np.zeros(padded - len(buffer), np.int64)])
+            _run(search.sum_pages, piece, sums[page:], padded // PAGE)
+            piece.astype("<i8", copy=False).tofile(file)
+            page += padded // PAGE
+            first = done >> GUIDE_LOG
+            chosen = block[:: 1 << GUIDE_LOG]
+            guide[first : first + len(chosen)] = keys(tokens, chosen, layout.per_word)
+            done += len(block)
+
+
+def _run(function: Kernel, *args: Any) -> None:
+    """Call a kernel that fills arrays; without numba over memoryviews, whose items do not overflow."""
+    function.fast(*args) if available() else function.plain(*(memoryview(a) if isinstance(a, np.ndarray) else a for a in args))
+
+
+def keys(tokens: NDArray[Any], positions: NDArray[np.integer], count: int) -> NDArray[np.int64]:
+    """The first 8 bytes of suffixes as signed numbers whose order is that of the tokens; behind the end stand zeros."""
+    bits = 64 // count
+    places = positions.astype(np.int64)
+    key = tokens[places].astype(np.int64) - (1 << (bits - 1))
+    for d in range(1, count):
+        inside = places + d < len(tokens)
+        key = (key << bits) + np.where(inside, tokens[np.minimum(places + d, len(tokens) - 1)].astype(np.int64), 0)
+    return key
+
+
+@kernel
+def pack(block, buffer, bits):  # type: ignore[no-untyped-def]
+    """Write numbers of `bits` bits without gaps into words."""
+    word, filled, at = np.int64(0), 0, 0
+    for i in range(len(block)):
+        value = np.int64(block[i])
+        word |= value << filled
+        filled += bits
+        if filled >= 64:
+            buffer[at] = word
+            at += 1
+            filled -= 64
+            word = value >> (bits - filled) if filled > 0 else np.int64(0)
+    if filled > 0:
+        buffer[at] = word
+        at += 1
+    for k in range(at, len(buffer)):
+        buffer[k] = 0
+
+
+def blocks(order: NDArray[np.integer]) -> Iterator[NDArray[np.integer]]:
+    """An array in the blocks that :meth:`ShardWriter.write` takes."""
+    for start in range(0, len(order), _BLOCK):
+        yield order[start : start + _BLOCK]
+
+
+def flush(path: Path) -> None:
+    """Hand a file's bytes to the disk."""
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
