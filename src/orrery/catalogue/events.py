@@ -28,6 +28,8 @@ HANDLERS: dict[str, tuple[str, str]] = {
     "vote": ("orrery.catalogue.community", "apply_vote"),
     "unvote": ("orrery.catalogue.community", "apply_unvote"),
     "reader": ("orrery.catalogue.community", "apply_reader"),
+    "sign_in": ("orrery.catalogue.community", "apply_sign_in"),
+    "asked": ("orrery.catalogue.subscriptions", "apply_asked"),
     "subscribe": ("orrery.catalogue.subscriptions", "apply_subscribe"),
     "confirm": ("orrery.catalogue.subscriptions", "apply_confirm"),
     "unsubscribe": ("orrery.catalogue.subscriptions", "apply_unsubscribe"),
