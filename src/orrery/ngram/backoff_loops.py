@@ -1,7 +1,8 @@
 """Compiled loops of the back-off models: sorting n-grams, linking them, smoothing them, and looking them up.
 
 The arrays are those of :mod:`orrery.ngram.trie`: nodes of all orders in one numbering, order after order. Every loop has
-a plain counterpart in numpy beside its caller; these are for corpora that the plain ones would be slow for.
+a plain counterpart in numpy beside its caller; these are for corpora that the plain ones would be slow for. The loops that
+begin with `first, last` or `begin, end` do a part of the work each, on a thread each.
 
 N tokens, V vocabulary, G n-grams of all orders, R rows.
 """
@@ -12,10 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from orrery.ops.compiled import compiled, inlined
+from orrery.ngram.compiled import inlined, kernel
 
 
-@compiled
+@kernel
 def sort_pass(tokens, shift, source, target, heads):
     """One stable pass of a radix sort of suffixes, by the token `shift` behind their start; the end sorts first."""
     size = len(tokens)
@@ -43,7 +44,7 @@ def reach(tokens, i, order, document, closed):
     return length
 
 
-@compiled
+@kernel
 def neighbours(first, last, tokens, suffixes, order, document, closed, common, valid):
     """For sorted suffixes first..last: tokens shared with the suffix before, and the longest n-gram that begins there."""
     previous = np.int64(suffixes[first - 1]) if first > 0 else 0
@@ -59,7 +60,7 @@ def neighbours(first, last, tokens, suffixes, order, document, closed, common, v
         previous, before = i, here
 
 
-@compiled
+@kernel
 def fill(tokens, suffixes, common, valid, cursor, offsets, word, first, count):
     """Write the nodes of all orders in one reading of the sorted suffixes. cursor (n,): next free node of each order."""
     order = len(cursor)
@@ -87,7 +88,7 @@ def fill(tokens, suffixes, common, valid, cursor, offsets, word, first, count):
         first[offsets[order - 1]] = offsets[order]
 
 
-@compiled
+@kernel
 def identify(suffixes, common, valid, k, start, ids):
     """ids[i] = the node of the n-gram of order k that begins at position i."""
     x = start - 1
@@ -98,7 +99,7 @@ def identify(suffixes, common, valid, k, start, ids):
             ids[suffixes[r]] = x
 
 
-@compiled
+@kernel
 def connect(suffixes, common, valid, k, start, ids, link):
     """link of every node of order k: the node of its n-gram without the first token."""
     x = start
@@ -108,14 +109,14 @@ def connect(suffixes, common, valid, k, start, ids, link):
             x += 1
 
 
-@compiled
+@kernel
 def count_links(link, begin, continued):
     """How many nodes link to each: the number of different tokens seen before an n-gram."""
     for x in range(begin, len(link)):
         continued[link[x]] += 1
 
 
-@compiled
+@kernel
 def kneser_ney_order(begin, end, start, first, link, count, d1, d2, d3, probability, backoff):
     """Interpolate the n-grams below the contexts start+begin .. start+end, and give each context its share g(h)."""
     for h in range(start + begin, start + end):
@@ -143,18 +144,19 @@ def kneser_ney_order(begin, end, start, first, link, count, d1, d2, d3, probabil
 
 @inlined
 def child(word, vocabulary, begin, end, token):
-    """The node of `token` among the sorted nodes begin..end, or -1."""
-    stop = end
-    while begin < end:
-        middle = (begin + end) >> 1
-        if np.int64(word[middle - vocabulary]) < token:
-            begin = middle + 1
-        else:
-            end = middle
-    return begin if begin < stop and np.int64(word[begin - vocabulary]) == token else -1
+    """The node of `token` among the sorted nodes begin..end, or -1. No branch in the loop: it would be guessed wrong."""
+    length = end - begin
+    if length <= 0:
+        return -1
+    begin -= vocabulary
+    while length > 1:
+        half = length >> 1
+        begin = begin + half if np.int64(word[begin + half]) <= token else begin
+        length -= half
+    return begin + vocabulary if np.int64(word[begin]) == token else -1
 
 
-@compiled
+@kernel
 def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word, first, link, probability, backoff, out, nodes, used):
     """Walk pieces of text: the probability of every token, the context node behind it, and the order that answered.
 
@@ -195,7 +197,7 @@ def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word,
                 nodes[t] = node if level > 0 else -1
 
 
-@compiled
+@kernel
 def distributions(begin, end, nodes, offsets, word, first, link, probability, backoff, out):
     """P(w | context) for every w, (R,V), for context nodes (R,); -1 is no context."""
     vocabulary = np.int64(offsets[1])

@@ -27,6 +27,7 @@ import numpy as np
 from orrery.core.errors import CorruptionError, DataError, StorageError
 from orrery.core.files import MANIFEST, atomic_directory, read_json, sha256_file, write_json
 from orrery.ngram.smoothing import smooth
+from orrery.ngram.threads import spread
 from orrery.ngram.trie import Floats, Ints, Trie, backend_for, count_ngrams, token_type
 
 FORMAT = 1
@@ -153,7 +154,7 @@ class BackoffModel:
         Raises:
             DataError: for ids outside the vocabulary.
         """
-        text, begins = self._text(tokens), np.asarray(starts, dtype=np.int64)
+        text, begins = self._text(tokens), np.array(starts, dtype=np.int64)
         value, used, nodes = np.ones(len(text)), np.ones(len(text), dtype=np.int64), np.full(len(text), -1, dtype=np.int64)
         if backend_for(16 * len(text), backend) == "numba" and len(text):
             self._walk(text, begins, value, used, nodes)
@@ -165,18 +166,18 @@ class BackoffModel:
     def distribution(self, context: Any) -> Floats:
         """P(w | context) for every w: (V,), summing to 1. Only the last order - 1 tokens matter."""
         history = self._text(context)
-        node = int(self.score(history[max(0, len(history) - self.order) :], backend="numpy").context[-1]) if len(history) else -1
-        return self.distributions(np.array([node]), backend="numpy")[0]
+        node = self.score(history[max(0, len(history) - self.order) :]).context[-1] if len(history) else -1
+        return self.distributions(np.array([node]))[0]
 
     def distributions(self, nodes: Ints, backend: str | None = None, dtype: Any = np.float64) -> Floats:
         """P(w | context) for context nodes (R,) of :meth:`score`: (R,V)."""
-        nodes = np.asarray(nodes, dtype=np.int64)
+        nodes = np.array(nodes, dtype=np.int64)
         out = np.empty((len(nodes), self.vocabulary), dtype=dtype)
         if backend_for(out.size, backend) == "numba":
             from orrery.ngram.backoff_loops import distributions
-            from orrery.ops.compiled import run_blocks
 
-            run_blocks(distributions, len(nodes), out.size, nodes, *self._arrays, out)
+            given = (nodes, *self._arrays, out)
+            spread(lambda a, b: distributions(a, b, *given), len(nodes), 1 + (1 << 16) // self.vocabulary)
             return out
         for row, node in zip(out, nodes.tolist(), strict=True):
             chain, scale = [], 1.0
@@ -222,7 +223,7 @@ class BackoffModel:
         if record.get("format") != FORMAT:
             raise CorruptionError(f"'{path / DESCRIPTION}' is of format {record.get('format')}; this version reads {FORMAT}")
         try:
-            tables = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+            tables = {name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="c", allow_pickle=False)) for name in ARRAYS}
             described = (record["vocabulary"], record["document"], record["ends"], record["method"], record["facts"], record["words"])
         except (OSError, ValueError, KeyError) as error:
             raise CorruptionError(f"'{path}' is damaged: {error}") from error
@@ -292,12 +293,11 @@ class BackoffModel:
             raise DataError("tokens are one row of whole numbers")
         if text.size and (int(text.min()) < 0 or int(text.max()) >= self.vocabulary):
             raise DataError(f"token {int(text.max())} is outside the vocabulary of {self.vocabulary}")
-        return text.astype(np.int64)
+        return np.array(text, dtype=np.int64)
 
     def _walk(self, text: Ints, starts: Ints, value: Floats, used: Ints, nodes: Ints) -> None:
         """Compiled: rows in pieces, each of which reads the order - 1 tokens before it again, so that they can go in parallel."""
         from orrery.ngram.backoff_loops import score_pieces
-        from orrery.ops.compiled import run_blocks
 
         stops = np.append(starts[1:], len(text))
         pieces = np.maximum(1, -(-(stops - starts) // _PIECE))
@@ -305,8 +305,8 @@ class BackoffModel:
         begin = starts[row] + _PIECE * (np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
         end, warm = np.minimum(begin + _PIECE, stops[row]), np.maximum(begin - self.order + 1, starts[row])
         settings = np.array([-1 if self.document is None else self.document, int(self.ends)])
-        work = 16 * len(text)
-        run_blocks(score_pieces, len(row), work, text, warm, begin, end, settings, *self._arrays, value, nodes, used)
+        given = (text, warm, begin, end, settings, *self._arrays, value, nodes, used)
+        spread(lambda a, b: score_pieces(a, b, *given), len(row), 1 + len(row) * _PIECE // (len(text) + 1))
 
     def _step(self, text: Ints, starts: Ints, value: Floats, used: Ints, nodes: Ints) -> None:
         """In numpy: for all positions at once, order after order, the node of the n-gram that ends there."""

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from orrery.core.errors import ConfigError, suggest
+from orrery.ngram.threads import spread
 from orrery.ngram.trie import Floats, Ints, Trie, backend_for
 
 FALLBACK = (0.5, 1.0, 1.5)
@@ -60,15 +61,7 @@ def kneser_ney(trie: Trie, dtype: Any = np.float32, backend: str | None = None) 
         if k == 1:
             probability[here] = _unigrams(trie, counts[here], discounts)
         elif backend_for(len(counts), backend) == "numba":
-            from orrery.ngram.backoff_loops import kneser_ney_order
-            from orrery.ops.compiled import run_blocks
-
-            above = trie.nodes(k - 1)
-            work = 8 * (here.stop - here.start)
-            run_blocks(
-                kneser_ney_order, above.stop - above.start, work, above.start, trie.first, trie.link, counts,
-                *discounts, probability, backoff,
-            )  # fmt: skip
+            _interpolate_compiled(trie, k, counts, discounts, probability, backoff)
         else:
             _interpolate(trie, k, counts, discounts, probability, backoff)
     return probability, backoff, {"discounts": found, "fallback_orders": fallen}
@@ -105,6 +98,16 @@ def _unigrams(trie: Trie, counts: Ints, discounts: tuple[float, float, float]) -
         return _possible(trie)
     taken = _taken(counts, discounts)
     return (counts - taken) / total + taken.sum() / total * _possible(trie)
+
+
+def _interpolate_compiled(
+    trie: Trie, k: int, counts: Ints, discounts: tuple[float, float, float], probability: Floats, backoff: Floats
+) -> None:
+    from orrery.ngram.backoff_loops import kneser_ney_order
+
+    above = trie.nodes(k - 1)
+    given = (above.start, trie.first, trie.link, counts, *discounts, probability, backoff)
+    spread(lambda a, b: kneser_ney_order(a, b, *given), above.stop - above.start, 1 << 14)
 
 
 def _interpolate(

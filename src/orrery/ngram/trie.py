@@ -16,6 +16,7 @@ Memory while counting N tokens (compiled): 10 N bytes for sorting, and 14 bytes 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orrery.core.errors import ConfigError, DataError
-from orrery.ops.backend import installed
+from orrery.ngram.compiled import available
+from orrery.ngram.threads import spread
 
 Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
@@ -33,16 +35,17 @@ _PIECE = 1 << 20
 
 
 def backend_for(work: int, backend: str | None) -> str:
-    """`numba` or `numpy`: what was asked for, else numba for large work where it is installed.
+    """`numba` or `numpy`: what was asked for, else numba where it is installed, for large work or once it is loaded.
 
     Raises:
         ConfigError: for an unknown backend, or one that is not installed.
     """
     if backend is None:
-        return "numba" if work >= WORTH and installed("numba") else "numpy"
+        loaded = "orrery.ngram.backoff_loops" in sys.modules
+        return "numba" if (loaded or work >= WORTH) and available() else "numpy"
     if backend not in ("numba", "numpy"):
         raise ConfigError(f"unknown backend '{backend}' of the n-gram models; known are numba and numpy")
-    if backend == "numba" and not installed("numba"):
+    if backend == "numba" and not available():
         raise ConfigError("the backend 'numba' needs the package of that name; install it or leave the backend out")
     return backend
 
@@ -143,7 +146,6 @@ def _node_type(nodes: int) -> Any:
 
 def _count_compiled(stream: Ints, vocabulary: int, order: int, document: int | None, ends: bool) -> Trie:
     from orrery.ngram import backoff_loops as loops
-    from orrery.ops.compiled import run_blocks
 
     text = np.ascontiguousarray(stream, dtype=token_type(vocabulary))
     size, mark = len(text), -1 if document is None else document
@@ -154,7 +156,8 @@ def _count_compiled(stream: Ints, vocabulary: int, order: int, document: int | N
         loops.sort_pass(text, shift, suffixes, spare, heads)
         suffixes, spare = spare, suffixes
     common, valid = np.empty(size, dtype=np.uint8), np.empty(size, dtype=np.uint8)
-    run_blocks(loops.neighbours, size, 8 * size, text, suffixes, order, mark, not ends, common, valid)
+    settings = (text, suffixes, order, mark, not ends, common, valid)
+    spread(lambda a, b: loops.neighbours(a, b, *settings), size, 1 << 16)
     sizes = [vocabulary]
     for k in range(2, order + 1):
         pieces = range(0, size, _PIECE)
