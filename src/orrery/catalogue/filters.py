@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from orrery.catalogue import topics
 from orrery.catalogue.query import Query, Term, years
-from orrery.catalogue.record import KINDS
+from orrery.catalogue.record import KINDS, Paper
 from orrery.catalogue.words import words
+from orrery.core import registry
 from orrery.core.errors import ConfigError, OrreryError, UnknownNameError, suggest
 
 if TYPE_CHECKING:
@@ -70,23 +71,29 @@ class Filters:
         self.values.extend(values)
 
     def _status(self, store: Store, wanted: str) -> None:
-        """Papers whose computed status is `wanted`; one that carries no name differs from its like by kind and core alone."""
+        """Papers whose computed status is `wanted`.
+
+        Only shipped papers, those that carry names, and those whose arXiv id is registered can have a model here; all others
+        have the status of their kind and `core`.
+        """
         from orrery.catalogue import status
 
-        connection = store.connection()
         if wanted not in status.STATES:
             raise UnknownNameError(
                 f"unknown status '{wanted}'.{suggest(wanted, status.STATES)} States: {', '.join(status.STATES)}"
             )
-        slugs = [row[0] for row in connection.execute("SELECT slug FROM papers WHERE shipped OR names != ''")]
+        connection = store.connection()
+        ids = sorted({entry.paper for entry in registry.entries() if entry.paper})
+        special = f"(shipped OR names != '' OR COALESCE(arxiv, '') IN ({', '.join('?' * len(ids))}))"
+        slugs = [row[0] for row in connection.execute(f"SELECT slug FROM papers WHERE {special}", ids)]
         kept = [paper.slug for paper in store.papers(slugs) if status.of(paper).state == wanted]
-        parts, values = ["slug IN (" + ", ".join("?" * len(kept)) + ")"] if kept else [], list(kept)
-        alike = "SELECT MIN(slug) AS slug, kind, core FROM papers WHERE NOT shipped AND names = '' GROUP BY kind, core"
-        for row in connection.execute(alike).fetchall():
-            if status.of(store.paper(row["slug"])).state == wanted:
-                parts.append("(NOT shipped AND names = '' AND kind IS ? AND core = ?)")
-                values += [row["kind"], row["core"]]
-        self._condition("(" + " OR ".join(parts) + ")" if parts else "0", *values)
+        parts, values = [f"slug IN ({', '.join('?' * len(kept))})"], list[Any](kept)
+        for kind in (None, *KINDS):
+            for core in (False, True):
+                if status.of(Paper(slug="", title="", kind=kind, core=core)).state == wanted:
+                    parts.append(f"(kind IS ? AND core = ? AND NOT {special})")
+                    values += [kind, core, *ids]
+        self._condition("(" + " OR ".join(parts) + ")", *values)
 
     def condition(self, column: str) -> tuple[str, list[Any]]:
         """` AND ...` on the number of a paper in another table, and its values; empty when nothing is filtered.

@@ -37,6 +37,7 @@ class Term:
     words: tuple[str, ...]
     column: str | None = None
     prefix: bool = False
+    exact: bool = False  # in quotes: never mended
 
     def match(self) -> str:
         """The expression of the full-text index for this term."""
@@ -45,8 +46,8 @@ class Term:
 
     @property
     def plain(self) -> bool:
-        """A bare word: no phrase, no prefix, no column."""
-        return len(self.words) == 1 and not self.prefix and self.column is None
+        """A bare word: no quotes, no prefix, no column."""
+        return len(self.words) == 1 and not self.prefix and not self.exact and self.column is None
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _terms(part: re.Match[str]) -> list[Term]:
     if part["phrase"] is None and len(found) > 1 and re.search(r"[^\w'’.\-/]|_", value.strip("*.,;:!?()[]{}")):
         return [*before, *(Term((word,), column) for word in found)]  # `a+b`, `a:b`: words, not one name
     prefix = part["phrase"] is None and value.endswith("*")
-    return [*before, Term(found, column, prefix)]
+    return [*before, Term(found, column, prefix, exact=part["phrase"] is not None)]
 
 
 def _idle(group: list[Term]) -> bool:

@@ -23,8 +23,8 @@ STOP = frozenset(_STOP.split())
 _ENDINGS = (
     "izations", "isations", "ization", "isation", "ational", "atively", "ations", "ators", "ation", "ative", "ating", "ator",
     "izers", "izing", "izer", "ized", "ises", "ising", "izes", "ize", "ments", "ment", "ively", "edly", "ingly", "ities",
-    "ions", "ings", "ible", "able", "ness", "ated", "ates", "ion", "ing", "ers", "ors", "ies", "ity", "ive", "ful", "ate",
-    "ed", "er", "or", "ly", "es", "s", "y", "e",
+    "ically", "ical", "ions", "ings", "ible", "able", "ness", "ated", "ates", "ion", "ing", "ers", "ors", "ies", "ity", "ive", "ful", "ate",
+    "ics", "ic", "ed", "er", "or", "ly", "es", "s", "y", "e",
 )  # fmt: skip
 LONGEST = 40  # letters of a word that is still a word; longer runs are data
 
