@@ -31,8 +31,10 @@ from torch.nn import functional as F
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.memory import distances
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
+from orrery.nn.relative import RelativeBias
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
@@ -47,7 +49,8 @@ class AttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
     of each head that is rotated. qk_norm: RMSNorm of every query and key, with norm_whole over all heads together (OLMo 2).
     gate: a sigmoid gate on what comes out, before the way out. bias: of the projections; out_bias: of the way out alone (None:
-    as bias). init_std None: sqrt(2 / 5D)."""
+    as bias). init_std None: sqrt(2 / 5D). relative: buckets and greatest distance of T5's position bias (1910.10683), whose table
+    the first layer holds for all; None: no bias."""
 
     heads: int | None = None
     kv_heads: int | None = None
@@ -62,8 +65,10 @@ class AttentionConfig(PartConfig):
     out_bias: bool | None = None
     dropout: float = 0.0
     init_std: float | None = None
+    relative: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        require(self.relative is None or self.window is None, "relative positions and a window do not go together")
         require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
         for name in ("heads", "kv_heads"):
             require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
@@ -123,6 +128,8 @@ class Attention(Mixer):
         whole = config.norm_whole
         self.q_norm = RMSNorm(self.head_dim * (self.heads if whole else 1)) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim * (self.kv_heads if whole else 1)) if config.qk_norm else None
+        first = config.relative is not None and place.layer == 0
+        self.relative = RelativeBias(self.heads, *config.relative, both=False) if first and config.relative else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -135,30 +142,33 @@ class Attention(Mixer):
                 nn.init.zeros_(linear.bias)
         if self.inputs.conv is not None:
             self.inputs.conv.reset_parameters()
-        for norm in (self.q_norm, self.k_norm):
-            if norm is not None:
-                norm.reset_parameters()
+        for part in (self.q_norm, self.k_norm, self.relative):
+            if part is not None:
+                part.reset_parameters()
 
     def mix(self, x: Tensor, state: AttentionState | None, ctx: Context) -> tuple[Tensor, AttentionState]:
         time = ctx.timeline
         q, k, v, gate, conv = self._project(x, None if state is None else state.conv, ctx)
         fresh = state is None or time.past == 0
+        still = time.starts is None and time.lengths is None
+        write = not (fresh and time.starts is None) and state is not None and ctx.donate and still and self._fits(state, time, x)
+        bias = ctx.bias if self.config.relative is None else self._relative(state, x, ctx, write)
         if fresh and time.starts is None:
-            y = self._attend(q, k, v, self._mask(None, time, x, 0), ctx.bias)
+            y = self._attend(q, k, v, self._mask(None, time, x, 0), bias)
             kept = _keep(k, v, time, self.config.window)
-        elif state is not None and ctx.donate and time.starts is None and time.lengths is None and self._fits(state, time, x):
+        elif write and state is not None:
             kept = _write(state, k, v, time)
             span = time.past + x.shape[1]
             if time.even:
                 mask = self._mask(None, time, x, time.past)
             else:
                 mask = (torch.arange(span, device=x.device) <= time.positions[..., None])[:, None]
-            y = self._attend(q, kept[0][:, :span], kept[1][:, :span], mask, ctx.bias)
+            y = self._attend(q, kept[0][:, :span], kept[1][:, :span], mask, bias)
         else:
             old = 0 if state is None else min(time.past, self.config.window or time.past)
             if state is not None and old:
                 k, v = torch.cat([state.k[:, :old], k], 1), torch.cat([state.v[:, :old], v], 1)
-            y = self._attend(q, k, v, self._mask(state, time, x, old), ctx.bias)
+            y = self._attend(q, k, v, self._mask(state, time, x, old), bias)
             kept = _trim(k, v, state, time, old, self.config.window)
         y = y if gate is None else sigmoid_gate(gate, y)
         return self.out(y), AttentionState(*kept, conv, time.clock)
@@ -185,8 +195,23 @@ class Attention(Mixer):
                 q, k = rotate(q, table), rotate(k, table)
         return q, k, v, gate, conv
 
+    def _relative(self, state: AttentionState | None, x: Tensor, ctx: Context, slots: bool) -> Tensor | None:
+        """T5's bias (1|B,H,T,S) of this call's columns, which the first layer leaves for the others; the caller's is added.
+
+        `slots`: a column's number is its key's position.
+        """
+        shared, time = ctx.shared if ctx.shared is not None else {}, ctx.timeline
+        if self.relative is not None and slots:
+            found = time.positions[..., None] - torch.arange(time.past + x.shape[1], device=x.device)
+            shared["relative"] = self.relative(-found.clamp(min=0)).to(x.dtype)
+        elif self.relative is not None:
+            found = distances(time, None if state is None or time.past == 0 else state.clock, x.shape[1], None)
+            shared["relative"] = self.relative(-found.clamp(min=0)).to(x.dtype)
+        own = shared.get("relative")
+        return ctx.bias if own is None else own if ctx.bias is None else own + ctx.bias
+
     def stepper(self, norm: RowNorm, state: AttentionState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+        if self.inputs.conv is not None or self.config.relative is not None or not plain_linear(self.inputs.linear, self.out):
             return None
         batch = len(run.x)
         p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)

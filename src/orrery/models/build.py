@@ -1,8 +1,8 @@
 """`create_model`: from a name or pattern, a size and overrides to a model.
 
 Resolution, in this order, later wins: the architecture's defaults, the ladder (head size, fine dimension), a preset's
-settings, settings written behind a name in a pattern, the caller's overrides. The result is one resolved
-:class:`DecoderConfig`; the model is built from that alone.
+settings, settings written behind a name in a pattern, the caller's overrides. The result is one resolved config of a frame
+(:class:`DecoderConfig`, :class:`EncoderConfig`, :class:`EncoderDecoderConfig`); the model is built from that alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from orrery.core import registry
 from orrery.core.config import apply_overrides, field_types
 from orrery.core.errors import ConfigError, suggest
 from orrery.core.seeds import seed_everything
-from orrery.models.config import DecoderConfig
+from orrery.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from orrery.models.decoder import DecoderLM
+from orrery.models.encode_config import both_ways, encoder_place, encoder_settings, head_spec
+from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import EncoderDecoder
 from orrery.models.ladder import rung, solve
 from orrery.models.patterns import Branch, Layer, parse_pattern
 from orrery.nn.architecture import Architecture, default_architecture
@@ -30,6 +33,8 @@ from orrery.nn.contract import Place
 
 DEFAULT_SIZE = "tiny"
 DEFAULT_VOCAB = 257  # the byte tokenizer's
+FRAMES = ("decoder", "encoder", "encoder-decoder")
+Resolved = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 _FRAME = ("tied", "norm", "eps", "embed_norm", "positions", "max_positions", "dropout", "embed_std", "softcap")
 _BLOCK = ("norm", "eps", "placement", "canon", "dropout", "scales", "gate", "gate_bias")
 
@@ -42,6 +47,7 @@ def create_model(
     width: int | None = None,
     depth: int | None = None,
     seed: int | None = None,
+    frame: str | None = None,
     **overrides: Any,
 ) -> nn.Module:
     """Build a model by name.
@@ -52,8 +58,11 @@ def create_model(
         vocab_size: V; a preset's own, else 257 (bytes).
         width, depth: D and number of layers; with a size, the rest of the ladder still holds.
         seed: draws the initial parameters from this seed, whatever was drawn before; None: from torch's global state.
+        frame: "encoder" makes an encoder of an architecture that is none (causal mixers run both ways); None: what it is.
         **overrides: any setting: of the frame (`tied=False`), of all blocks (`canon="abcd"`), of the mixer or channel
-            mixer (`state=64`, or dotted `**{"mixer.state": 64}`, `**{"mamba2.state": 64}` in a hybrid).
+            mixer (`state=64`, or dotted `**{"mixer.state": 64}`, `**{"mamba2.state": 64}` in a hybrid). Of an encoder also its
+            head (`head="classification", labels=3`, `**{"head.pool": "mean"}`); of an encoder-decoder "encoder.X" and
+            "decoder.X" reach one of the two.
 
     Raises:
         UnknownNameError, ConfigError: with near matches.
@@ -62,17 +71,18 @@ def create_model(
     if whole is not None:
         given = {key: value for key, value in (("width", width), ("depth", depth)) if value}
         return _build_whole(name, whole, vocab_size, seed, {**overrides, **given})
-    config = resolve(name, size, vocab_size=vocab_size, width=width, depth=depth, overrides=overrides)
+    config = resolve(name, size, vocab_size=vocab_size, width=width, depth=depth, overrides=overrides, frame=frame)
     return build(config, seed)
 
 
-def build(config: DecoderConfig, seed: int | None = None) -> DecoderLM:
+def build(config: Resolved, seed: int | None = None) -> nn.Module:
     """A model from its resolved config."""
-    if seed is None:
-        return DecoderLM(config)
-    with torch.random.fork_rng(devices=[]):
-        seed_everything(seed)
-        return DecoderLM(config)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            seed_everything(seed)
+        if isinstance(config, EncoderDecoderConfig):
+            return EncoderDecoder(config)
+        return Encoder(config) if isinstance(config, EncoderConfig) else DecoderLM(config)
 
 
 def resolve(
@@ -83,7 +93,8 @@ def resolve(
     width: int | None = None,
     depth: int | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> DecoderConfig:
+    frame: str | None = None,
+) -> Resolved:
     """The resolved config that :func:`create_model` builds; the override `pattern` replaces a named pattern's own."""
     written = parse_pattern(name)
     presets: dict[str, Any] = {}
@@ -91,13 +102,32 @@ def resolve(
         for branch in layer:
             presets.update(_preset(branch.name))
     given = {**{k: v for k, v in presets.items() if k not in ("width", "depth", "vocab_size")}, **(overrides or {})}
-    lead, layers = _architecture(written[0][0].name), _spell_out(written, given.pop("pattern", None))
+    lead, layers = find_architecture(written[0][0].name), _spell_out(written, given.pop("pattern", None))
     vocab_size = vocab_size or presets.get("vocab_size", DEFAULT_VOCAB)
     width, depth = width or presets.get("width"), depth or presets.get("depth")
-    draft = _Draft(name, layers, int(vocab_size), given, lead)
+    draft = _DRAFTS[_frame(name, frame, layers, lead)](name, layers, int(vocab_size), given, lead)
     if size is None and width is None and depth is None:
         size = DEFAULT_SIZE
     return draft.on_ladder(size, width, depth) if size else draft.free(width, depth)
+
+
+def _frame(name: str, frame: str | None, layers: list[Layer], lead: Architecture) -> str:
+    """The frame that a pattern is built in: the one asked for, or its first architecture's own."""
+    if frame is not None and frame not in FRAMES:
+        raise ConfigError(f"unknown frame '{frame}'.{suggest(frame, FRAMES)} Frames: {', '.join(FRAMES)}")
+    kind = frame or lead.kind
+    if kind not in (lead.kind, "encoder"):
+        raise ConfigError(f"'{name}' is built as {lead.kind} and cannot be a {kind}")
+    for branch in (branch for layer in layers for branch in layer):
+        if kind == "decoder" and _bidirectional(branch.name):
+            raise ConfigError(f"'{branch.name}' sees the future and cannot be a layer of a decoder; pass frame='encoder'")
+    return kind
+
+
+def _bidirectional(name: str) -> bool:
+    architecture = find_architecture(name)
+    mixer = architecture.block.mixer["name"] if architecture.block is not None else name
+    return architecture.kind == "encoder" or "bidirectional" in registry.lookup(mixer, "mixer").tags
 
 
 class _Draft:
@@ -108,14 +138,14 @@ class _Draft:
     ) -> None:
         self.name, self.layers, self.vocab_size, self.overrides, self.lead = name, layers, vocab_size, overrides, lead
         self.kinds = list(dict.fromkeys(layers))
-        self.architectures = {kind: [_architecture(branch.name) for branch in kind] for kind in self.kinds}
+        self.architectures = {kind: [find_architecture(branch.name) for branch in kind] for kind in self.kinds}
 
     def depth(self, base: int) -> int:
         """The ladder's depth times the mean depth factor, in whole repetitions of the pattern."""
         factor = sum(max(a.depth_factor for a in self.architectures[layer]) for layer in self.layers) / len(self.layers)
         return max(1, round(base * factor / len(self.layers))) * len(self.layers)
 
-    def on_ladder(self, size: str, width: int | None, depth: int | None) -> DecoderConfig:
+    def on_ladder(self, size: str, width: int | None, depth: int | None) -> Resolved:
         step = rung(size)
         depth = depth or self.depth(step.depth)
         multiples = [a.width_step or step.head_dim for kind in self.kinds for a in self.architectures[kind]]
@@ -126,25 +156,27 @@ class _Draft:
         width, scale = solve(functools.cache(count), step.parameters, math.lcm(*multiples), width)
         return self.config(width, depth, step.head_dim, scale)
 
-    def free(self, width: int | None, depth: int | None) -> DecoderConfig:
+    def free(self, width: int | None, depth: int | None) -> Resolved:
         """Width and depth as given, everything else at its natural value."""
         width = width or 256
         head = next((h for h in (64, 32, 16, 8, 4, 2) if width % h == 0), None)
         return self.config(width, depth or self.depth(6), head, 1.0)
 
-    def config(self, width: int, depth: int, head_dim: int | None, scale: float) -> DecoderConfig:
-        blocks = [self._block(kind, width, head_dim, scale) for kind in self.kinds]
-        data: dict[str, Any] = {
-            "architecture": self.name,
-            "vocab_size": self.vocab_size,
-            "width": width,
-            "blocks": blocks,
-            "layout": [self.kinds.index(self.layers[i % len(self.layers)]) for i in range(depth)],
-            **self.lead.frame,
-        }
+    def config(self, width: int, depth: int, head_dim: int | None, scale: float) -> Resolved:
+        data = {**self._data(width, depth, head_dim, scale), **self.lead.frame}
         for key, value in self.overrides.items():
             _apply(data, self.kinds, key, value)
         return DecoderConfig.from_dict(data)
+
+    def _data(self, width: int, depth: int, head_dim: int | None, scale: float) -> dict[str, Any]:
+        """What every frame's config begins with."""
+        return {
+            "architecture": self.name,
+            "vocab_size": self.vocab_size,
+            "width": width,
+            "blocks": [self._block(kind, width, head_dim, scale) for kind in self.kinds],
+            "layout": [self.kinds.index(self.layers[i % len(self.layers)]) for i in range(depth)],
+        }
 
     def _block(self, kind: Layer, width: int, head_dim: int | None, scale: float) -> dict[str, Any]:
         specs = []
@@ -154,6 +186,8 @@ class _Draft:
             layer, _, head = (architecture.head or "").rpartition("/")
             if head and head_dim and layer in ("", own):
                 _apply_block(block, head, head_dim, branch.name)
+                if block.get("cross") and head == "mixer.head_dim":
+                    block["cross"]["head_dim"] = head_dim
             layer, _, fine = architecture.fine.rpartition("/")
             if fine and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", own):
                 block = apply_overrides(block, {fine: _fine(architecture, width, scale)})
@@ -161,6 +195,70 @@ class _Draft:
                 _apply_block(block, key, value, branch.name)
             specs.append(block)
         return specs[0] if len(specs) == 1 else _side_by_side(specs, width, scale)
+
+
+class _EncoderDraft(_Draft):
+    """The same on its way to an encoder: what is causal runs both ways."""
+
+    def config(self, width: int, depth: int, head_dim: int | None, scale: float) -> Resolved:
+        data = self._data(width, depth, head_dim, scale)
+        data["blocks"] = [both_ways(block) for block in data["blocks"]]
+        data.update(encoder_settings(dataclasses.replace(self.lead, frame=_of_side(self.lead.frame, "encoder"))))
+        head, rest = head_spec(self.lead, self.overrides)
+        for key, value in rest.items():
+            place = encoder_place(key)
+            if place is None:
+                _apply(data, self.kinds, key, value)
+                continue
+            data = apply_overrides(data, {place: value})
+            for block in data["blocks"] if key in _BLOCK else ():
+                block[key] = value
+        return EncoderConfig.from_dict({**data, "head": head})
+
+
+class _PairDraft(_Draft):
+    """The same on its way to an encoder-decoder: both stacks grow together."""
+
+    def depth(self, base: int) -> int:
+        """Layers of each stack: half of the ladder's."""
+        return super().depth(max(1, round(base / 2)))
+
+    def config(self, width: int, depth: int, head_dim: int | None, scale: float) -> Resolved:
+        pair = {key: self.overrides.get(key, value) for key, value in {"shared": True, **self.lead.pair}.items()}
+        own = {key: value for key, value in self.overrides.items() if key not in _PAIR}
+        stacks = {}
+        for side, draft in (("encoder", _EncoderDraft), ("decoder", _Draft)):
+            settings = _of_side(own, side)
+            layers = int(settings.pop("depth", None) or depth)
+            lead = dataclasses.replace(self.lead, frame=_of_side(self.lead.frame, side))
+            stack = draft(self.name, self.layers, self.vocab_size, settings, lead)
+            if side == "encoder":
+                stack.overrides = {**{key: value for key, value in settings.items() if key not in _DECODER_ONLY}, "head": None}
+            else:
+                stack.architectures = {kind: [_decoding(a) for a in found] for kind, found in stack.architectures.items()}
+            stacks[side] = stack.config(width, layers, head_dim, scale).to_dict()
+        return EncoderDecoderConfig.from_dict({"architecture": self.name, **stacks, **pair, **_given(self.overrides)})
+
+
+_DRAFTS: dict[str, type[_Draft]] = {"decoder": _Draft, "encoder": _EncoderDraft, "encoder-decoder": _PairDraft}
+_PAIR = ("shared", "small_logits", "start", "stop")
+_DECODER_ONLY = ("tied", "softcap")
+
+
+def _given(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: overrides[key] for key in _PAIR if key in overrides}
+
+
+def _of_side(settings: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """Settings of one stack: those without a side, and those that name it."""
+    found = {key: value for key, value in settings.items() if key.partition(".")[0] not in ("encoder", "decoder")}
+    return {**found, **{key.partition(".")[2]: value for key, value in settings.items() if key.partition(".")[0] == side}}
+
+
+def _decoding(architecture: Architecture) -> Architecture:
+    if architecture.decoder is None:
+        raise ConfigError("only an encoder-decoder's layers can be stacked as one")
+    return dataclasses.replace(architecture, block=architecture.decoder)
 
 
 def _side_by_side(specs: list[dict[str, Any]], width: int, scale: float) -> dict[str, Any]:
@@ -179,10 +277,17 @@ def _fine(architecture: Architecture, width: int, scale: float) -> int:
     return max(1, round(scale * natural / architecture.fine_step)) * architecture.fine_step
 
 
-def _count(config: DecoderConfig) -> int:
+def _count(config: Resolved) -> int:
     """Parameters without embedding and head, from blocks on the meta device."""
-    total = 2 * config.width if config.norm == "layernorm" else config.width
-    total += total if config.embed_norm else 0
+    if isinstance(config, EncoderDecoderConfig):
+        return _count(config.encoder) + _count(config.decoder)
+    norm, total = 2 if config.norm == "layernorm" else 1, 0
+    if isinstance(config, EncoderConfig):
+        own = config.embedding.width or config.width
+        total += norm * (config.width * config.final_norm + own * config.embedding.norm)
+        total += (own + 1) * config.width if own != config.width else 0
+    else:
+        total += norm * config.width * (1 + config.embed_norm)
     with torch.device("meta"):
         for index, block in enumerate(config.blocks):
             layers = config.layout.count(index)
@@ -196,12 +301,12 @@ def _count(config: DecoderConfig) -> int:
 
 def _spell_out(written: list[Layer], own: str | None) -> list[Layer]:
     """Layers with the patterns that names stand for in their place; `own` replaces that of a single name."""
-    if own is not None and (len(written) > 1 or not _architecture(written[0][0].name).pattern):
+    if own is not None and (len(written) > 1 or not find_architecture(written[0][0].name).pattern):
         raise ConfigError("pattern= is a setting of architectures whose name stands for a pattern; write the pattern as the name")
     found: list[Layer] = []
     for layer in written:
         for branch in layer:
-            architecture = _architecture(branch.name)
+            architecture = find_architecture(branch.name)
             if not architecture.pattern:
                 continue
             if len(layer) > 1 or branch.settings:
@@ -219,7 +324,8 @@ def _at_home(branch: Branch, home: str, architecture: Architecture) -> Branch:
     return Branch(f"{home}/{branch.name}", branch.settings) if branch.name in architecture.blocks else branch
 
 
-def _architecture(name: str) -> Architecture:
+def find_architecture(name: str) -> Architecture:
+    """The architecture behind a name of a pattern: an architecture's, a preset's, a mixer's, or "architecture/layer"."""
     home, _, part = name.partition("/")
     if part:
         whole = cast(Architecture, registry.load(registry.lookup(home, "architecture").name, "architecture"))
@@ -238,7 +344,7 @@ def _preset(name: str) -> Mapping[str, Any]:
     entry = registry.lookup(name.partition("/")[0])
     if name not in entry.presets:
         return {}
-    presets = _architecture(name).presets
+    presets = find_architecture(name).presets
     if name not in presets:
         raise ConfigError(f"{entry.module} announces the preset '{name}' but does not define it")
     return presets[name]
@@ -254,8 +360,8 @@ def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> No
     touched = key in _FRAME
     for block, kind in zip(data["blocks"], kinds, strict=True):
         layers = {name for branch in kind for name in _names(branch)}
-        named = rest and head in layers | _part_names(block)
-        if rest and head not in ("mixer", "channel") and not named:
+        named = bool(rest) and head in layers | _part_names(block)
+        if rest and head not in ("mixer", "channel", "cross") and not named:
             continue
         try:
             if named and block["mixer"]["name"] == "parallel" and head != "parallel":
@@ -279,8 +385,8 @@ def _names(branch: Branch) -> tuple[str, str]:
 
 
 def _parts(block: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The part of a kind, and behind a parallel mixer its branches."""
-    part = block[kind]
+    """The part of a kind, and behind a parallel or two-way mixer its branches."""
+    part = block.get(kind)
     return [part, *part.get("branches", ())] if part else []
 
 
@@ -289,7 +395,7 @@ def _part_names(block: dict[str, Any]) -> set[str]:
 
 
 def _fields(part: dict[str, Any], kind: str) -> set[str]:
-    return set(field_types(registry.load(part["name"], kind).Config))
+    return set(field_types(registry.load(part["name"], "mixer" if kind == "cross" else kind).Config))
 
 
 def _known(block: dict[str, Any]) -> set[str]:
@@ -318,7 +424,7 @@ def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None
     if not rest and key in _BLOCK:
         block[key] = value
         return
-    for kind in ("mixer", "channel") if not rest else (head,):
+    for kind in ("mixer", "channel") if not rest else (head,):  # a part that reads a memory is named: "cross.heads"
         parts = _parts(block, kind)
         if parts and rest == "name":
             known = _fields({"name": value}, kind)
@@ -328,6 +434,9 @@ def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None
         for part in able[:1] if able and able[0] is parts[0] else able:
             part[rest or key] = value
         if able:
+            reading = block.get("cross") if kind == "mixer" and not rest else None
+            if reading and key in _fields(reading, "cross"):  # what is said of attention is said of both
+                reading[key] = value
             return
     names = sorted(_known(block))
     raise ConfigError(f"unknown setting '{key}' of {name}.{suggest(rest or key, names)} Known: {', '.join(names)}")
@@ -353,4 +462,4 @@ def _build_whole(name: str, entry: registry.Entry, vocab_size: int | None, seed:
         return cast(nn.Module, cls(config))
 
 
-__all__ = ["Branch", "BlockConfig", "build", "create_model", "resolve"]
+__all__ = ["Branch", "BlockConfig", "Resolved", "build", "create_model", "resolve"]

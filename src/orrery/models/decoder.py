@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from orrery.core.errors import ConfigError, StateError
 from orrery.models.config import DecoderConfig
+from orrery.models.frame import check_input, count_parameters, run_blocks
 from orrery.models.output import Output
 from orrery.models.stepper import Stepper, make_stepper
 from orrery.nn.block import Block, BlockState
@@ -64,9 +64,13 @@ class DecoderLM(nn.Module):
         )
         self.norm = make_norm(config.norm, config.width, config.eps)
         self.head = Head(config.width, config.vocab_size, config.softcap)
-        if config.tied:
-            self.head.weight = self.embed.weight
+        self.tie()
         self._reset_frame()
+
+    def tie(self) -> None:
+        """Let the head have the embedding's matrix, where the config says so."""
+        if self.config.tied:
+            self.head.weight = self.embed.weight
 
     def forward(
         self, tokens: Tensor | None = None, state: DecoderState | None = None, ctx: Context | None = None,
@@ -88,7 +92,7 @@ class DecoderLM(nn.Module):
         ctx = ctx or Context()
         if segments is not None:
             ctx = ctx.replace(segments=segments)
-        batch, length, device = self._check_input(tokens, embeds)
+        batch, length, device = check_input(tokens, embeds, self.vocab_size, self.config.width)
         self._check_state(state, batch)
         for block in self.blocks:
             cast(Block, block).check_honoured(ctx)
@@ -98,6 +102,7 @@ class DecoderLM(nn.Module):
         if order is not None:
             tokens = tokens.gather(1, order) if tokens is not None else None
             ctx = ctx if ctx.tokens is None else ctx.replace(tokens=ctx.tokens.gather(1, order))
+            ctx = ctx if ctx.segments is None else ctx.replace(segments=ctx.segments.gather(1, order))
             embeds = gather_time(embeds, order) if embeds is not None else None
         ctx = ctx.replace(time=time, tokens=ctx.tokens if tokens is None else tokens, shared={})
         h, blocks = self.run(self._embed(tokens, embeds, ctx), 0, len(self.blocks), None if state is None else state.blocks, ctx)
@@ -117,16 +122,9 @@ class DecoderLM(nn.Module):
         Returns h and the new states of these blocks. Early exit and layerwise distillation stand on it. Where the layers of
         one call are run in several goes, one ctx with a `shared` of its own goes with all of them.
         """
-        states = []
         ctx = ctx if ctx.shared is not None else ctx.replace(shared={})
-        for layer in range(start, stop):
-            block, before = self.blocks[layer], None if state is None else state[layer]
-            if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
-                h, after = checkpoint(block, h, before, ctx, use_reentrant=False)
-            else:
-                h, after = block(h, before, ctx)
-            states.append(after)
-        return h, tuple(states)
+        states = state[start:stop] if state is not None else (None,) * (stop - start)
+        return run_blocks(list(self.blocks)[start:stop], h, states, ctx, self.checkpoint_blocks and self.training)
 
     def _embed(self, tokens: Tensor | None, embeds: Tensor | None, ctx: Context) -> Tensor:
         h = embeds if embeds is not None else self.embed(tokens)
@@ -150,20 +148,6 @@ class DecoderLM(nn.Module):
     def stepper(self, state: DecoderState, capacity: int) -> Stepper | None:
         """The quickest way to decode from `state`, which the caller gives away: :func:`orrery.models.stepper.make_stepper`."""
         return make_stepper(self, state, capacity) if type(self) is DecoderLM and not self.training else None
-
-    def _check_input(self, tokens: Tensor | None, embeds: Tensor | None) -> tuple[int, int, torch.device]:
-        given = tokens if tokens is not None else embeds
-        if given is None or (tokens is not None and embeds is not None):
-            raise ConfigError("pass either tokens (B,T) or embeds (B,T,D)")
-        if tokens is not None and (tokens.dim() != 2 or tokens.dtype != torch.int64):
-            raise ConfigError(f"tokens must be int64 of shape (batch, time), not {tokens.dtype} of shape {tuple(tokens.shape)}")
-        if embeds is not None and (embeds.dim() != 3 or embeds.shape[-1] != self.config.width):
-            raise ConfigError(f"embeds must have shape (batch, time, {self.config.width}), not {tuple(embeds.shape)}")
-        if tokens is not None and tokens.numel() and tokens.device.type == "cpu":
-            least, most = (int(bound) for bound in tokens.aminmax())
-            if least < 0 or most >= self.vocab_size:
-                raise ConfigError(f"token {least if least < 0 else most} is outside the vocabulary of {self.vocab_size}")
-        return given.shape[0], given.shape[1], given.device
 
     def _check_state(self, state: DecoderState | None, batch: int) -> None:
         if state is None:
@@ -192,13 +176,7 @@ class DecoderLM(nn.Module):
 
         `active` leaves out what one token does not use: the experts that are not chosen.
         """
-        total = sum(p.numel() for p in self.parameters())
-        if active:
-            total -= sum(int(cast(Any, module).idle_parameters()) for module in self.modules() if hasattr(module, "idle_parameters"))
-        if embedding:
-            return total
-        outside = {id(p): p.numel() for m in (self.embed, self.head, self.position_embed) if m is not None for p in m.parameters()}
-        return total - sum(outside.values())
+        return count_parameters(self, (self.embed, self.head, self.position_embed), embedding, active)
 
     def _reset_frame(self) -> None:
         nn.init.normal_(self.embed.weight, std=self.config.embed_std)

@@ -24,11 +24,14 @@ from orrery.core.errors import ConfigError, CorruptionError, suggest
 from orrery.core.files import atomic_directory, read_json, write_json
 from orrery.models.build import create_model
 from orrery.models.decoder import DecoderLM
+from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.exchange_heads import find_head, head_settings, label_settings, written_head
 from orrery.models.storage import write_tensors
-from orrery.nn.exchange import ExchangeMap, Rule
+from orrery.nn.exchange import ExchangeMap, HeadMap, Rule
 
 
-def from_transformers(source: Any, dtype: torch.dtype | None = None) -> DecoderLM:
+def from_transformers(source: Any, dtype: torch.dtype | None = None) -> nn.Module:
     """A model with equal outputs.
 
     Args:
@@ -44,34 +47,37 @@ def from_transformers(source: Any, dtype: torch.dtype | None = None) -> DecoderL
     tensors = _stack_experts(_named(tensors, exchange))
     if exchange.prepare is not None:
         tensors = exchange.prepare(config, tensors)
-    arguments = exchange.read(config)
+    arguments, head = exchange.read(config), find_head(config, tensors, exchange)
+    if exchange.heads:
+        arguments["head"] = head_settings(config, head)
     width, depth, vocab_size = (int(arguments.pop(key)) for key in ("width", "depth", "vocab_size"))
     with torch.device("meta"):
-        model = cast(DecoderLM, create_model(name, vocab_size=vocab_size, width=width, depth=depth, **arguments))
+        model: Any = create_model(name, vocab_size=vocab_size, width=width, depth=depth, **arguments)
     wide = any(t.dtype == torch.float64 for t in tensors.values())
     dtype = dtype or (torch.float64 if wide else torch.float32)
     marks = {name: dict(vars(parameter)) for name, parameter in model.named_parameters()}
     model = model.to_empty(device="cpu").to(dtype)
     for parameter, mark in marks.items():
         vars(model.get_parameter(parameter)).update(mark)  # no_decay and its like, which to_empty forgets
-    if model.config.tied:
-        model.head.weight = model.embed.weight  # to_empty separates what was shared
-    _fill(model, exchange, tensors)
-    return model
+    model.tie()  # to_empty separates what was shared
+    _fill(model, exchange, tensors, head)
+    return cast(nn.Module, model)
 
 
 def to_transformers(model: nn.Module, path: str | Path) -> Path:
-    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained(path)` reads.
+    """Write a folder that transformers' `from_pretrained(path)` of the class in its config reads.
 
     Raises:
         ConfigError: when the architecture has no map, or uses a setting that they cannot express.
     """
-    if not isinstance(model, DecoderLM):
+    if not isinstance(model, (DecoderLM, Encoder, EncoderDecoder)):
         raise ConfigError(f"{type(model).__name__} has no exchange map; only models of `create_model` can be exchanged")
     exchange, config = _written(model)
-    config = {**config, "model_type": exchange.model_type, "architectures": [exchange.cls]}
+    head = written_head(model, exchange)
+    config = {**config, "model_type": exchange.model_type, "architectures": [head.cls if head is not None else exchange.cls]}
+    config.update(label_settings(model, head))
     config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
-    tensors = export_tensors(model, exchange)
+    tensors = export_tensors(model, exchange, head)
     if exchange.finish is not None:
         tensors = {name: tensor.contiguous() for name, tensor in exchange.finish(config, tensors).items()}
     with atomic_directory(path) as folder:
@@ -93,7 +99,7 @@ def find_map(model_type: str) -> tuple[ExchangeMap, str]:
     return next(each for each in maps if each.model_type == model_type), name
 
 
-def _written(model: DecoderLM) -> tuple[ExchangeMap, dict[str, Any]]:
+def _written(model: Any) -> tuple[ExchangeMap, dict[str, Any]]:
     """The first of the architecture's maps that can express the model, and their config."""
     first: ConfigError | None = None
     for exchange in _maps_of(model):
@@ -104,7 +110,7 @@ def _written(model: DecoderLM) -> tuple[ExchangeMap, dict[str, Any]]:
     raise cast(ConfigError, first)
 
 
-def _maps_of(model: DecoderLM) -> tuple[ExchangeMap, ...]:
+def _maps_of(model: Any) -> tuple[ExchangeMap, ...]:
     name = model.config.architecture.split("(")[0].strip()
     try:
         maps = registry.load(registry.lookup(name, "architecture").name, "architecture").exchange
@@ -120,7 +126,7 @@ def _read_source(source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return _read_folder(Path(source))
     if not hasattr(source, "config") or not hasattr(source, "state_dict"):
         raise ConfigError(f"from_transformers takes a transformers model or a folder, not {type(source).__name__}")
-    return source.config.to_dict(), dict(source.state_dict())
+    return {**source.config.to_dict(), "architectures": [type(source).__name__]}, dict(source.state_dict())
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -141,12 +147,21 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def _fill(model: DecoderLM, exchange: ExchangeMap, tensors: Mapping[str, Tensor]) -> None:
-    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not (model.config.tied and name == "head.weight")}
+def _own(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors, shared ones once, under the first of their names."""
+    named = model.state_dict(keep_vars=True).items()
+    first: dict[int, str] = {}
+    for name, tensor in named:
+        first.setdefault(id(tensor), name)
+    return {name: tensor for name, tensor in named if first[id(tensor)] == name}
+
+
+def _fill(model: nn.Module, exchange: ExchangeMap, tensors: Mapping[str, Tensor], head: HeadMap | None) -> None:
+    own = _own(model)
     theirs = tensors
     filled: set[str] = set()
     used: set[str] = set()
-    for rule in _expand(exchange.rules, model):
+    for rule in _expand(exchange.rules + (head.rules if head is not None else ()), model):
         if rule.ours not in own:
             continue
         missing = [name for name in rule.theirs if name not in theirs]
@@ -162,32 +177,33 @@ def _fill(model: DecoderLM, exchange: ExchangeMap, tensors: Mapping[str, Tensor]
         used.update(rule.theirs)
     if unfilled := sorted(own.keys() - filled):
         raise CorruptionError(f"no rule fills {unfilled[0]} (and {len(unfilled) - 1} more) from a {exchange.model_type} checkpoint")
-    tied = {"lm_head.weight"} if model.config.tied else set()
-    left = [name for name in theirs if name not in used and name not in tied and not name.endswith(exchange.ignored or ("\0",))]
+    tied = {"lm_head.weight"} if "head.weight" not in own else set()
+    ignored = exchange.ignored + (head.ignored if head is not None else ()) or ("\0",)
+    left = [name for name in theirs if name not in used and name not in tied and not name.endswith(ignored)]
     if left:
         raise CorruptionError(f"the {exchange.model_type} checkpoint holds {left[0]} (and {len(left) - 1} more), which nothing here uses")
 
 
-def export_tensors(model: DecoderLM, exchange: ExchangeMap) -> dict[str, Tensor]:
+def export_tensors(model: nn.Module, exchange: ExchangeMap, head: HeadMap | None = None) -> dict[str, Tensor]:
     """The model's tensors under their names and in their layout."""
-    own = model.state_dict()
+    own = {name: tensor.detach() for name, tensor in _own(model).items()}
     result: dict[str, Tensor] = {}
     done = set()
-    for rule in _expand(exchange.rules, model):
-        if rule.ours not in own or (model.config.tied and rule.ours == "head.weight"):
+    for rule in _expand(exchange.rules + (head.rules if head is not None else ()), model):
+        if rule.ours not in own:
             continue
         value = own[rule.ours]
         sizes = _part_sizes(rule, value, model)
         for k, (name, part) in enumerate(zip(rule.theirs, value.split(sizes), strict=True)):
             result[name] = _unstep(part, rule.step(k), _mixer(rule, model)).contiguous().clone()
         done.add(rule.ours)
-    left = sorted(set(own) - done - ({"head.weight"} if model.config.tied else set()))
+    left = sorted(set(own) - done)
     if left:
         raise ConfigError(f"{exchange.model_type} has no place for {left[0]} (and {len(left) - 1} more); this setting cannot be exchanged")
     return result
 
 
-def _part_sizes(rule: Rule, value: Tensor, model: DecoderLM) -> list[int]:
+def _part_sizes(rule: Rule, value: Tensor, model: nn.Module) -> list[int]:
     """Rows of each part of a stacked tensor: as the rule says, equal, or q, k, v (and gate) of grouped-query attention."""
     if len(rule.theirs) == 1:
         return [len(value)]
@@ -199,19 +215,26 @@ def _part_sizes(rule: Rule, value: Tensor, model: DecoderLM) -> list[int]:
     return [len(value) // len(rule.theirs)] * len(rule.theirs)
 
 
-def _mixer(rule: Rule, model: DecoderLM) -> Any:
+def _stack(ours: str, model: Any) -> tuple[Any, list[str]]:
+    """The stack of layers that a name of ours speaks of, and the name's parts within it."""
+    parts = ours.split(".")
+    return (getattr(model, parts[0]), parts[1:]) if isinstance(model, EncoderDecoder) else (model, parts)
+
+
+def _mixer(rule: Rule, model: Any) -> Any:
     """The mixer of the layer, or of the branch of a parallel layer, that an expanded rule speaks of."""
-    parts = rule.ours.split(".")
-    mixer = cast(Any, model.blocks[int(parts[1]) if parts[0] == "blocks" else 0]).mixer
+    stack, parts = _stack(rule.ours, model)
+    block = stack.blocks[int(parts[1]) if parts[0] == "blocks" else 0]
+    mixer = block.cross if parts[2:3] == ["cross"] else block.mixer
     return mixer.branches[int(parts[4])] if parts[2:4] == ["mixer", "branches"] else mixer
 
 
-def _expand(rules: tuple[Rule, ...], model: DecoderLM) -> list[Rule]:
-    names = [model.config.blocks[kind].mixer["name"] for kind in model.config.layout]
+def _expand(rules: tuple[Rule, ...], model: Any) -> list[Rule]:
     expanded = []
     for rule in rules:
-        layers = range(len(names)) if "{i}" in rule.ours else (0,)
-        for i in layers:
+        config = _stack(rule.ours, model)[0].config
+        names = [config.blocks[kind].mixer["name"] for kind in config.layout]
+        for i in range(len(names)) if "{i}" in rule.ours else (0,):
             if rule.mixer in ("", names[i]):
                 theirs = tuple(name.replace("{i}", str(i)) for name in rule.theirs)
                 expanded.append(dataclasses.replace(rule, ours=rule.ours.replace("{i}", str(i)), theirs=theirs))

@@ -1,6 +1,6 @@
 """Save and load: safetensors and JSON in one folder, never pickle, whole or absent.
 
-    config.json         {"format": 1, "kind": "decoder" | "model", "name": ..., "config": {...}, "orrery": version}
+    config.json         {"format": 1, "kind": "decoder" | "encoder" | "encoder-decoder" | "model", "name": ..., "config": {...}, "orrery": version}
     model.safetensors   every parameter and buffer once (a tied head is not stored twice)
     manifest.json       SHA-256 and size of both
 
@@ -22,11 +22,18 @@ from orrery.core import registry
 from orrery.core.errors import ConfigError, CorruptionError, StorageError
 from orrery.core.files import atomic_directory, read_json, verify_directory, write_json
 from orrery.core.version import VERSION
-from orrery.models.config import DecoderConfig
+from orrery.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from orrery.models.decoder import DecoderLM
+from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import EncoderDecoder
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FRAMES: dict[str, tuple[Any, Any]] = {
+    "decoder": (DecoderConfig, DecoderLM),
+    "encoder": (EncoderConfig, Encoder),
+    "encoder-decoder": (EncoderDecoderConfig, EncoderDecoder),
+}
 
 
 def save(model: nn.Module, path: str | Path, extra: dict[str, bytes] | None = None) -> Path:
@@ -68,8 +75,9 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """The JSON that rebuilds a model without its weights."""
-    if isinstance(model, DecoderLM):
-        kind, name, config = "decoder", model.config.architecture, model.config.to_dict()
+    if isinstance(model, (DecoderLM, Encoder, EncoderDecoder)):
+        kind = next(kind for kind, (_, frame) in _FRAMES.items() if isinstance(model, frame))
+        name, config = model.config.architecture, model.config.to_dict()
     elif hasattr(model, "registered_name") and hasattr(model, "config"):
         kind, name, config = "model", str(model.registered_name), cast(Any, model.config).to_dict()
     else:
@@ -81,8 +89,9 @@ def from_description(record: Any, where: str) -> nn.Module:
     """The inverse of :func:`describe`; parameters are freshly drawn."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CorruptionError(f"'{where}' is not a model config of format {FORMAT}")
-    if record.get("kind") == "decoder":
-        return DecoderLM(DecoderConfig.from_dict(record["config"]))
+    if record.get("kind") in _FRAMES:
+        settings, frame = _FRAMES[record["kind"]]
+        return frame(settings.from_dict(record["config"]))
     if record.get("kind") == "model":
         cls = registry.load(record["name"], "model")
         return cast(nn.Module, cls(cls.Config.from_dict(record["config"], where=record["name"])))

@@ -29,6 +29,10 @@ class Architecture:
     fine: dotted setting that absorbs what is left of the parameter budget; "layer/setting": only in that one of `blocks`.
     fine_step: its granularity.
     fine_ratio, fine_base: its natural value is ratio * width + base; the ladder picks the width that brings it nearest.
+    kind: the frame it is built in: "decoder", "encoder" or "encoder-decoder".
+    decoder: of an encoder-decoder, the decoder's layer (`block` is the encoder's); its own `frame` settings begin with "decoder.".
+    heads: default settings of an encoder's heads by their names (:mod:`orrery.models.heads`); the first is the default head.
+    pair: settings of an encoder-decoder's frame (start, stop, shared, small_logits).
     presets: published sizes by their papers' names -> {setting: value}, with `width`, `depth` and any dotted setting.
     exchange: maps to and from other libraries' checkpoints (:mod:`orrery.models.exchange`), as data.
     """
@@ -44,6 +48,10 @@ class Architecture:
     fine_step: int = 8
     fine_ratio: float = 8 / 3
     fine_base: float = 0.0
+    kind: str = "decoder"
+    decoder: BlockConfig | None = None
+    heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pair: Mapping[str, Any] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     exchange: tuple[Any, ...] = ()
 

@@ -8,7 +8,8 @@ normed:    x = norm(x); x = a x + b mixer(x);  x = norm(x); x = c x + d channel(
 gated:     x = g(x, relu(mixer(norm(x))));  x = g'(x, relu(channel(norm(x))))          (GTrXL, arXiv 1910.06764)
 
 Canon A stands after the mixer's norm, C after the channel mixer's; B and D are inside the parts.
-A block's state is the tuple (canon A, mixer, canon C, channel) of its parts' states.
+A block's state is the tuple (canon A, mixer, canon C, channel) of its parts' states. A decoder's block that reads an
+encoder's output has a third part between the two, placed as they are (pre and post only); its state stands last.
 
 B batch, T time, D width.
 """
@@ -32,7 +33,7 @@ from orrery.nn.stepping import Step, Stepping, block_step, norm_of, part_step
 from orrery.ops.row_linear import row_norm
 
 PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
-BlockState = tuple[Any, Any, Any, Any]
+BlockState = tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class BlockConfig(Config):
     """One layer. `mixer` and `channel` are {"name": registered name, **settings of its config}; channel None: no such part.
 
     scales: a, b, c, d of the placement "normed"; 1 elsewhere. gate, gate_bias: of the placement "gated"
-    (:mod:`orrery.nn.residual_gate`).
+    (:mod:`orrery.nn.residual_gate`). cross: a mixer that reads `ctx.memory`, or None.
     """
 
     mixer: dict[str, Any]
@@ -53,8 +54,13 @@ class BlockConfig(Config):
     scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     gate: str = "gru"
     gate_bias: float = 2.0
+    cross: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        require(
+            self.cross is None or self.placement in ("pre", "post"),
+            f"a block that reads a memory has the placement 'pre' or 'post', not '{self.placement}'",
+        )
         require(
             self.placement == "normed" or set(self.scales) == {1.0},
             f"scales belong to the placement 'normed', not to '{self.placement}'",
@@ -117,6 +123,8 @@ class Block(nn.Module):
         place = place.replace(canon=config.canon)
         self.mixer_norm = make_norm(config.norm, place.width, config.eps)
         self.mixer = make_part(config.mixer, "mixer", place)
+        self.cross = make_part(config.cross, "mixer", place) if config.cross else None
+        self.cross_norm = make_norm(config.norm, place.width, config.eps) if config.cross else None
         self.channel = make_part(config.channel, "channel", place) if config.channel else None
         second = self.channel is not None and config.placement != "parallel"
         self.channel_norm = make_norm(config.norm, place.width, config.eps) if second else None
@@ -128,6 +136,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
         """X (B,T,D) and the block's state or None -> (B,T,D) and the new state."""
+        if self.cross is not None:
+            return self._with_memory(x, state, ctx)
         a, m, c, f = state if state is not None else (None, None, None, None)
         if self.config.placement in ("post", "output"):
             h, a = self.canon_a(x, a, ctx) if self.canon_a is not None else (x, a)
@@ -153,6 +163,23 @@ class Block(nn.Module):
             y, f = self.channel(h, f, ctx)
             x = self._added(x, y, 1)
         return x, (a, m, c, f)
+
+    def _with_memory(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
+        """The mixer, what reads the memory, and the channel mixer, each with its norm before (pre) or behind it (post)."""
+        held = state if state is not None else (None,) * 5
+        own = ctx.replace(memory=None, memory_segments=None)
+        after: list[Any] = [None] * 5
+        canons = {1: (self.canon_a, 0), 3: (self.canon_c, 2)}
+        for part, norm, slot in ((self.mixer, self.mixer_norm, 1), (self.cross, self.cross_norm, 4), (self.channel, self.channel_norm, 3)):
+            if part is None or norm is None:
+                continue
+            h = norm(x) if self.config.placement == "pre" else x
+            canon, place = canons.get(slot, (None, 0))
+            if canon is not None:
+                h, after[place] = canon(h, held[place], ctx)
+            y, after[slot] = part(h, held[slot], ctx if slot == 4 else own)
+            x = self._joined(x, y, norm) if self.config.placement == "post" else x + self._drop(y)
+        return x, tuple(after)
 
     def _added(self, x: Tensor, y: Tensor, part: int) -> Tensor:
         """The residual x and the output y of the mixer (part 0) or the channel mixer (1), where the norm stands before it."""
@@ -191,6 +218,8 @@ class Block(nn.Module):
         if canon or not serial or type(self) is not Block:
             return [block_step(self, state, run)]
         steps = [part_step(self.mixer, self.mixer_norm, state[1], run)]
+        if self.cross is not None:
+            steps.append(part_step(self.cross, self.cross_norm, state[4], run))
         if self.channel is not None:
             steps.append(part_step(self.channel, self.channel_norm, state[3], run))
         return steps
@@ -215,11 +244,17 @@ class Block(nn.Module):
         return nn.functional.dropout(y, self.dropout, self.training) if self.dropout else y
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self.canon_a, self.mixer, self.canon_c, self.channel)
+        parts = (self.canon_a, self.mixer, self.canon_c, self.channel)
+        return parts if self.cross is None else (*parts, self.cross)
+
+    @property
+    def packs(self) -> bool:
+        """Whether all parts may meet a packed row."""
+        return all(getattr(part, "packs", False) for part in self._parts() if part is not None)
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BlockState:
         """States of the parts before the first token."""
-        return cast(BlockState, tuple(None if p is None else p.init_state(batch, device, dtype) for p in self._parts()))
+        return tuple(None if p is None else p.init_state(batch, device, dtype) for p in self._parts())
 
     def state_bytes(self, length: int) -> int:
         """Bytes of state per sequence after `length` tokens."""
@@ -232,11 +267,13 @@ class Block(nn.Module):
 
     def check_honoured(self, ctx: Context) -> None:
         """Raise for a context field that one of the parts would ignore."""
+        if self.cross is not None:
+            ctx = ctx.replace(memory=None, memory_segments=None)
         self.mixer.check_honoured(ctx.replace(cond=None) if self.channel is not None else ctx)
 
     def check_state(self, state: BlockState, batch: int) -> None:
         """Raise for a state of another block or batch size."""
-        if not isinstance(state, tuple) or len(state) != 4:
+        if not isinstance(state, tuple) or len(state) != len(self._parts()):
             raise StateError("the state was made by another kind of block")
         for part, held in zip(self._parts(), state, strict=True):
             if isinstance(part, Part):
@@ -244,6 +281,6 @@ class Block(nn.Module):
 
     def reset_parameters(self) -> None:
         """Every part's own initialisation."""
-        for part in (self.mixer_norm, self.channel_norm, *self._parts(), *self.gates):
+        for part in (self.mixer_norm, self.channel_norm, self.cross_norm, *self._parts(), *self.gates):
             if part is not None:
                 part.reset_parameters()

@@ -122,6 +122,7 @@ class Part(nn.Module):
     Config: ClassVar[type[PartConfig]] = PartConfig
     State: ClassVar[Any] = None  # the NamedTuple that `mix` returns; None for a stateless part
     honours: ClassVar[frozenset[str]] = frozenset()  # of: positions, bias, memory, cond; others raise when set
+    packs: bool = False  # a row of many documents costs it no more than rows of one each (:mod:`orrery.nn.packing`)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()  # small settings (for width 32) that the contract checks run with
 
     _fitting: tuple[torch.Size, ...] | None = None  # shapes of the state that was last found to fit
@@ -156,6 +157,8 @@ class Part(nn.Module):
             return self._checked(x, state, ctx)
         if ctx.tokens is not None:
             ctx = ctx.replace(tokens=ctx.tokens.gather(1, order))
+        if ctx.segments is not None:
+            ctx = ctx.replace(segments=ctx.segments.gather(1, order))
         y, state = self._checked(gather_time(x, order), state, ctx)
         return spread_time(y, order), state
 

@@ -56,12 +56,14 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardConfig(PartConfig):
-    """hidden F (None: 8/3 D rounded up to a multiple of 8 in a GLU, 4 D in an MLP); init_std None: sqrt(2 / 5D)."""
+    """hidden F (None: 8/3 D rounded up to a multiple of 8 in a GLU, 4 D in an MLP); init_std None: sqrt(2 / 5D);
+    init_scaled: the way out starts smaller by sqrt(2 depth)."""
 
     hidden: int | None = None
     activation: str = "silu"
     bias: bool = False
     init_std: float | None = None
+    init_scaled: bool = True
 
     def __post_init__(self) -> None:
         require(self.hidden is None or self.hidden > 0, f"channel.hidden must be positive, not {self.hidden}")
@@ -77,6 +79,7 @@ class _FeedForward(Part):
 
     def __init__(self, config: FeedForwardConfig, place: Place) -> None:
         super().__init__(config, place)
+        self.packs = "d" not in place.canon
         hidden = config.hidden or self.default_hidden(place.width)
         self.hidden = hidden
         self.wide = nn.Linear(place.width, self.branches * hidden, bias=config.bias)
@@ -93,10 +96,10 @@ class _FeedForward(Part):
         return 4 * width if cls.branches == 1 else 8 * math.ceil(width / 3)
 
     def reset_parameters(self) -> None:
-        """Normal with std sqrt(2 / 5D) (arXiv 1910.05895) or as configured; the way out is scaled by 1/sqrt(2 depth)."""
+        """Normal with std sqrt(2 / 5D) (arXiv 1910.05895) or as configured; the way out by 1/sqrt(2 depth) less."""
         std = self.config.init_std or math.sqrt(2 / (5 * self.place.width))
         nn.init.normal_(self.wide.weight, std=std)
-        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * self.place.depth))
+        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * self.place.depth) if self.config.init_scaled else std)
         for linear in (self.wide, self.out):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)

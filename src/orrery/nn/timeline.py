@@ -27,6 +27,7 @@ class Timeline(NamedTuple):
     clock: (B,2) int64 after the call: [last segment id, next position].
     past: greatest position before the call over the batch (0 without a state): how much a cache may hold.
     even: every row stands at that same position.
+    groups: of a row that is nothing but whole documents (:mod:`orrery.nn.packing`): (documents, their length) in order; else None.
     """
 
     starts: Tensor | None
@@ -35,6 +36,7 @@ class Timeline(NamedTuple):
     clock: Tensor
     past: int
     even: bool = True
+    groups: tuple[tuple[int, int], ...] | None = None
 
     def valid(self, length: int) -> Tensor | None:
         """(B,T) bool, False at trailing padding; None when all tokens are valid."""

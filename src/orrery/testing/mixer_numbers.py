@@ -16,7 +16,7 @@ from orrery.core.seeds import generator
 from orrery.nn.contract import Mixer
 from orrery.ops.backend import use_backend
 from orrery.testing.poison import poisoned_memory
-from orrery.testing.subject import Subject, copied, floating, inputs, run, token_ids
+from orrery.testing.subject import Subject, copied, floating, inputs, memory, run, token_ids
 from orrery.testing.tolerance import DIFFERENCE, ORACLE, TOLERANCES, assert_close, assert_finite, assert_same, error
 
 
@@ -332,6 +332,8 @@ def _call_oracle(subject: Subject, mixer: nn.Module, x: Tensor, segments: Tensor
     parameters = {name: value.detach().double().numpy() for name, value in mixer.state_dict().items()}
     config = {**mixer.config.to_dict(), "width": subject.width, "canon": subject.canon}  # type: ignore[operator, union-attr]
     extra = {"tokens": token_ids(x).numpy()} if "tokens" in subject.tags else {}
+    if "memory" in subject.tags:
+        extra["memory"] = memory(subject.width, x.detach().double()).numpy()
     y = subject.oracle(parameters, config, x.detach().double().numpy(), None if segments is None else segments.numpy(), **extra)
     return torch.as_tensor(y, dtype=torch.float64)
 

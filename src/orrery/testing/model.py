@@ -28,6 +28,7 @@ from orrery.nn.contract import Context
 from orrery.nn.state import state_bytes
 from orrery.testing.check import Check, run_all
 from orrery.testing.count import counting
+from orrery.testing.encoder import ENCODER_CHECKS, PAIR_CHECKS
 from orrery.testing.subject import perturb
 from orrery.testing.tags import disabled
 from orrery.testing.tolerance import FLOPS, assert_close, assert_finite, assert_same
@@ -301,10 +302,10 @@ MODEL_CHECKS: dict[str, Callable[[ModelSubject], None]] = {
 def model_checks_for(model: str | nn.Module, settings: Mapping[str, Any] | None = None) -> list[Check]:
     """The checks of a model, to be run or handed to `pytest.mark.parametrize`; arguments as in :func:`check_model`."""
     subject = _wrapped(model) if isinstance(model, nn.Module) else _named(model, settings)
-    checks = MODEL_CHECKS.items()
+    checks = ENCODER_CHECKS if "encoder" in subject.tags else PAIR_CHECKS if "encoder-decoder" in subject.tags else MODEL_CHECKS
     return [
         Check(f"model {subject.name}", key, partial(run, subject), disabled(key, subject.tags, "model"))
-        for key, run in checks
+        for key, run in checks.items()
     ]
 
 

@@ -68,9 +68,11 @@ class Subject:
         return self.wired(mixer.to(dtype).eval())
 
     def wired(self, mixer: Mixer) -> Mixer:
-        """The mixer itself; a token-aware one is given :func:`token_ids` of its input wherever a check gives it none."""
+        """The mixer itself; what it reads beside x is put in where a check gives it none (:func:`token_ids`, :func:`memory`)."""
         if "tokens" in self.tags:
             mixer.register_forward_pre_hook(_with_tokens, with_kwargs=True)
+        if "memory" in self.tags:
+            mixer.register_forward_pre_hook(_with_memory, with_kwargs=True)
         return mixer
 
     def context(self, **fields: Any) -> Context:
@@ -87,6 +89,18 @@ def _with_tokens(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     x, state, ctx = (*args, None, None)[:3]
     ctx = ctx or Context()
     return (x, state, ctx if ctx.tokens is not None else ctx.replace(tokens=token_ids(x))), kwargs
+
+
+def memory(width: int, like: Tensor) -> Tensor:
+    """What every row reads (B,11,D) where a check gives a mixer no memory: standard normal, the same for all rows."""
+    drawn = torch.randn(1, 11, width, generator=generator(0, "memory", width), dtype=torch.float64)
+    return drawn.to(like).expand(len(like), -1, -1)
+
+
+def _with_memory(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x, state, ctx = (*args, None, None)[:3]
+    ctx = ctx or Context()
+    return (x, state, ctx if ctx.memory is not None else ctx.replace(memory=memory(x.shape[-1], x))), kwargs
 
 
 def perturb(module: nn.Module, seed: int, size: float = 0.1) -> None:

@@ -21,6 +21,9 @@ KNOWN_TAGS = {
     "rectified": "has kinks (rectified features, maxima); of bfloat16 only the outputs are compared",
     "surrogate": "has thresholds, whose gradients are surrogates",
     "stopped": "holds parts of its value constant when it is differentiated",
+    "memory": "reads a memory beside its input (cross-attention)",
+    "encoder": "builds an encoder",
+    "encoder-decoder": "builds an encoder and a decoder that reads it",
 }
 
 _NO_STATE = "carries no state"
@@ -62,6 +65,10 @@ DISABLED: dict[str, dict[str, str]] = {
     },
     "frozen": {"every_parameter": "some parameters are not trained by design"},
     "data-order": {"batch": "the batch is part of the function by design"},
+    "memory": {
+        "state_bytes": "its state grows with the memory, not with the tokens; the encoder-decoders' `costs` compares it",
+        "flops": "the formula is for as much memory as tokens; the encoder-decoders' `costs` compares it",
+    },
 }
 
 
