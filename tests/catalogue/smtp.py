@@ -18,7 +18,7 @@ class Keeper:
     """Takes letters. `dies_after`: letters after which the connection is cut at the next DATA (at the place `dies`)."""
 
     def __init__(self, dies_after=None, dies="data", refuse=(), later=(), slow=0.0):
-        self.letters, self.commands = [], []
+        self.letters, self.holding = [], False
         self.dies_after, self.dies, self.refuse, self.later, self.slow = dies_after, dies, dict(refuse), set(later), slow
 
     @property
@@ -50,6 +50,7 @@ class Keeper:
 
     async def handle_DATA(self, server, session, envelope):
         if self.slow:
+            self.holding = True
             await asyncio.sleep(self.slow)
         if self._dead() and self.dies == "data":
             self._cut(server)

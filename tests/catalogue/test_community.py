@@ -1,57 +1,20 @@
 """Readers, votes, picks, submissions, signing in: who may, how often, and what is left after a rebuild."""
 
-import re
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 import pytest
 
-from orrery.catalogue import community, mail, shipped, subscriptions, tokens
-from orrery.catalogue.store import Store
+from catalogue import people
+from catalogue.people import NOW, URL, Outbox
+from orrery.catalogue import community, subscriptions, tokens
 from orrery.core.errors import ConfigError, DataError, UnknownNameError
 
-NOW = datetime(2026, 11, 22, 7, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
-URL = "https://papers.example.org"
-PAPERS = [
-    {"title": "Planetary Attention", "arxiv": "2301.00001", "upvotes": 3},
-    {"title": "Lunar Recurrence", "doi": "10.1000/moon"},
-    {"title": "Solar Convolutions", "url": "https://example.org/sun"},
-]
-
-
-class Outbox:
-    """Keeps letters."""
-
-    def __init__(self):
-        self.sender, self.letters = mail.parse_sender(mail.SENDER), []
-
-    def send(self, message, ready=lambda: None):
-        ready()
-        self.letters.append(message)
-
-    def delivered(self, message_id):
-        return any(letter["Message-ID"] == message_id for letter in self.letters)
-
-    def close(self):
-        pass
-
-    def token(self):
-        return re.search(r"token=(\S+)", self.letters[-1].get_body(("plain",)).get_content())[1]
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    empty = tmp_path / "none.jsonl"
-    empty.write_bytes(b"")
-    monkeypatch.setattr(shipped, "FILE", empty)
-    cached = (shipped._content, shipped.checksum, shipped.papers)
-    for each in cached:
-        each.cache_clear()
-    with Store.open(tmp_path / "store") as opened:
-        opened.record("import", {"source": "test", "papers": PAPERS}, at=NOW)
-        yield opened
-    for each in cached:
-        each.cache_clear()
+    yield from people.open_store(tmp_path, monkeypatch)
 
 
 def enter(store, email, at=NOW):
@@ -103,10 +66,10 @@ def test_a_mailbox_is_one_reader_and_is_not_filled_by_strangers(store):
     with pytest.raises(community.NotAllowed, match="another spelling"):
         enter(store, "ada+2@example.org")
     box = Outbox()
-    for _ in range(2):  # two of three an hour are used up by now
+    community.request_sign_in(store, "ada+0@example.org", URL, box, at=NOW + MINUTE)
+    for n in range(1, 3):  # with the two of before that was the third
         with pytest.raises(subscriptions.TooMany, match="several times"):
-            for n in range(3):
-                community.request_sign_in(store, f"ada+{n}@example.org", URL, box, at=NOW + MINUTE)
+            community.request_sign_in(store, f"ada+{n}@example.org", URL, box, at=NOW + MINUTE)
     assert len(box.letters) == 1
     community.request_sign_in(store, "ada@example.org", URL, box, at=NOW + timedelta(hours=2))
     assert len(box.letters) == 2
@@ -139,7 +102,7 @@ def test_votes_of_a_day_are_limited_and_roles_hold(store, monkeypatch):
     for act in (community.vote, community.unvote, community.pick):
         with pytest.raises(community.NotAllowed):
             act(store, "planetary-attention", ada)
-    with pytest.raises(community.NotAllowed, match="blocked|nothing else"):
+    with pytest.raises(community.NotAllowed, match="nothing else"):
         community.submit(store, "2301.00009", ada)
     for wrong in (("owner", 1), ("king", 1)):
         with pytest.raises(ConfigError):

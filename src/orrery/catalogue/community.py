@@ -448,7 +448,7 @@ def _by_email(connection: sqlite3.Connection, email: str) -> sqlite3.Row | None:
     wanted = mail.mailbox_key(email)
     for other in connection.execute("SELECT * FROM readers WHERE email IS NOT NULL"):
         if mail.mailbox_key(other["email"]) == wanted:
-            return other  # type: ignore[no-any-return]
+            return other
     return None
 
 

@@ -7,7 +7,7 @@ an entry that stands twice in what is imported is named as a duplicate. Importin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -83,14 +83,21 @@ class Report:
         return {"records": self.records, "papers": self.papers, **lists, "seconds": round(self.seconds, 3)}
 
 
-def import_files(store: Store, paths: Iterable[str | Path], at: datetime | str | None = None, kind: str | None = None) -> Report:
+def import_files(
+    store: Store,
+    paths: Iterable[str | Path],
+    at: datetime | str | None = None,
+    kind: str | None = None,
+    tell: Callable[[int], None] | None = None,
+) -> Report:
     """Import files into the store.
 
     Args:
         at: the moment that new papers are said to have entered (None: now).
         kind: a format of `formats.READERS` for all of them; None finds each file's by its content.
+        tell: called with the number of records that have just been stored, for a progress bar.
     """
-    importer = _Importer(store, at)
+    importer = _Importer(store, at, tell)
     for path in paths:
         try:
             importer.take(formats.read_file(path), str(path), kind)
@@ -112,8 +119,8 @@ def import_text(store: Store, text: str, source: str, at: datetime | str | None 
 class _Importer:
     """One import: what is waiting to be recorded, and which papers have been met."""
 
-    def __init__(self, store: Store, at: datetime | str | None) -> None:
-        self.store, self.at = store, record.second(at)
+    def __init__(self, store: Store, at: datetime | str | None, tell: Callable[[int], None] | None = None) -> None:
+        self.store, self.at, self.say = store, record.second(at), tell
         self.report = Report()
         self.begin = time.perf_counter()
         self.met: dict[int, Entry] = {}  # paper -> the first record of this import that was it
@@ -144,6 +151,8 @@ class _Importer:
         done: list[Put] = self.store.record("import", facts, at=self.at)
         for (line, fields), put in zip(waiting, done, strict=True):
             self._tell(Entry(name, line, fields["title"], put.slug, put.why), put)
+        if self.say is not None:
+            self.say(len(waiting))
 
     def _tell(self, entry: Entry, put: Put) -> None:
         first = self.met.setdefault(put.paper, entry)

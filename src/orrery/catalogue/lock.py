@@ -26,7 +26,7 @@ def exclusive(path: str | Path, wait: float, busy: str) -> Iterator[IO[Any]]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+b")
+        handle = open(path, "a+b")  # noqa: SIM115  closed below, by whoever got it
     except OSError as error:
         raise StorageError(f"cannot write '{path}': {error.strerror or error}") from error
     with handle:

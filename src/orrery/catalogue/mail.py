@@ -117,7 +117,7 @@ def address(text: str) -> str:
     except UnicodeError:
         ascii_domain = ""
     labels = ascii_domain.split(".")
-    if len(labels) < 2 and ascii_domain != "localhost" or not all(_LABEL.fullmatch(label) for label in labels):
+    if (len(labels) < 2 and ascii_domain != "localhost") or not all(_LABEL.fullmatch(label) for label in labels):
         raise ConfigError(f"'{shown}' is no mail address: '{clean(domain)[:60]}' is no domain")
     if labels[-1].isdigit():
         raise ConfigError(f"'{shown}' is no mail address: a domain ends with letters")
@@ -197,7 +197,7 @@ def envelope(message: EmailMessage) -> tuple[str, str]:
     """The one sender and the one receiver of a message, read from its headers and checked again."""
     both = []
     for field in ("From", "To"):
-        people = message[field].addresses if message[field] is not None else ()
+        people: tuple[Any, ...] = message[field].addresses if message[field] is not None else ()
         if len(people) != 1:
             raise ConfigError(f"a message has exactly one address in '{field}', not {len(people)}")
         both.append(address(people[0].addr_spec))
