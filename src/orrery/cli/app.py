@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orrery.cli import catalogue, comparing, doctor, new, runs, text, tokenizer, training
+from orrery.cli import catalogue, comparing, doctor, new, papers, runs, text, tokenizer, training
 
 app = typer.Typer(
     name="orrery",
@@ -35,4 +35,5 @@ app.command("compare")(comparing.compare)
 app.command("doctor")(doctor.doctor)
 app.add_typer(new.app, name="new")
 app.add_typer(runs.app, name="runs")
+app.add_typer(papers.app, name="papers")
 app.add_typer(tokenizer.app, name="tokenizer")
