@@ -7,6 +7,7 @@ Whatever stands between entries is a comment, as BibTeX has it.
 from __future__ import annotations
 
 import re
+from datetime import date as Day
 from typing import Any
 
 from orrery.catalogue import keys
@@ -196,16 +197,16 @@ def _address(raw: str) -> str:
 def _when(raw: dict[str, str]) -> dict[str, Any]:
     """Year, and the day where `date`, or year, month and day are all given."""
     date = to_text(raw.get("date", "")).strip()
-    if re.match(r"\d{4}-\d{2}-\d{2}", date):
-        return {"date": date[:10]}
-    year = re.search(r"\d{4}", date or to_text(raw.get("year", "")))
+    year = re.search(r"\d{4}", to_text(raw.get("year", "")) or date)
     if not year:
         return {}
-    month = raw.get("month", "").strip().lower()
-    number = MONTHS.index(month[:3]) + 1 if month[:3] in MONTHS else int(month) if month.isdigit() else 0
-    day = raw.get("day", "").strip()
-    if 1 <= number <= 12 and day.isdigit() and 1 <= int(day) <= 28:
-        return {"year": int(year[0]), "date": f"{year[0]}-{number:02}-{int(day):02}"}
+    month, day = raw.get("month", "").strip().lower(), raw.get("day", "").strip()
+    number = MONTHS.index(month[:3]) + 1 if month[:3] in MONTHS else month
+    for form in (date[:10], f"{year[0]}-{number:0>2}-{day:0>2}"):
+        try:
+            return {"year": int(year[0]), "date": Day.fromisoformat(form).isoformat()}
+        except ValueError:
+            continue
     return {"year": int(year[0])}
 
 
@@ -222,7 +223,7 @@ def people(raw: str) -> list[str]:
             spoken = f"{text[2]} {text[0]} {text[1]}"
         else:
             spoken = ", ".join(part for part in text if part)
-        if spoken and spoken != "others":
+        if spoken and (whole or spoken != "others"):
             names.append(spoken)
     return names
 

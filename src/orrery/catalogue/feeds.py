@@ -91,19 +91,33 @@ def _text(element: Element, *names: str) -> str:
     return ""
 
 
+def _typed(entry: Element, *names: str) -> str:
+    """Text of an Atom construct, whose `type` says whether it is plain or HTML."""
+    for name in names:
+        for child in entry:
+            if _local(child.tag) == name:
+                text = "".join(child.itertext())
+                if found := plain(without_tags(text) if child.get("type") == "html" else text):
+                    return found
+    return ""
+
+
 def _atom(line: int, entry: Element) -> Found | Refused:
-    title = plain(without_tags(_text(entry, "title")))
+    title = _typed(entry, "title")
     if title == "Error" and "arxiv.org/api/errors" in _text(entry, "id"):
         return Refused(line, f"arXiv answered with an error: {_text(entry, 'summary')[:200]}")
     if not title:
         return Refused(line, "an entry without a title")
-    links = [child.get("href", "") for child in entry if _local(child.tag) == "link" and child.get("rel", "alternate") == "alternate"]
-    fields: dict[str, Any] = {"title": title, "abstract": plain(without_tags(_text(entry, "summary", "content")))}
+    links = [child.get("href", "") for child in entry if _local(child.tag) == "link" and child.get("rel", "alternate") in ("alternate", "related")]
+    abstract = _typed(entry, "summary", "content")
+    fields: dict[str, Any] = {"title": title, "abstract": "" if abstract == _text(entry, "sentence") else abstract}
+    if (year := _text(entry, "year")).isdecimal():  # our own feeds
+        fields["year"] = int(year)
     fields["authors"] = [name for child in entry if _local(child.tag) == "author" and (name := _text(child, "name"))]
     fields["arxiv"] = arxiv_in(_text(entry, "id"), *links)
     fields["doi"] = keys.doi(_text(entry, "doi")) or next((found for link in links if (found := keys.doi(link))), None)
     fields["url"] = next((link for link in links if re.match(r"https?://\S+$", link) and not arxiv_in(link) and not keys.doi(link)), None)
-    published = _text(entry, "published", "updated")
+    published = _text(entry, "published")  # `updated` is when the entry was last touched
     if re.match(r"\d{4}-\d{2}-\d{2}", published):
         fields["date"] = published[:10]
     return Found(line, {name: found for name, found in fields.items() if found})

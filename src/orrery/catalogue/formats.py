@@ -129,10 +129,14 @@ def csv_records(text: str) -> Records:
 
 
 def _from_cells(line: int, cells: dict[str, str]) -> Found | Refused:
+    cells = {name: re.sub(r"^'(?='?[=+@\t\r-])", "", cell) for name, cell in cells.items()}  # see `writers`: formulas are quoted
     fields: dict[str, Any] = {name: cells[name] for name in FIELDS if cells.get(name, "").strip()}
-    for name, mark in (("authors", ";"), ("rooms", None), ("names", None)):
+    if "authors" in fields:
+        parts = re.findall(r"(?:[^;\\]|\\.|\\$)+", fields["authors"])
+        fields["authors"] = [re.sub(r"\\([;\\])", r"\1", part) for part in parts]
+    for name in ("rooms", "names"):
         if name in fields:
-            fields[name] = [part for part in fields[name].split(mark) if part.strip()]
+            fields[name] = fields[name].split()
     for name in ("core", "curated"):
         if name in fields:
             fields[name] = fields[name].strip().lower() in ("1", "true", "yes")

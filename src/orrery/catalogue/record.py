@@ -148,9 +148,8 @@ def clean(fields: Mapping[str, Any]) -> dict[str, Any]:
         found[name] = text
     if not found["title"]:
         raise DataError("it has no title")
-    if found["url"] and not re.match(r"https?://[^\s/]+", found["url"], re.IGNORECASE):
-        raise DataError(f"its address '{found['url'][:80]}' is neither http nor https")
     found |= _ids(fields) | _time(fields)
+    found |= _address(found)
     found["authors"] = _people(fields.get("authors"))
     for name in ("rooms", "names"):
         found[name] = _words(fields.get(name), name)
@@ -203,6 +202,21 @@ def _ids(fields: Mapping[str, Any]) -> dict[str, Any]:
             found["arxiv"] = found.get("arxiv") or of_arxiv
             del found["doi"]  # the arXiv id says the same
     return found
+
+
+def _address(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The address with its odd characters written out; one that only repeats an arXiv id or a DOI becomes that."""
+    url = found["url"]
+    if not url:
+        return {}
+    if not re.match(r"https?://[^\s/]+", url, re.IGNORECASE):
+        raise DataError(f"its address '{url[:80]}' is neither http nor https")
+    for name, same in (("arxiv", keys.arxiv_id(url)), ("doi", keys.doi(url))):
+        if name == "doi" and same and (of_arxiv := keys.arxiv_of_doi(same)):
+            name, same = "arxiv", of_arxiv
+        if same and found.get(name, same) == same:
+            return {"url": "", name: same}
+    return {"url": re.sub(r"[\s\\{}<>\"^`|]", lambda odd: "".join(f"%{byte:02X}" for byte in odd[0].encode()), url)}
 
 
 def _time(fields: Mapping[str, Any]) -> dict[str, Any]:
