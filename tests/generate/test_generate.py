@@ -13,7 +13,8 @@ from orrery.core.errors import ConfigError
 from orrery.generate import Sampling, stream
 from orrery.generate.engine import TextRow
 
-ARCHITECTURES = sorted({orrery.core.registry.lookup(n).name for n in orrery.list_models(kind="architecture")})
+FOUND = {entry.name: set(entry.tags) for entry in orrery.core.registry.entries("architecture")}
+ARCHITECTURES = sorted(name for name, tags in FOUND.items() if not tags & {"encoder", "encoder-decoder"})
 
 
 class Bytes:
