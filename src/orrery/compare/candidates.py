@@ -101,8 +101,19 @@ def _named(text: str) -> list[Candidate]:
         return [Candidate(entry.name, text, entry.name, file=text) for entry in entries]
     for layer in parse_pattern(text):
         for branch in layer:
-            registry.lookup(branch.name)  # unknown names are told now, with near matches
+            _check_predicts(registry.lookup(branch.name))  # unknown names are told now, with near matches
     return [Candidate(text, text, text)]
+
+
+def _check_predicts(entry: registry.Entry) -> None:
+    """Raise for what is no language model: an encoder sees what it would have to predict."""
+    if "encoder-decoder" in entry.tags:
+        raise ConfigError(f"'{entry.name}' is an encoder-decoder: it answers a source and models no text by itself; compare it over tasks")
+    if "bidirectional" in entry.tags:
+        raise ConfigError(
+            f"'{entry.name}' is an encoder: it sees the tokens that a language model has to predict; compare it over a task (--task FILE), "
+            "or choose causal architectures (`orrery list --tag causal`)"
+        )
 
 
 def _renamed(candidate: Candidate, taken: Sequence[str]) -> Candidate:
