@@ -1,6 +1,7 @@
-# Orrery's two commands are `make compare` (the main job) and `make test`. Both set everything up in .venv first.
+# Orrery's commands are `make compare` (the main job), `make papers` and `make test`. All set everything up in .venv first.
 #
 #   make compare              the default comparison; ARGS="..." is passed on to `orrery compare`
+#   make papers               the reading list as pages on this machine; ARGS="..." is passed on to `orrery serve`
 #   make test                 lint, types and every test
 #   make lint | bench | clean
 #   make parity-online        equal logits on real checkpoints, which it downloads (about 1.5 GB)
@@ -24,17 +25,21 @@ BIN       := $(VENV)/bin
 TORCH     := $(shell sed -n 's/^torch==//p' constraints.txt)
 KEY       := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 BASE      := $(VENV)/ready-$(KEY)
+SERVING   := $(VENV)/ready-web-$(KEY)
 TESTING   := $(VENV)/ready-test-$(KEY)
 PIP       := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help compare test lint bench parity-online clean
+.PHONY: help compare papers test lint bench parity-online clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
 
 compare: $(BASE)
 	@$(BIN)/orrery compare $(ARGS)
+
+papers: $(SERVING)
+	@$(BIN)/orrery serve $(ARGS)
 
 # One worker per core with one thread each: the models of the tests are too small for a matrix product to be worth two.
 test: lint
@@ -79,6 +84,11 @@ $(BASE):
 	echo "set-up: downloading the other packages: about 130 MB (400 MB on disk)"; \
 	$(PIP) install -c constraints.txt -e .; \
 	rm -f $(VENV)/ready-*; touch $@
+
+$(SERVING): $(BASE)
+	@echo "set-up: downloading what the pages need: about 5 MB"
+	@$(PIP) install -c constraints.txt -e '.[web]'
+	@touch $@
 
 $(TESTING): $(BASE)
 	@echo "set-up: downloading what the tests need: about 80 MB (400 MB on disk)"

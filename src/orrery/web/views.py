@@ -1,0 +1,192 @@
+"""What a page shows of a paper, a topic, a day: facts of the catalogue in the words of a page. Shared with the export."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orrery.catalogue import commands, community, days, search, status, topics, trending
+from orrery.core import registry
+from orrery.web.rendering import day_words
+
+if TYPE_CHECKING:
+    from orrery.catalogue.record import Paper
+    from orrery.catalogue.store import Store
+
+SHOWN_AUTHORS = 6
+TONES = {"working model": "working", "part": "part", "planned": "planned"}
+EXPORTS = (("BibTeX", "bib"), ("CSL-JSON", "csl.json"), ("CITATION.cff", "cff"), ("JSON", "json"))
+
+
+@dataclass(frozen=True)
+class Card:
+    """One paper as cards and pages show it."""
+
+    slug: str
+    title: str
+    kind: str
+    when: str
+    published: str
+    state: str
+    tone: str
+    sentence: str
+    abstract: str
+    authors: tuple[str, ...]
+    byline: str
+    command: str
+    votes: int
+    upvotes: int
+    voted: bool
+    new: bool
+    picked: str | bool
+    source: str
+    topics: list[dict[str, str]]
+    links: list[tuple[str, str]]
+    marks: Mapping[str, list[tuple[str, bool]]] = field(default_factory=dict)
+
+
+class Views:
+    """Builds what pages show, for one reader at one moment.
+
+    Args:
+        reader: whose votes are marked; None: nobody's.
+        at: now.
+        runs: the folder of runs whose dates count as measurements.
+    """
+
+    def __init__(self, store: Store, reader: int | None, at: dt.datetime, runs: str = "runs") -> None:
+        self.store, self.reader, self.at, self.runs = store, reader, at, runs
+
+    def cards(self, papers: Iterable[Paper], marks: Mapping[str, Any] | None = None) -> list[Card]:
+        """Papers as cards; the reader's votes are asked for once."""
+        found = list(papers)
+        voted = (
+            community.voted(self.store, self.reader, [paper.slug for paper in found])
+            if self.reader and found
+            else set()
+        )
+        return [self._card(paper, paper.slug in voted, (marks or {}).get(paper.slug, {})) for paper in found]
+
+    def _card(self, paper: Paper, voted: bool, marks: Mapping[str, Any]) -> Card:
+        state = status.of(paper)
+        return Card(
+            slug=paper.slug,
+            title=paper.title,
+            kind=paper.kind or "",
+            when=str(paper.year or ""),
+            published=paper.date or "",
+            state=state.state,
+            tone=TONES.get(state.state, "none"),
+            sentence=paper.sentence,
+            abstract=paper.abstract,
+            authors=paper.authors,
+            byline=byline(paper.authors),
+            command=command(state.names[0]) if state.names else "",
+            votes=paper.votes,
+            upvotes=paper.upvotes,
+            voted=voted,
+            new=days.is_new(paper, self.at),
+            picked=paper.curated and not paper.shipped,
+            source="" if paper.shipped else paper.source,
+            topics=[{"slug": slug, "title": topics.titles().get(slug, slug)} for slug in paper.topics],
+            links=links(paper),
+            marks=marks,
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Numbers that every page's foot tells."""
+        row = (
+            self.store.connection()
+            .execute("SELECT COUNT(*) AS papers, COALESCE(SUM(shipped), 0) AS shipped FROM papers")
+            .fetchone()
+        )
+        return {"papers": row["papers"], "shipped": row["shipped"], "working": self._working()}
+
+    def _working(self) -> int:
+        slugs = [row["slug"] for row in self.store.connection().execute("SELECT slug FROM papers WHERE names != ''")]
+        return sum(status.of(paper).state == "working model" for paper in self.store.papers(slugs))
+
+    def model(self, paper: Paper) -> dict[str, Any]:
+        """The part of a paper's page that tells what of it exists here."""
+        state = status.of(paper, store=self.store, runs=self.runs)
+        rows = []
+        for name in state.names:
+            entry = _entry(name)
+            rows.append({"name": name, "summary": entry.summary, "command": command(name)})
+        titles = {"working model": "The working model", "part": "A part of it works here", "planned": "Not built yet"}
+        words = {
+            "working model": "It is registered here, built by name, and checked by the contract.",
+            "part": "Its method is registered here; the whole of the paper is not.",
+            "planned": "A working model of this paper is planned; nothing of it is registered yet.",
+        }
+        facts = [
+            ("Parity", state.parity),
+            ("Measured", state.measured),
+            ("Verdict", state.verdict),
+            ("Rooms", ", ".join(paper.rooms)),
+        ]
+        if paper.upvotes:
+            facts.append(("Votes elsewhere", f"{paper.upvotes:,}, as imported"))
+        return {
+            "title": titles.get(state.state, "Nothing to build"),
+            "words": words.get(state.state, "This paper is read, not built: it surveys, measures or argues."),
+            "rows": rows if len(rows) > 1 else [],
+            "facts": [(name, str(value)) for name, value in facts if value],
+        }
+
+    def related(self, slug: str, limit: int = 6) -> list[Card]:
+        """Papers like this one, nearest first."""
+        return self.cards(paper for paper, _ in search.related(self.store, slug, limit=limit))
+
+    def trending(self, limit: int, offset: int = 0) -> list[Card]:
+        """Papers by votes with decay."""
+        return self.cards(paper for paper, _ in trending.trending(self.store, at=self.at, limit=limit, offset=offset))
+
+    def topics(self) -> list[Any]:
+        """Topics with the number of their papers, largest first."""
+        return sorted(
+            (topic for topic in topics.topics(self.store) if topic.count), key=lambda topic: (-topic.count, topic.title)
+        )
+
+
+def _entry(name: str) -> registry.Entry:
+    """The entry of a registered name."""
+    return _entries()[name]
+
+
+@functools.cache
+def _entries() -> dict[str, registry.Entry]:
+    return {entry.name: entry for entry in registry.entries()}
+
+
+command = functools.cache(commands.run)  # the line that runs a registered name
+
+
+def byline(authors: tuple[str, ...]) -> str:
+    """The first authors, and how many more."""
+    shown = ", ".join(authors[:SHOWN_AUTHORS])
+    rest = len(authors) - SHOWN_AUTHORS
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def links(paper: Paper) -> list[tuple[str, str]]:
+    """Where the paper can be read."""
+    found = []
+    if paper.arxiv:
+        found += [
+            (f"arXiv {paper.arxiv}", f"https://arxiv.org/abs/{paper.arxiv}"),
+            ("PDF", f"https://arxiv.org/pdf/{paper.arxiv}"),
+        ]
+    if paper.doi:
+        found.append(("DOI", f"https://doi.org/{paper.doi}"))
+    if paper.url and paper.url.startswith(("https://", "http://")) and not found:
+        found.append(("Source", paper.url))
+    return found
+
+
+def day_heading(date: str, today: str) -> str:
+    """`Today`'s heading, or a day's."""
+    return "Today’s papers" if date == today else f"Papers of {day_words(date)}"
