@@ -14,7 +14,9 @@ from typing import Any
 _HOME = {
     "build": "builder:build_index",
     "open": "index:open_index",
+    "diff": "difference:diff",
     "Index": "index:Index",
+    "Difference": "difference:Difference",
     "Document": "answers:Document",
     "Span": "answers:Span",
 }

@@ -22,12 +22,14 @@ from orrery.core.errors import BudgetError, ConfigError, DataError, StorageError
 from orrery.core.files import check_free_space, publish_directory, read_json, write_json
 from orrery.core.progress import Progress, progress
 from orrery.ngram.index import DESCRIPTION, FORMAT, Index, open_index
+from orrery.ngram.provenance import name_record
 from orrery.ngram.shard import Layout, ShardWriter, blocks, token_type
 from orrery.ngram.sources import Source, open_source
 from orrery.ngram.suffixes import LONGEST, suffix_array
 
 _STAGE = "build.json"
 _BASE = 160 << 20  # bytes that Python with numba occupies before it sorts anything
+_COUNTED = 1 << 22  # ids up to which each is counted; more are replaced by their ranks first
 _PER_TOKEN = 8  # bytes beside the tokens themselves: 4 of the result, and of the shorter text and its buckets 4
 
 
@@ -137,7 +139,7 @@ def _spool(source: Source, work: Path, key: str, quiet: bool) -> dict[str, Any]:
         check_free_space(work.parent, int(source.total) * (source.width + 5))
     try:
         work.mkdir(parents=True, exist_ok=True)
-        offsets, ends, sizes = array("q", [0]), array("q", [0]), array("q")
+        offsets, ends, text_bytes = array("q", [0]), array("q", [0]), 0
         kind, length, fresh = token_type(source.width), 0, True
         mark = np.array([(1 << 8 * source.width) - 1], dtype=kind).tobytes()
         with (
@@ -148,23 +150,22 @@ def _spool(source: Source, work: Path, key: str, quiet: bool) -> dict[str, Any]:
             for piece in source.pieces():
                 if fresh:
                     stream.write(mark)
-                    length, size = length + 1, 0
+                    length += 1
                 stream.write(np.ascontiguousarray(piece.ids, dtype=kind).tobytes())
-                length, size, fresh = length + len(piece.ids), size + piece.size, piece.last
+                length, text_bytes, fresh = length + len(piece.ids), text_bytes + piece.size, piece.last
                 if fresh:
-                    labels.write(piece.name.encode("utf-8", "surrogatepass"))
+                    labels.write(name_record(piece.name))
                     offsets.append(length)
                     ends.append(labels.tell())
-                    sizes.append(size)
                 bar.update(piece.size if source.unit == "B" else len(piece.ids) + 1)
             stream.write(mark)
         if len(offsets) == 1:
             raise DataError("there is no token to build an index of")
-        for name, numbers in (("documents.bin", offsets), ("names.idx", ends), ("bytes.bin", sizes)):
+        for name, numbers in (("documents.bin", offsets), ("names.idx", ends)):
             (work / name).write_bytes(np.asarray(numbers, dtype="<i8").tobytes())
     except OSError as error:
         raise StorageError(f"cannot write '{work}': {error.strerror or error}; free some space and run again") from error
-    stage = {"key": key, "tokens": length, "documents": len(sizes), "text_bytes": sum(sizes), "shards": []}
+    stage = {"key": key, "tokens": length, "documents": len(offsets) - 1, "text_bytes": text_bytes, "shards": []}
     write_json(work / _STAGE, stage)
     return stage
 
@@ -194,7 +195,8 @@ class _Edge:
 
 def _capacity(budget: int, source: Source) -> int:
     """Tokens of the largest shard that can be sorted in the budget."""
-    room = (budget - _BASE - 16 * source.vocab_size) // (source.width + _PER_TOKEN)
+    beside = _PER_TOKEN + (0 if source.width < 4 else 4 if source.vocab_size <= _COUNTED else 32)
+    room = (budget - _BASE - 16 * min(source.vocab_size, _COUNTED)) // (source.width + beside)
     if room < 1 << 16:
         raise BudgetError(f"{budget / 1e6:,.0f} MB are too little to sort anything; give at least 256M")
     return min(room, LONGEST)
@@ -238,7 +240,7 @@ def _dense(tokens: np.ndarray, layout: Layout) -> tuple[np.ndarray, int]:
     """Tokens and a bound of them that is small enough to count each value: the mark of four bytes is not."""
     if layout.width < 4:
         return tokens, 1 << 8 * layout.width
-    if layout.vocab_size <= max(1 << 22, layout.n):
+    if layout.vocab_size <= _COUNTED:
         return np.minimum(tokens, layout.vocab_size), layout.vocab_size + 1
     found, ranks = np.unique(tokens, return_inverse=True)
     return ranks.astype(np.uint32), len(found)

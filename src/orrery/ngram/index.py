@@ -25,8 +25,20 @@ from numpy.typing import NDArray
 from orrery.core.config import config_hash
 from orrery.core.errors import CorruptionError, DataError, StorageError
 from orrery.core.files import MANIFEST, read_json, verify_directory
-from orrery.ngram import search
-from orrery.ngram.answers import InfBatch, InfNext, InfProbability, Next, Probability, Range, Scores
+from orrery.ngram import provenance, search
+from orrery.ngram.answers import (
+    CnfCount,
+    Document,
+    InfBatch,
+    InfNext,
+    InfProbability,
+    Next,
+    Probability,
+    Range,
+    Scores,
+    Span,
+)
+from orrery.ngram.provenance import Catalogue
 from orrery.ngram.shard import Layout, Shard
 from orrery.ngram.threads import spread
 
@@ -294,6 +306,48 @@ class Index:
                 tokens, counts = tokens[order], counts[order]
         return Next(tokens, counts)
 
+    # ---------------------------------------------------------------- where it stands
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """Offsets and names of the documents."""
+        return Catalogue(self)
+
+    def documents(self, ids: Ids, limit: int = 10, *, context: int | None = None) -> list[Document]:
+        """The first `limit` documents that hold an n-gram, in the index's order.
+
+        Args:
+            context: give only so many ids to both sides of the first place in each; None: whole documents.
+        """
+        return provenance.documents(self, ids, limit, context)
+
+    def document(self, number: int) -> Document:
+        """A document by its number.
+
+        Raises:
+            DataError: there is none.
+        """
+        return provenance.document(self, number)
+
+    def attribute(self, ids: Ids, min_length: int = 8, *, limit: int = 3, context: int | None = 32) -> list[Span]:
+        """Stretches of a text that occur verbatim, at least `min_length` long, none a part of another.
+
+        Args:
+            limit: documents that are named for each stretch; context: see :meth:`documents`.
+        """
+        return provenance.attribute(self, ids, min_length, limit, context)
+
+    def count_cnf(self, clauses: Sequence[Sequence[Ids]], window: int = 100, *, cap: int | None = None) -> CnfCount:
+        """Count places where all clauses are met: a clause is a list of n-grams, any of which will do.
+
+        Counted are the occurrences of the rarest clause that have, for every other clause, an occurrence in the same
+        document which begins at most `window` tokens before or behind.
+
+        Args:
+            cap: look only at about so many occurrences, evenly spread, and scale; the answer then says `exact=False`.
+        """
+        return provenance.count_cnf(self, clauses, window, cap)
+
     # ---------------------------------------------------------------- shared
 
     def _refuse(self, q: Any, bad: int) -> None:
@@ -337,8 +391,10 @@ class Index:
         for shard in self.shards[:-1]:
             edge += shard.n
             for start in range(max(edge - length + 2, 0), edge):
-                if start + length <= self.tokens and start + length > edge + 1:
-                    found.append(self.read(start, start + length))
+                stop = start + length
+                if edge + 1 < stop <= self.tokens + 1:
+                    window = self.read(start, min(stop, self.tokens))
+                    found.append(window if stop <= self.tokens else np.append(window, self.doc_id))
         return found
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:

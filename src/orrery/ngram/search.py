@@ -452,6 +452,49 @@ def next_tokens(W, ok, meta, low, high, depth, limit):  # type: ignore[no-untype
     return tokens[:found], ends[:found]
 
 
+@inlined
+def _any_at(W, ok, g, q, offsets, first, last, position):  # type: ignore[no-untyped-def]
+    """Whether one of the n-grams first..last begins at a position."""
+    for term in range(first, last):
+        if _compare(W, ok, g, q, offsets[term], offsets[term + 1], position, 0) == 0:
+            return True
+    return False
+
+
+@kernel
+def near(W, ok, meta, q, offsets, edges, rarest, anchors, window):  # type: ignore[no-untyped-def]
+    """How many anchors have, for every clause but `rarest`, one of its n-grams within `window` in their document.
+
+    Clause c holds the n-grams edges[c]..edges[c + 1], n-gram i is q[offsets[i]:offsets[i + 1]]. The text around an
+    anchor is looked through, outwards, so that it does not matter how frequent the other clauses are.
+    """
+    g = _unpack(meta)
+    hits = 0
+    for k in range(len(anchors)):
+        middle = anchors[k]
+        first, last = middle, middle  # of the places in the window that lie in the document, its mark included
+        while first > 0 and middle - first < window and token_at(W, ok, g, first) != g[4]:
+            first -= 1
+        while last + 1 < g[0] and last - middle < window and token_at(W, ok, g, last + 1) != g[4]:
+            last += 1
+        met = True
+        for clause in range(len(edges) - 1):
+            if clause == rarest:
+                continue
+            met = False
+            for away in range(max(middle - first, last - middle) + 1):
+                if middle - away >= first and _any_at(W, ok, g, q, offsets, edges[clause], edges[clause + 1], middle - away):
+                    met = True
+                    break
+                if middle + away <= last and _any_at(W, ok, g, q, offsets, edges[clause], edges[clause + 1], middle + away):
+                    met = True
+                    break
+            if not met:
+                break
+        hits += met
+    return hits
+
+
 @kernel
 def positions(W, ok, meta, low, high):  # type: ignore[no-untyped-def]
     """Positions of the suffixes of ranks low..high, in that order."""
