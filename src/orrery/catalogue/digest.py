@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.headerregistry import Address
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from orrery.catalogue.subscriptions import Subscription
 
 SPAN = {"daily": timedelta(days=1), "weekly": timedelta(days=7)}
-SHOWN = {"daily": 12, "weekly": 20}  # new papers with all that is said of them; the rest is counted and linked
+SHOWN = {"daily": 10, "weekly": 15}  # new papers with all that is said of them; the rest is counted and linked
 TRENDING = 5
 AUTHORS = 4  # named before "and others"
-WORDS = 320  # characters of an abstract, where there is no sentence of ours
+WORDS = 260  # characters of an abstract, where there is no sentence of ours
 BASE_URL = "http://127.0.0.1:8765"  # where `orrery serve` stands when nothing else is said
 
 
 @dataclass(frozen=True)
 class Digest:
-    """One reader's letter of one period. `new`, `changed` and `trending` are slugs."""
+    """One reader's letter of one period. `new` (those that are shown, of `count`), `changed` and `trending` are slugs."""
 
     subscription: Subscription
     period: str
@@ -45,6 +46,7 @@ class Digest:
     text: str
     unsubscribe: str  # the link
     new: tuple[str, ...] = ()
+    count: int = 0
     changed: tuple[str, ...] = ()
     trending: tuple[str, ...] = ()
 
@@ -71,9 +73,8 @@ def compose(store: Store, subscription: Subscription, at: datetime, base_url: st
     """
     base_url = base_url.rstrip("/")
     since, until = _window(store, subscription, at)
-    new = _new(store, subscription, since, until)
+    shown, count = _new(store, subscription, since, until)
     changed = _changed(store, subscription, since, until)
-    shown = new[: SHOWN[subscription.frequency]]
     trending = _trending(store, subscription, at, {paper.slug for paper in shown})
     token = subscriptions.unsubscribe_token(store, subscription, at)
     link = subscriptions.link(base_url, subscriptions.UNSUBSCRIBE_PATH, token)
@@ -81,10 +82,10 @@ def compose(store: Store, subscription: Subscription, at: datetime, base_url: st
     facts: dict[str, Any] = {
         "frequency": "daily digest" if subscription.frequency == "daily" else "weekly digest",
         "date": _date(subscription.frequency, at),
-        "summary": _summary(len(new), len(changed), titles),
+        "summary": _summary(count, len(changed), titles),
         "new": [_card(store, paper, base_url) for paper in shown],
-        "new_note": f"{len(shown)} of {len(new)}" if len(new) > len(shown) else "",
-        "more": f"{len(new) - len(shown):,}" if len(new) > len(shown) else "",
+        "new_note": f"{len(shown)} of {count:,}" if count > len(shown) else "",
+        "more": f"{count - len(shown):,}" if count > len(shown) else "",
         "more_link": f"{base_url}/archive",
         "changed": [_verdict(paper, old, verdict, base_url) for paper, old, verdict in changed],
         "changed_note": "what came of a claim, at our scale",
@@ -94,7 +95,7 @@ def compose(store: Store, subscription: Subscription, at: datetime, base_url: st
         "unsubscribe": link,
         "base_url": base_url,
     }
-    subject = _subject(subscription.frequency, at, new, changed)
+    subject = _subject(subscription.frequency, at, shown, count, changed)
     return Digest(
         subscription=subscription,
         period=period(subscription.frequency, at),
@@ -104,7 +105,8 @@ def compose(store: Store, subscription: Subscription, at: datetime, base_url: st
         html=letters.html("digest.html", subject=subject, preview=facts["summary"], **facts),
         text=_text(facts, token),
         unsubscribe=link,
-        new=tuple(paper.slug for paper in new),
+        new=tuple(paper.slug for paper in shown),
+        count=count,
         changed=tuple(paper.slug for paper, _, _ in changed),
         trending=tuple(paper.slug for paper in trending),
     )
@@ -155,15 +157,18 @@ def _of_topics(subscription: Subscription) -> tuple[str, tuple[str, ...]]:
     return f"p.id IN (SELECT paper FROM paper_topics WHERE topic IN ({marks}))", subscription.topics
 
 
-def _new(store: Store, subscription: Subscription, since: str, until: str) -> list[Paper]:
-    """Papers that entered the store, those that readers, curators and upstream like first."""
+def _new(store: Store, subscription: Subscription, since: str, until: str) -> tuple[list[Paper], int]:
+    """Papers that entered the store: those to show (what curators, readers and upstream like comes first), and how many."""
     condition, values = _of_topics(subscription)
-    rows = store.connection().execute(
-        f"SELECT p.slug FROM papers p WHERE p.added >= ? AND p.added < ? AND {condition}"
-        " ORDER BY EXISTS (SELECT 1 FROM picks WHERE paper = p.id) DESC, p.votes DESC, p.upvotes DESC, p.date DESC, p.id",
-        (since, until, *values),
+    ask = store.connection().execute
+    those = f"FROM papers p WHERE p.added >= ? AND p.added < ? AND {condition}"
+    count = int(ask(f"SELECT COUNT(*) {those}", (since, until, *values)).fetchone()[0])
+    rows = ask(
+        f"SELECT p.slug {those} ORDER BY EXISTS (SELECT 1 FROM picks WHERE paper = p.id) DESC, p.votes DESC, p.upvotes DESC,"
+        " p.date DESC, p.id LIMIT ?",
+        (since, until, *values, SHOWN[subscription.frequency]),
     )
-    return store.papers([row["slug"] for row in rows])
+    return store.papers([row["slug"] for row in rows]), count
 
 
 def _changed(store: Store, subscription: Subscription, since: str, until: str) -> list[tuple[Paper, str, str]]:
@@ -222,9 +227,12 @@ def _votes(number: int) -> str:
 
 
 def _cut(text: str) -> str:
-    """The beginning of an abstract, to the last whole word."""
+    """The beginning of an abstract: its first sentences, or to the last whole word."""
     text = mail.clean(text)
-    return text if len(text) <= WORDS else text[:WORDS].rpartition(" ")[0].rstrip(",;:.") + " ..."
+    sentences = re.match(rf".{{60,{WORDS}}}[.!?](?=\s)", text)
+    if sentences and len(text) > WORDS:
+        return sentences[0]
+    return text if len(text) <= WORDS else text[:WORDS].rpartition(" ")[0].rstrip(",;:.") + " …"
 
 
 def _date(frequency: str, at: datetime) -> str:
@@ -241,22 +249,27 @@ def _summary(new: int, changed: int, titles: list[str]) -> str:
     return f"{found} in {'your topic' if len(titles) == 1 else f'your {len(titles)} topics'}" if titles else found
 
 
-def _subject(frequency: str, at: datetime, new: list[Paper], changed: list[tuple[Paper, str, str]]) -> str:
+def _subject(frequency: str, at: datetime, new: list[Paper], count: int, changed: list[tuple[Paper, str, str]]) -> str:
     day = at.astimezone(timezone.utc).date()
     when = f"{day.day} {day:%B}" if frequency == "daily" else f"week {day.isocalendar()[1]}"
     if new:
-        first, others = new[0].title, len(new) - 1
+        first, others = new[0].title, count - 1
     elif changed:
         first, others = f"{changed[0][0].title}: {changed[0][2]}", len(changed) - 1
     else:
         return f"Papers, {when}"
-    first = first if len(first) <= 90 else first[:90].rpartition(" ")[0] + " ..."
+    first = first if len(first) <= 90 else first[:90].rpartition(" ")[0] + " …"
     return mail.clean(f"Papers, {when}: {first}" + (f", and {others:,} more" if others else ""))
 
 
 def _text(facts: dict[str, Any], token: str) -> str:
     """The plain twin: the same papers, in the same order, with the same links."""
     parts = [f"ORRERY PAPERS: {facts['date']}", letters.paragraph(facts["summary"])]
+    if facts["changed"]:
+        parts.append(_rule("Verdicts"))
+        for verdict in facts["changed"]:
+            lines = [letters.paragraph(verdict["title"]), letters.paragraph(f"{verdict['old']} -> {verdict['new']}", "  ")]
+            parts.append("\n".join([*lines, f"  {verdict['link']}"]))
     if facts["new"]:
         parts.append(_rule("New"))
         for card in facts["new"]:
@@ -268,11 +281,6 @@ def _text(facts: dict[str, Any], token: str) -> str:
             parts.append("\n".join([*lines, f"  {card['link']}"]))
         if facts["more"]:
             parts.append(f"and {facts['more']} more:\n  {facts['more_link']}")
-    if facts["changed"]:
-        parts.append(_rule("Verdicts"))
-        for verdict in facts["changed"]:
-            lines = [letters.paragraph(verdict["title"]), letters.paragraph(f"{verdict['old']} -> {verdict['new']}", "  ")]
-            parts.append("\n".join([*lines, f"  {verdict['link']}"]))
     if facts["trending"]:
         parts.append(_rule("Trending"))
         for number, card in enumerate(facts["trending"], 1):

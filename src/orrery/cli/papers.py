@@ -155,7 +155,9 @@ def today(
             return
         if found.papers:
             say_papers(list(found.papers), opened)
-    print(f"{found.date}: {len(found.papers):,} paper{'s' if len(found.papers) != 1 else ''}")
+    print(f"{found.date}: {len(found.papers) or 'no new'} paper{'s' if len(found.papers) != 1 else ''}")
+    if not found.papers:
+        output.remark("what came with orrery has no day; `orrery papers search` and `trending` show it")
     if found.previous:
         output.remark(f"the day before: orrery papers today --date {found.previous}")
 
@@ -284,13 +286,11 @@ def rebuild(
 
     with Store.open(store) as opened:
         opened.rebuild("asked for")
-        count, notes = opened.count(), list(opened.notes)
+        count = opened.count()
     if as_json:
-        output.say_json({"papers": count, "notes": notes})
-        return
-    print(f"{count:,} papers, rebuilt from the shipped list and the journal")
-    for line in notes:
-        output.remark(line)
+        output.say_json({"papers": count})
+    else:
+        print(f"{count:,} papers, rebuilt from the shipped list and the journal; the old database lies beside the new one")
 
 
 @app.command("mend")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STORE = typer.Option(None, "--store", help="The folder of the papers (default: $ORRERY_PAPERS, else your data folder).")
 JSON = typer.Option(False, "--json", help="For machines.")
-SHOWN = 20  # lines of a report for people; --json holds all
+SHOWN, FEW = 20, 5  # lines of a report for people; --json holds all
 
 
 def import_files(
@@ -52,9 +52,10 @@ def import_files(
         if report.added or report.merged:
             prepare(opened)
         total = opened.count()
-    say_report(report, total, as_json)
+    if as_json or not report.failed or len(report.refused) > 1:
+        say_report(report, total, as_json)
     if report.failed:
-        first = f": {report.refused[0]}" if report.refused else ""
+        first = f": {report.refused[0]}" if report.refused else ": there is no paper in it"
         raise DataError(f"nothing could be imported{first}")
 
 
@@ -65,11 +66,11 @@ def say_report(report: Report, total: int, as_json: bool) -> None:
         return
     if not report.failed:
         print(f"{report.summary()}; the store holds {total:,} papers")
-    for title, entries in (("merged", report.merged), ("named twice", report.duplicates)):
-        for entry in entries[:SHOWN]:
+    for title, entries, most in (("named twice", report.duplicates, SHOWN), ("merged", report.merged, FEW)):
+        for entry in entries[:most]:
             print(f"  {title}: {entry.title} ({Path(entry.file).name}:{entry.line}; {entry.why})")
-        if len(entries) > SHOWN:
-            print(f"  {title}: and {len(entries) - SHOWN:,} more, which --json lists")
+        if len(entries) > most:
+            print(f"  {title}: and {len(entries) - most:,} more, which --json lists")
     for refusal in report.refused[:SHOWN]:
         output.remark(f"refused: {refusal}")
     if len(report.refused) > SHOWN:
@@ -83,7 +84,7 @@ def export(
     out: Optional[Path] = typer.Option(None, "--out", "-o", help="The file to write (default: standard output)."),  # noqa: UP045
     query: str = typer.Option("", "--query", help="Only what this search finds."),
     limit: Optional[int] = typer.Option(None, "--limit", "-n", min=1, help="At most so many."),  # noqa: UP045
-    base_url: str = typer.Option("", "--base-url", help="The address of your pages, for the links of a feed."),
+    base_url: str = typer.Option("", "--base-url", help="The address of your pages, for the links of a feed (default: to the papers themselves)."),
     store: Optional[Path] = STORE,  # noqa: UP045
     as_json: bool = typer.Option(False, "--json", help="The same as --format json."),
 ) -> None:
@@ -92,20 +93,18 @@ def export(
     Example:  orrery papers export mamba2 retnet     orrery papers export --format csv --out papers.csv
     """
     from orrery.catalogue import writers
-    from orrery.catalogue.digest import BASE_URL
     from orrery.catalogue.store import Store
     from orrery.core import files
     from orrery.core.errors import ConfigError, suggest
 
     kind = "json" if as_json else kind
-    known = (*writers.FORMATS, "atom")
-    if kind not in known:
-        raise ConfigError(f"unknown format '{kind}'.{suggest(kind, known)} Formats: {', '.join(known)}")
+    if kind not in writers.WRITERS:
+        raise ConfigError(f"unknown format '{kind}'.{suggest(kind, writers.WRITERS)} Formats: {', '.join(writers.WRITERS)}")
     with Store.open(store) as opened:
-        if kind == "atom":
-            text = writers.feed(opened, feed, base_url=base_url or BASE_URL, limit=limit or 100)
+        if kind == "atom" and not papers and not query:
+            text = writers.feed(opened, feed, base_url, limit)
         else:
-            text = writers.write(list(_chosen(opened, papers or [], query, limit)), kind)
+            text = writers.write(_chosen(opened, papers or [], query, limit), kind)
     if out is None:
         sys.stdout.write(text)
     else:
@@ -124,7 +123,7 @@ def _chosen(store: Store, keys: list[str], query: str, limit: int | None) -> Ite
         found = (hit.paper for hit in search(store, query, limit=limit or 1000).hits)
     else:
         found = store.all()
-    return islice(found, limit)
+    return islice(found, limit)  # None: all of them
 
 
 def fetch(
