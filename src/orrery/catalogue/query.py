@@ -14,6 +14,7 @@ from orrery.catalogue.words import STOP, fold
 
 LONGEST = 500  # characters that are read; the rest is left out
 MOST_TERMS = 24
+SHORTEST_PREFIX = 2  # letters, as the index has prefixes; a shorter one is a word
 COLUMNS = ("title", "sentence", "abstract", "authors", "names")
 _FIELDS = {  # what a reader calls it -> column of the index
     "title": "title", "abstract": "abstract", "sentence": "sentence", "author": "authors", "authors": "authors", "name": "names",
@@ -105,6 +106,7 @@ def parse(text: str) -> Query:
             groups += [[term] for term in found]
         joining = False
     kept = [tuple(group) for group in groups if not _idle(group)] or [tuple(group) for group in groups]
+    kept = list(dict.fromkeys(kept))
     wanted = " ".join(word for group in kept for term in group for word in term.words)
     return Query(tuple(kept), tuple(excluded), facets, wanted)
 
@@ -119,7 +121,7 @@ def _terms(part: re.Match[str]) -> list[Term]:
         return before
     if part["phrase"] is None and len(found) > 1 and re.search(r"[^\w'’.\-/]|_", value.strip("*.,;:!?()[]{}")):
         return [*before, *(Term((word,), column) for word in found)]  # `a+b`, `a:b`: words, not one name
-    prefix = part["phrase"] is None and value.endswith("*")
+    prefix = part["phrase"] is None and value.endswith("*") and len(found[-1]) >= SHORTEST_PREFIX
     return [*before, Term(found, column, prefix, exact=part["phrase"] is not None)]
 
 

@@ -1,8 +1,8 @@
 """Search: SQLite's full-text index and the semantic vectors, fused.
 
 *Text* ranks by BM25 with weights of columns (`COLUMN_WEIGHTS`): papers that hold every wanted word first, then those that
-hold some. BM25 costs a microsecond for every paper that matches, so a query that matches more than `BUDGET` papers is
-narrowed before it is ranked: to its rare words, then to titles, then to what entered last. A word that no paper holds is
+hold some. BM25 costs a microsecond for every term of every paper that matches, so a query that exceeds `BUDGET` is narrowed
+before it is ranked: to its rare words, then to titles, then to what entered last. A word that no paper holds is
 searched as the nearest word of the vocabulary, and the corrected query is suggested.
 
 *Semantic* ranks by the cosine of :mod:`orrery.catalogue.semantic`. *Hybrid* adds both, each divided by its best of this
@@ -12,8 +12,8 @@ query, by `TEXT_SHARE`. The weights were chosen on the tuning half of `judged.js
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 
 MODES = ("hybrid", "text", "semantic")
 COLUMN_WEIGHTS = {"title": 8.0, "sentence": 4.0, "abstract": 1.0, "authors": 3.0, "names": 6.0}
-BUDGET = 8000  # papers that are ranked by BM25 for one expression
+BUDGET = 6000  # papers that BM25 ranks for one expression, times the terms in it
+COUNTED = 10_000  # matches are counted up to here
 DEPTH = 1000  # results that can be paged through
 POOL = 300  # candidates of either side that are fused
 TEXT_SHARE = 0.5
 EVERY_BONUS = 0.25  # of the best text score, for holding every wanted word
 NEAREST = 0.2  # cosine under which a paper is no semantic match
+TOKENIZER = "porter unicode61 remove_diacritics 2"  # as in schema.TABLES
+MARKED = ("title", "sentence", "abstract")
+_thread = threading.local()
 _BEGIN, _END = "\ue000", "\ue001"  # private characters that mark what matched
 Segments = list[tuple[str, bool]]
 
@@ -54,7 +58,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """An answer: one page of hits, how many papers match in all, a corrected query, and how long it took."""
+    """An answer: one page of hits, how many papers match (counted to `COUNTED`), a corrected query, and how long it took."""
 
     hits: list[Hit]
     total: int
@@ -107,12 +111,13 @@ def search(
         return Found(hits, total, None, time.perf_counter() - began)
     placed = vectors.current(store) if mode != "text" else None
     corrected, suggestion = suggestions.correct(store, connection, asked)
+    pool = min(max(POOL, offset + limit), DEPTH)
     if mode == "text" or placed is None:
-        text = _text(connection, corrected, filters)
+        text = _text(connection, corrected, filters, pool)
         ranking, total = sorted(text.scores.items(), key=_order), text.total
     else:
-        text = _text(connection, corrected, filters) if mode == "hybrid" else _Text({}, 0)
-        meaning = _meaning(placed, corrected, filters, connection, text.scores)
+        text = _text(connection, corrected, filters, pool) if mode == "hybrid" else _Text({}, 0)
+        meaning = _meaning(placed, corrected, filters, connection, list(text.scores))
         ranking = sorted(_fuse(text.scores, meaning).items(), key=_order)
         total = max(text.total, len(ranking))
     note = ""
@@ -167,56 +172,58 @@ def _order(item: tuple[int, float]) -> tuple[float, int]:
     return -item[1], item[0]
 
 
-def _text(connection: sqlite3.Connection, asked: Query, filters: Filters) -> _Text:
-    every = asked.every() + asked.without()
-    matches = _count(connection, every, filters, None)
-    wide = _alternatives(connection, asked)
-    if matches > BUDGET or wide is None:
-        scores = _narrowed(connection, every, filters, asked)
-        for number in scores:
-            scores[number] += 1.0
-        if len(scores) >= POOL or wide is None:
-            return _Text(scores, matches)
-        return _Text({**_ranked(connection, wide, filters), **scores}, matches)
-    scores = _ranked(connection, wide, filters)
-    whole = _ranked(connection, every, filters) if matches and len(asked.groups) > 1 else {}
-    best = max(scores.values(), default=0.0)
-    for number, score in whole.items():
-        scores[number] = max(scores.get(number, 0.0), score) + EVERY_BONUS * best
-    return _Text(scores, matches or _count(connection, wide, filters, None))
+def _budget(asked: Query) -> int:
+    """How many papers may be ranked for this query."""
+    return max(BUDGET // max(1, len(asked.terms)), min(BUDGET, 1000))
 
 
-def _alternatives(connection: sqlite3.Connection, asked: Query) -> str | None:
+def _text(connection: sqlite3.Connection, asked: Query, filters: Filters, pool: int) -> _Text:
+    every, budget = asked.every() + asked.without(), _budget(asked)
+    matches = _count(connection, every, filters, COUNTED)
+    wide = _alternatives(connection, asked, budget)
+    if matches > budget:
+        scores = _narrowed(connection, every, filters, asked, pool)
+        return _Text(scores, matches)
+    scores = _ranked(connection, wide, filters, pool) if wide else {}
+    if matches and (len(asked.groups) > 1 or not wide):
+        best = max(scores.values(), default=0.0)
+        for number, score in _ranked(connection, every, filters, pool).items():
+            scores[number] = max(scores.get(number, 0.0), score) + EVERY_BONUS * best
+    return _Text(scores, matches or (_count(connection, wide, filters, COUNTED) if wide else 0))
+
+
+def _alternatives(connection: sqlite3.Connection, asked: Query, budget: int) -> str | None:
     """The expression that wants any group, of common ones only as many as the budget allows; None when all are common."""
     sizes = []
     for group in asked.groups:
         expression = " OR ".join(term.match() for term in group)
-        sizes.append((_count(connection, expression, None, BUDGET), expression))
+        sizes.append((_count(connection, expression, None, budget + 1), expression))
     sizes.sort()
     kept, spent = [], 0
     for size, expression in sizes:
-        if spent + size > BUDGET:
-            break
         spent += size
-        kept.append(expression)
-    if not kept:
-        return None
-    wide = " OR ".join(f"({expression})" for expression in kept)
-    return f"({wide})" + asked.without()
+        if spent > budget:
+            break
+        kept.append(f"({expression})")
+    return f"({' OR '.join(kept)}){asked.without()}" if kept else None
 
 
-def _narrowed(connection: sqlite3.Connection, every: str, filters: Filters, asked: Query) -> dict[int, float]:
-    """An expression that matches too many: its papers by title, and if these are few, the ones that entered last."""
-    if _count(connection, every, filters, BUDGET + 1) <= BUDGET:
-        return _ranked(connection, every, filters)
+def _narrowed(
+    connection: sqlite3.Connection, every: str, filters: Filters, asked: Query, pool: int
+) -> dict[int, float]:
+    """An expression that matches too many: those that hold it in the title, and if these are few, those that entered last."""
     scores: dict[int, float] = {}
     if all(term.column is None for term in asked.terms):
-        by_title = " AND ".join("(" + " OR ".join(_titled(term) for term in group) + ")" for group in asked.groups)
-        scores = _ranked(
-            connection, by_title + asked.without(), filters, since=_newest(connection, by_title + asked.without())
+        by_title = (
+            " AND ".join("(" + " OR ".join(_titled(term) for term in group) + ")" for group in asked.groups)
+            + asked.without()
         )
-    if len(scores) < POOL:
-        scores = {**_ranked(connection, every, filters, since=_newest(connection, every)), **scores}
+        scores = _ranked(connection, by_title, filters, pool, since=_since(connection, by_title, filters, asked))
+    if len(scores) < pool:
+        scores = {
+            **_ranked(connection, every, filters, pool, since=_since(connection, every, filters, asked)),
+            **scores,
+        }
     return scores
 
 
@@ -224,32 +231,33 @@ def _titled(term: Term) -> str:
     return replace(term, column="title").match()
 
 
-def _newest(connection: sqlite3.Connection, expression: str) -> int:
-    """The number after which `BUDGET` / 2 papers match, so that only these are ranked; 0 when fewer match."""
+def _since(connection: sqlite3.Connection, expression: str, filters: Filters, asked: Query) -> int:
+    """The number after which half a budget of papers match, so that only these are ranked; 0 when fewer match."""
+    condition, values = filters.condition("papers_fts.rowid")
     row = connection.execute(
-        "SELECT rowid FROM papers_fts WHERE papers_fts MATCH ? ORDER BY rowid DESC LIMIT 1 OFFSET ?",
-        (expression, BUDGET // 2),
+        f"SELECT rowid FROM papers_fts WHERE papers_fts MATCH ?{condition} ORDER BY rowid DESC LIMIT 1 OFFSET ?",
+        (expression, *values, _budget(asked) // 2),
     ).fetchone()
     return int(row[0]) if row else 0
 
 
-def _count(connection: sqlite3.Connection, expression: str, filters: Filters | None, cap: int | None) -> int:
+def _count(connection: sqlite3.Connection, expression: str, filters: Filters | None, cap: int) -> int:
     """How many papers match, at most `cap`."""
     condition, values = filters.condition("papers_fts.rowid") if filters else ("", [])
-    inner = f"SELECT 1 FROM papers_fts WHERE papers_fts MATCH ?{condition}"
-    if cap is not None:
-        inner += f" LIMIT {cap}"
+    inner = f"SELECT 1 FROM papers_fts WHERE papers_fts MATCH ?{condition} LIMIT {cap}"
     return int(connection.execute(f"SELECT COUNT(*) FROM ({inner})", (expression, *values)).fetchone()[0])
 
 
-def _ranked(connection: sqlite3.Connection, expression: str, filters: Filters, since: int = 0) -> dict[int, float]:
+def _ranked(
+    connection: sqlite3.Connection, expression: str, filters: Filters, pool: int, since: int = 0
+) -> dict[int, float]:
     """The best papers of an expression and their BM25, larger is better."""
     weights = ", ".join(str(COLUMN_WEIGHTS[name]) for name in COLUMNS)
     condition, values = filters.condition("papers_fts.rowid")
     rows = connection.execute(
         f"SELECT rowid, -bm25(papers_fts, {weights}) AS score FROM papers_fts WHERE papers_fts MATCH ? AND rowid > ?{condition}"
-        f" ORDER BY score DESC, rowid LIMIT {DEPTH}",
-        (expression, since, *values),
+        " ORDER BY score DESC, rowid LIMIT ?",
+        (expression, since, *values, pool),
     )
     return {int(row[0]): float(row[1]) for row in rows}
 
@@ -258,7 +266,7 @@ def _ranked(connection: sqlite3.Connection, expression: str, filters: Filters, s
 
 
 def _meaning(
-    placed: vectors.Vectors, asked: Query, filters: Filters, connection: sqlite3.Connection, others: Iterable[int]
+    placed: vectors.Vectors, asked: Query, filters: Filters, connection: sqlite3.Connection, others: list[int]
 ) -> dict[int, float]:
     """Cosines of the nearest papers, and of `others` however far."""
     import numpy as np
@@ -270,24 +278,29 @@ def _meaning(
         return {}
     near = placed.near(vector)
     allowed = filters.mask(connection, placed.ids)
-    excluded = _excluded(connection, asked)
     candidates = near if allowed is None else np.where(allowed, near, -1.0)
     best = [place for place in _largest(candidates, POOL) if candidates[place] >= NEAREST]
-    found = {int(placed.ids[place]): float(near[place]) for place in best if int(placed.ids[place]) not in excluded}
-    for number in others:
-        row = placed.place(number)
-        if row is not None:
-            found.setdefault(number, float(near[row]))
-    return found
-
-
-def _excluded(connection: sqlite3.Connection, asked: Query) -> set[int]:
-    if not asked.excluded:
-        return set()
-    expression = " OR ".join(term.match() for term in asked.excluded)
+    found = {int(placed.ids[place]): float(near[place]) for place in best}
+    for number in _excluded(connection, asked, list(found)):
+        del found[number]
+    rows = np.searchsorted(placed.ids, others).clip(max=len(placed.ids) - 1)
+    known = placed.ids[rows] == others
     return {
-        row[0] for row in connection.execute("SELECT rowid FROM papers_fts WHERE papers_fts MATCH ?", (expression,))
+        **{number: float(score) for number, score, here in zip(others, near[rows], known, strict=True) if here},
+        **found,
     }
+
+
+def _excluded(connection: sqlite3.Connection, asked: Query, numbers: list[int]) -> list[int]:
+    """Which of some papers hold what is not wanted."""
+    if not asked.excluded or not numbers:
+        return []
+    expression = " OR ".join(term.match() for term in asked.excluded)
+    marks = ", ".join("?" * len(numbers))
+    rows = connection.execute(
+        f"SELECT rowid FROM papers_fts WHERE papers_fts MATCH ? AND +rowid IN ({marks})", (expression, *numbers)
+    )
+    return [int(row[0]) for row in rows]
 
 
 def _largest(values: Any, count: int) -> list[int]:
@@ -323,30 +336,49 @@ def _papers(store: Store, numbers: list[int]) -> dict[int, Paper]:
 
 
 def _hits(store: Store, page: list[tuple[int, float]], asked: Query | None) -> list[Hit]:
-    numbers = [number for number, _ in page]
-    papers = _papers(store, numbers)
-    marked = _highlights(store.connection(), asked, numbers) if asked is not None else {}
-    hits = []
-    for number, score in page:
-        if number in papers:
-            paper = papers[number]
-            plain = {"title": paper.title, "sentence": paper.sentence, "abstract": paper.abstract}
-            texts = {name: marked.get(number, {}).get(name) or [(text, False)] for name, text in plain.items() if text}
-            hits.append(Hit(paper, score, texts))
-    return hits
+    papers = _papers(store, [number for number, _ in page])
+    found = [(papers[number], score) for number, score in page if number in papers]
+    marked = mark([paper for paper, _ in found], asked)
+    return [Hit(paper, score, texts) for (paper, score), texts in zip(found, marked, strict=True)]
 
 
-def _highlights(connection: sqlite3.Connection, asked: Query, numbers: list[int]) -> dict[int, dict[str, Segments]]:
-    """Title, sentence and abstract of some papers in pieces, matched ones marked."""
-    expression = " OR ".join(term.match() for term in asked.terms)
-    marks = ", ".join("?" * len(numbers))
-    columns = [(COLUMNS.index(name), name) for name in ("title", "sentence", "abstract")]
-    wanted = ", ".join(f"highlight(papers_fts, {place}, '{_BEGIN}', '{_END}') AS {name}" for place, name in columns)
-    rows = connection.execute(
-        f"SELECT rowid AS id, {wanted} FROM papers_fts WHERE papers_fts MATCH ? AND rowid IN ({marks})",
-        (expression, *numbers),
-    )
-    return {row["id"]: {name: segments(row[name] or "") for _, name in columns} for row in rows}
+def mark(papers: list[Paper], asked: Query | None) -> list[dict[str, Segments]]:
+    """Title, sentence and abstract of papers in pieces, what a query wants marked; texts that are empty are left out.
+
+    The papers of a page are put into a full-text index in memory and marked by it: marking in the large index would look
+    up every term once more for every paper.
+    """
+    plain: list[dict[str, Segments]] = [
+        {name: [(text, False)] for name in MARKED if (text := str(getattr(paper, name)))} for paper in papers
+    ]
+    if asked is None or asked.empty or not papers:
+        return plain
+    index = _scratch()
+    index.execute("BEGIN")
+    try:
+        rows = [
+            (n, p.title, p.sentence, p.abstract, "\n".join(p.authors), " ".join(p.names)) for n, p in enumerate(papers)
+        ]
+        index.executemany(
+            "INSERT INTO page (rowid, title, sentence, abstract, authors, names) VALUES (?, ?, ?, ?, ?, ?)", rows
+        )
+        wanted = ", ".join(f"highlight(page, {COLUMNS.index(name)}, '{_BEGIN}', '{_END}')" for name in MARKED)
+        expression = " OR ".join(term.match() for term in asked.terms)
+        for number, *texts in index.execute(f"SELECT rowid, {wanted} FROM page WHERE page MATCH ?", (expression,)):
+            plain[number] = {name: segments(text) for name, text in zip(MARKED, texts, strict=True) if text}
+    finally:
+        index.execute("ROLLBACK")
+    return plain
+
+
+def _scratch() -> sqlite3.Connection:
+    """This thread's index in memory, with the tokenizer of the large one."""
+    index: sqlite3.Connection | None = getattr(_thread, "index", None)
+    if index is None:
+        index = sqlite3.connect(":memory:", isolation_level=None)
+        index.execute(f"CREATE VIRTUAL TABLE page USING fts5({', '.join(COLUMNS)}, tokenize='{TOKENIZER}')")
+        _thread.index = index
+    return index
 
 
 def segments(marked: str) -> Segments:

@@ -66,11 +66,16 @@ def _signature(words: Sequence[str]) -> Array:
     return np.bincount(where, minlength=len(words) * (len(_LETTERS) + 1)).reshape(len(words), -1).astype(np.int8)
 
 
-def _table(placed: vectors.Vectors) -> Array:
-    table = getattr(placed, "_signatures", None)
+def _table(placed: vectors.Vectors) -> tuple[Array, Array, Array]:
+    """Words of the vocabulary in order of length: their places, lengths and counts of letters. Made once in a process."""
+    import numpy as np
+
+    table: tuple[Array, Array, Array] | None = getattr(placed, "_letters", None)
     if table is None:
-        table = _signature(placed.vocabulary)
-        placed._signatures = table  # type: ignore[attr-defined]
+        lengths = np.fromiter(map(len, placed.vocabulary), np.int64, len(placed.vocabulary))
+        order = np.argsort(lengths, kind="stable")
+        table = order, lengths[order], _signature([placed.vocabulary[place] for place in order])
+        placed._letters = table  # type: ignore[attr-defined]
     return table
 
 
@@ -81,14 +86,16 @@ def nearest(placed: vectors.Vectors, word: str, limit: int = 3) -> list[str]:
     if len(word) < _SHORTEST or not placed.vocabulary:
         return []
     most = tolerance(word)
-    difference = _table(placed) - _signature([word])
-    apart = np.maximum(difference, 0).sum(axis=1, dtype=np.int16)  # letters too many, and
-    lacking = np.maximum(-difference, 0).sum(
-        axis=1, dtype=np.int16
-    )  # letters too few: each edit mends at most one of both
-    bound = np.maximum(apart, lacking)
-    near = np.flatnonzero(bound <= most)
-    near = near[np.lexsort((-placed.counts[near], bound[near]))][:_COMPARED]
+    order, lengths, letters = _table(placed)
+    first, last = np.searchsorted(lengths, (len(word) - most, len(word) + most + 1))
+    difference = letters[first:last] - _signature([word])
+    apart = np.abs(difference).sum(axis=1, dtype=np.int16)  # letters too many and letters too few:
+    bound = (
+        apart + np.abs(lengths[first:last] - len(word))
+    ) // 2  # the larger of both; each edit mends at most one of each
+    passed = np.flatnonzero(bound <= most)
+    places = order[first + passed]
+    near = places[np.lexsort((-placed.counts[places], bound[passed]))][:_COMPARED]
     found = []
     for place in near:
         other = placed.vocabulary[place]

@@ -9,6 +9,7 @@ folder loses nothing. A folder that cannot be written, or is damaged, costs time
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -77,9 +78,9 @@ class Vectors:
 
 
 def key(connection: sqlite3.Connection) -> tuple[Any, ...]:
-    """What changes whenever a paper's text may have: papers, imports, moderated submissions, the shipped data."""
+    """What changes whenever a paper's text may have: papers, imports, submissions that became papers, the shipped data."""
     row = connection.execute(
-        "SELECT (SELECT COUNT(*) FROM papers), (SELECT MAX(id) FROM papers), (SELECT MAX(seq) FROM imports),"
+        "SELECT (SELECT MAX(id) FROM papers), (SELECT MAX(seq) FROM imports),"
         " (SELECT COUNT(*) FROM submissions WHERE paper IS NOT NULL), (SELECT value FROM meta WHERE key = 'shipped')"
     ).fetchone()
     return tuple(row)
@@ -94,12 +95,13 @@ def current(store: Store, *, wait: bool = False) -> Vectors | None:
     with _lock:
         connection = store.connection()
         found = _known.get(store.folder)
-        now = key(connection)
+        now = (os.stat(store.path).st_ino, *key(connection))  # another file: the index was made anew
         if found is not None and found.key == now and not (wait and found.missing):
             return found
         if found is None:
             found = _load(store.folder / FOLDER)
-        found = _updated(store, connection, found, wait)
+        if found is None or found.key != now or (wait and found.missing):
+            found = _updated(store, connection, found, now, wait)
         if found is not None:
             found.key = now
             _known[store.folder] = found
@@ -112,7 +114,9 @@ def forget(folder: Path) -> None:
         _known.pop(folder, None)
 
 
-def _updated(store: Store, connection: sqlite3.Connection, old: Vectors | None, wait: bool) -> Vectors | None:
+def _updated(
+    store: Store, connection: sqlite3.Connection, old: Vectors | None, now: tuple[Any, ...], wait: bool
+) -> Vectors | None:
     import numpy as np
 
     rows = connection.execute("SELECT id, digest FROM papers ORDER BY id").fetchall()
@@ -131,6 +135,7 @@ def _updated(store: Store, connection: sqlite3.Connection, old: Vectors | None, 
             old.missing = len(ids) - int(np.isin(ids, old.ids).sum())
         return old
     made = _fit(connection, ids, digests) if old is None or refit else _extend(connection, old, ids, digests, fresh)
+    made.key = now
     _save(store, connection, made)
     return made
 
