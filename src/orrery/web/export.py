@@ -11,7 +11,6 @@ import datetime as dt
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from orrery.catalogue import days, topics
 from orrery.core import files
@@ -175,7 +174,7 @@ def file_of(path: str) -> str:
         return "index.html"
     if path.startswith("/static/"):
         return path[1:]
-    return quote(path[1:], safe="/-._~") + ".html"
+    return path[1:] + ".html"  # slugs and days are letters, digits and hyphens
 
 
 def _planets(date: str) -> Any:

@@ -84,7 +84,7 @@ class Guard:
             outgoing.refusing = True
             if not outgoing.started:
                 await self.answer(scope, receive, outgoing, refusal)
-        except Exception:
+        except Exception:  # noqa: BLE001  a defect of any kind is logged, and answered with a sentence
             _log.exception("%s %s", scope["method"], scope["path"])
             if not outgoing.started:
                 await self.answer(scope, receive, outgoing, Refusal(500, DEFECT))
