@@ -86,9 +86,9 @@ def test_nothing_is_written_when_nothing_changes_or_the_event_is_refused(tmp_pat
 
 def test_papers_are_found_by_slug_id_doi_and_address(tmp_path):
     with Store.open(tmp_path) as opened:
-        add(opened, "One", arxiv="2310.04691")
+        add(opened, "One", arxiv="2001.00001")
         add(opened, "Two", doi="10.1000/a.b(c)")
-        for key in ("one", "2310.04691", "2310.04691v3", "arXiv:2310.04691", "https://arxiv.org/abs/2310.04691v2", "10.48550/arXiv.2310.04691"):
+        for key in ("one", "2001.00001", "2001.00001v3", "arXiv:2001.00001", "https://arxiv.org/abs/2001.00001v2", "10.48550/arXiv.2001.00001"):
             assert opened.paper(key).slug == "one", key
         for key in ("two", "10.1000/A.B(c)", "https://doi.org/10.1000/a.b(c)"):
             assert opened.paper(key).slug == "two", key

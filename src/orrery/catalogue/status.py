@@ -175,7 +175,7 @@ def _parity() -> dict[str, Parity]:
 
 
 def _measured(name: str, runs: str) -> Measured | None:
-    found = [each for each in (_shipped_measurements().get(name), _run_dates(runs).get(name)) if each]
+    found = [each for each in (_run_dates(runs).get(name), _shipped_measurements().get(name)) if each]
     return max(found, key=lambda each: each.date) if found else None
 
 
