@@ -17,7 +17,9 @@ Paper: Infini-gram (2401.17377). B batch, T time, V vocabulary, K buckets.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,11 +64,12 @@ class _Tables:
     """What is counted of a text: an index in a folder of its own, removed with it, and the Kneser-Ney model."""
 
     def __init__(self, text: np.ndarray, starts: np.ndarray, config: InfinigramConfig) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="orrery-infinigram-")
+        folder = tempfile.mkdtemp(prefix="orrery-infinigram-")
+        weakref.finalize(self, shutil.rmtree, folder, True)
         size, mark = config.vocab_size, config.document
         rows = np.split(text, starts[1:])
         documents = [part for row in rows for part in _documents(row, mark)]
-        index = build_index(documents, Path(self._folder.name) / "index", vocab_size=size, document=mark, quiet=True)
+        index = build_index(documents, Path(folder) / "index", vocab_size=size, document=mark, quiet=True)
         self.suffixes = Suffixes(index, size)
         joined = np.concatenate([np.insert(row, 0, size) for row in rows]) if len(rows) > 1 else text
         # Rows begin with a mark of their own, id V, which is context only and so takes no probability.
@@ -147,7 +150,7 @@ class InfinigramLM(nn.Module):
             self._count()
         here = rows.places >= 0
         mixed = self._mixed(rows.text, rows.starts, rows.places[here])
-        logits = torch.zeros(*tokens.shape, self.vocab_size)
+        logits = torch.zeros(*tokens.shape, self.vocab_size, dtype=self.weights.dtype)
         logits[torch.from_numpy(here)] = mixed
         if learning:
             self._rows += [part.copy() for part in np.split(rows.text, rows.starts[1:]) if len(part)]
@@ -156,7 +159,7 @@ class InfinigramLM(nn.Module):
     def _mixed(self, text: np.ndarray, starts: np.ndarray, places: np.ndarray) -> Tensor:
         """Log-probabilities behind the tokens at `places`, (P,V)."""
         if self._tables is None:
-            uniform = torch.full((len(places), self.vocab_size), -float(np.log(self.vocab_size)))
+            uniform = torch.full((len(places), self.vocab_size), -float(np.log(self.vocab_size)), dtype=self.weights.dtype)
             return uniform + 0 * self.weights.sum()
         counts, suffixes = self._tables.counts, self._tables.suffixes
         nodes = counts.score(text, starts).context
@@ -165,7 +168,8 @@ class InfinigramLM(nn.Module):
         p_inf, n, sparse = suffixes.distributions(text, starts, places, self.config.context)
         bucket = np.searchsorted(EDGES, n, side="right")
         weight = torch.sigmoid(self.weights)[torch.from_numpy(sparse.astype(np.int64)), torch.from_numpy(bucket)][:, None]
-        first, second = torch.from_numpy(p_inf).float(), torch.from_numpy(below / below.sum(1, keepdims=True)).float()
+        both = (p_inf, below / below.sum(1, keepdims=True))
+        first, second = (torch.from_numpy(p).to(weight.dtype) for p in both)
         return torch.log(weight * first + (1 - weight) * second)
 
     def num_parameters(self, embedding: bool = False) -> int:
