@@ -127,3 +127,20 @@ def test_an_abstract_must_speak_of_it_often():
     assert topics.assign("A poem", abstract="A graph. One graph.") == ()
     assert topics.assign("A poem", abstract="A graph. Two graphs. The graph.") == ("graphs",)
     assert topics.assign("A poem", kind="survey") == ("surveys",)
+
+
+def test_every_shipped_paper_has_a_topic(shelf):
+    assert [paper.slug for paper in shelf.all() if paper.shipped and not paper.topics] == []
+    counts = {topic.slug: topic.count for topic in topics.topics(shelf)}
+    assert list(counts) == list(topics.titles()) and min(counts.values()) >= 1
+
+
+def test_topic_page_and_trend(shelf):
+    page = topics.topic(shelf, "graphs", limit=100)
+    assert page.topic.count == len(page.papers) and all("graphs" in paper.topics for paper in page.papers)
+    years = [year.year for year in page.by_year]
+    assert years == list(range(years[0], years[-1] + 1))
+    assert sum(year.count for year in page.by_year) == sum(paper.year is not None for paper in page.papers)
+    assert all(0 <= year.share <= 1 for year in page.by_year)
+    with pytest.raises(UnknownNameError, match="graphs"):
+        topics.topic(shelf, "graph")

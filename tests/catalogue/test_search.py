@@ -222,6 +222,14 @@ def test_a_large_match_is_narrowed_to_the_same_best(shelf, monkeypatch):
     assert first(shelf, "earth mover distance in language models") == "emo"
 
 
+def test_a_name_that_the_space_does_not_know_is_left_to_the_text(copy, monkeypatch):
+    monkeypatch.setattr(vectors, "SMALL", 10)
+    vectors.current(copy)
+    paper = {"title": "Zorvanet: an unrelated matter", "abstract": "Bread."}
+    copy.record("import", {"source": "test", "papers": [paper]}, at=finding.AT)
+    assert first(copy, "zorvanet speech model") == finding.slug(paper["title"])
+
+
 @pytest.fixture
 def copy(shelf, tmp_path):
     """A store of its own with the shelf's content."""

@@ -6,11 +6,12 @@ before it is ranked: to its rare words, then to titles, then to what entered las
 searched as the nearest word of the vocabulary, and the corrected query is suggested.
 
 *Semantic* ranks by the cosine of :mod:`orrery.catalogue.semantic`. *Hybrid* adds both, each divided by its best of this
-query, by `TEXT_SHARE`. The weights were chosen on the tuning half of `judged.json`; its test half is measured in the tests.
+query, in the shares of :func:`_share`. The weights were chosen on the tuning half of `judged.json`; its test half is measured in the tests.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orrery.catalogue import suggestions, vectors
 from orrery.catalogue.filters import Filters
 from orrery.catalogue.query import COLUMNS, Query, Term, parse
-from orrery.catalogue.words import STOP
+from orrery.catalogue.words import STOP, stem
 from orrery.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ BUDGET = 6000  # papers that BM25 ranks for one expression, times the terms in i
 COUNTED = 10_000  # matches are counted up to here
 DEPTH = 1000  # results that can be paged through
 POOL = 300  # candidates of either side that are fused
-TEXT_SHARE = 0.5
+TEXT_SHARE = 0.3  # of the text score in a hybrid one
 EVERY_BONUS = 0.25  # of the best text score, for holding every wanted word
-NEAREST = 0.2  # cosine under which a paper is no semantic match
+NEAREST = 0.15  # cosine under which a paper is no semantic match
 TOKENIZER = "porter unicode61 remove_diacritics 2"  # as in schema.TABLES
 MARKED = ("title", "sentence", "abstract")
 _thread = threading.local()
@@ -118,7 +119,8 @@ def search(
     else:
         text = _text(connection, corrected, filters, pool) if mode == "hybrid" else _Text({}, 0)
         meaning = _meaning(placed, corrected, filters, connection, list(text.scores))
-        ranking = sorted(_fuse(text.scores, meaning).items(), key=_order)
+        share = _share(connection, placed, corrected) if text.scores else 0.0
+        ranking = sorted(_fuse(text.scores, meaning, share).items(), key=_order)
         total = max(text.total, len(ranking))
     note = ""
     if mode != "text" and (placed is None or placed.missing):
@@ -314,13 +316,26 @@ def _largest(values: Any, count: int) -> list[int]:
     return [int(place) for place in best[np.lexsort((best, -values[best]))]]
 
 
-def _fuse(text: dict[int, float], meaning: dict[int, float]) -> dict[int, float]:
-    """Both scores, each divided by the best of this query, in their shares."""
+def _share(connection: sqlite3.Connection, placed: vectors.Vectors, asked: Query) -> float:
+    """What part of the score is the text's: `TEXT_SHARE`, and of the rest the part (by idf) of words that papers hold but
+    the space does not know, such as a name that one paper alone has. Of these the cosine says nothing."""
+    known, blind = 0.0, 0.0
+    for term in asked.terms:
+        places = [placed.space.places[root] for word in term.words if (root := stem(word)) in placed.space.places]
+        if places:
+            known += max(float(placed.space.idf[place]) for place in places)
+        elif suggestions.held(connection, term):
+            blind += math.log(len(placed.ids) + 1)
+    return TEXT_SHARE + (1 - TEXT_SHARE) * blind / max(known + blind, 1e-9)
+
+
+def _fuse(text: dict[int, float], meaning: dict[int, float], share: float) -> dict[int, float]:
+    """Both scores, each divided by the best of this query; the text's by its share, the cosine by the rest."""
     best_text = max(text.values(), default=0.0) or 1.0
     best_meaning = max(meaning.values(), default=0.0) or 1.0
     return {
-        number: TEXT_SHARE * text.get(number, 0.0) / best_text
-        + (1 - TEXT_SHARE) * max(0.0, meaning.get(number, 0.0)) / best_meaning
+        number: share * text.get(number, 0.0) / best_text
+        + (1 - share) * max(0.0, meaning.get(number, 0.0)) / best_meaning
         for number in text.keys() | meaning.keys()
     }
 

@@ -123,7 +123,7 @@ def correct(store: Store, connection: sqlite3.Connection, asked: Query) -> tuple
     replaced: dict[str, str] = {}
     for term in asked.terms:
         word = term.words[0]
-        if term.plain and len(word) >= _SHORTEST and word not in STOP and not _held(connection, term):
+        if term.plain and len(word) >= _SHORTEST and word not in STOP and not held(connection, term):
             placed = vectors.current(store)
             near = nearest(placed, word, 1) if placed else []
             if near:
@@ -139,7 +139,8 @@ def correct(store: Store, connection: sqlite3.Connection, asked: Query) -> tuple
     return replace(asked, groups=groups, text=text), text
 
 
-def _held(connection: sqlite3.Connection, term: Term) -> bool:
+def held(connection: sqlite3.Connection, term: Term) -> bool:
+    """Whether any paper holds a term."""
     return (
         connection.execute("SELECT 1 FROM papers_fts WHERE papers_fts MATCH ? LIMIT 1", (term.match(),)).fetchone()
         is not None

@@ -5,7 +5,8 @@
 A vote of this store's readers counts one on the day it is given, half a week later a half with `HALF_LIFE` = 3.5 days, and so
 on; the number of upvotes that came with an import has no times, so it counts by its logarithm (a hundred are 4.6 votes) from
 the day of publication. More votes never rank lower, and of equal votes the later never rank lower. A vote or paper of the
-future counts as one of now. Papers of equal score stand by votes, upvotes and date.
+future counts as one of now. Papers of equal score stand
+by date, newest first; upvotes of a paper whose day is not known do not count.
 
 Cost: every vote is read once; upvotes are read by date, newest first, until no older paper can reach the page any more.
 """
@@ -47,9 +48,7 @@ def trending(store: Store, *, at: datetime, limit: int = 20, offset: int = 0) ->
     connection = store.connection()
     own = _votes(connection, at)
     scores = _with_upvotes(connection, at, own, limit + offset)
-    facts = _facts(connection, list(scores), limit + offset)
-    order = sorted(facts, key=lambda number: (-scores.get(number, 0.0), *facts[number], -number))
-    page = order[offset : offset + limit]
+    page = _order(connection, scores, limit + offset)[offset : offset + limit]
     return [(paper, scores.get(number, 0.0)) for number, paper in hits_of(store, page)]
 
 
@@ -102,10 +101,10 @@ def _days(at: datetime, date: str) -> float:
     return (at - datetime.fromisoformat(date).replace(tzinfo=timezone.utc)).total_seconds() / 86400
 
 
-def _facts(connection: sqlite3.Connection, numbers: list[int], wanted: int) -> dict[int, tuple[int, int, float]]:
-    """What orders papers of equal score: votes, upvotes and date, each falling. Where few have a score the newest follow."""
-    columns = "SELECT id, votes, upvotes, date, year FROM papers"
-    rows = []
+def _order(connection: sqlite3.Connection, scores: dict[int, float], wanted: int) -> list[int]:
+    """Papers by score; of equal score, and where fewer than `wanted` have one, by date, newest first."""
+    columns = "SELECT id, date, year FROM papers"
+    numbers, rows = list(scores), []
     for start in range(0, len(numbers), _PIECE):
         part = numbers[start : start + _PIECE]
         rows += connection.execute(f"{columns} WHERE id IN ({', '.join('?' * len(part))})", part).fetchall()
@@ -114,8 +113,11 @@ def _facts(connection: sqlite3.Connection, numbers: list[int], wanted: int) -> d
         rows += connection.execute(
             f"{columns} WHERE date IS NOT NULL ORDER BY date DESC, id DESC LIMIT ?", lacking
         ).fetchall()
-        rows += connection.execute(f"{columns} WHERE date IS NULL ORDER BY id DESC LIMIT ?", lacking).fetchall()
-    return {row[0]: (-row[1], -row[2], -_ordinal(row[3], row[4])) for row in rows}
+        rows += connection.execute(
+            f"{columns} WHERE date IS NULL ORDER BY year DESC, id DESC LIMIT ?", lacking
+        ).fetchall()
+    days = {row[0]: _ordinal(row[1], row[2]) for row in rows}
+    return sorted(days, key=lambda number: (-scores.get(number, 0.0), -days[number], -number))
 
 
 def _ordinal(date: str | None, year: int | None) -> int:
