@@ -241,3 +241,18 @@ def test_what_cannot_be_indexed_is_a_sentence(tmp_path, source, settings, messag
     with pytest.raises(orrery.core.errors.OrreryError, match=message):
         ngram.build(source, tmp_path / "index", quiet=True, **settings)
     assert not (tmp_path / "index").exists()
+
+
+def test_frequent_contexts_are_counted_beforehand_and_equal_to_counting(tmp_path):
+    rng = np.random.default_rng(0)
+    documents = [np.concatenate([np.stack([np.zeros(20_000, int), rng.integers(1, 600, 20_000)], 1).ravel(), [7]])] * 2
+    index = ngram.build(documents, tmp_path / "index", vocab_size=600, quiet=True)
+    (shard,) = index.shards
+    assert shard.layout.nodes == 2 and shard.layout.entries > 1000
+    for context in ([], [0]):
+        [found] = index.find(context)
+        assert found.high - found.low >= 16_384
+        flat = np.concatenate([[600], documents[0], [600], documents[1], [600]])
+        after = flat[:-1] if not context else flat[1:][flat[:-1] == 0]
+        want = dict(zip(*(a.tolist() for a in np.unique(after, return_counts=True)), strict=True))
+        assert listed(index.next(context)) == want

@@ -181,8 +181,9 @@ def _shards(source: Source, work: Path, stage: dict[str, Any], budget: int, want
         for number in range(len(done), len(edges) - 1):
             first, last = edges[number], edges[number + 1]
             layout = Layout(last.token - first.token, source.width, source.doc_id, source.vocab_size)
-            _shard(work, number, len(edges) == 2, first.token, layout, bar)
-            done.append({"tokens": layout.n, "documents": last.document - first.document})
+            layout = _shard(work, number, len(edges) == 2, first.token, last.document - first.document, layout, bar)
+            sizes = {"tokens": layout.n, "nodes": layout.nodes, "entries": layout.entries}
+            done.append({**sizes, "documents": last.document - first.document})
             write_json(work / _STAGE, stage)
 
 
@@ -219,7 +220,9 @@ def _plan(offsets: np.ndarray, capacity: int, wanted: int | None) -> list[_Edge]
     return edges
 
 
-def _shard(work: Path, number: int, only: bool, start: int, layout: Layout, bar: Progress) -> None:
+def _shard(
+    work: Path, number: int, only: bool, start: int, documents: int, layout: Layout, bar: Progress
+) -> Layout:
     path = work / f"shard-{number:05d}.bin"
     stream = work / "stream.bin"
     if only and stream.exists():
@@ -229,11 +232,11 @@ def _shard(work: Path, number: int, only: bool, start: int, layout: Layout, bar:
     writer = ShardWriter(path, layout)
     tokens = writer.tokens()
     order = suffix_array(*_dense(tokens, layout))
-    marks = int(np.count_nonzero(tokens == tokens[-1]))
-    closing = layout.n + 1 - marks  # the last mark, alone, is the first of the suffixes that begin with a mark
+    closing = layout.n - documents  # the last mark, alone, is the first of the suffixes that begin with a mark
     order[closing:-1] = order[closing + 1 :]
-    writer.write(blocks(order[:-1]))
+    layout = writer.write(blocks(order[:-1]))
     bar.update(layout.n)
+    return layout
 
 
 def _dense(tokens: np.ndarray, layout: Layout) -> tuple[np.ndarray, int]:

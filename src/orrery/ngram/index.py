@@ -80,7 +80,9 @@ class Index:
         self.vocab_size, self.doc_id = int(about["vocab_size"]), int(about["doc_id"])
         self.shards: list[Shard] = []
         for number, entry in enumerate(about["shards"]):
-            layout = Layout(int(entry["tokens"]), int(about["width"]), self.doc_id, self.vocab_size)
+            layout = Layout(
+                int(entry["tokens"]), int(about["width"]), self.doc_id, self.vocab_size, int(entry["nodes"]), int(entry["entries"])
+            )
             self.shards.append(Shard(self.folder / f"shard-{number:05d}.bin", layout, plain))
         self._mark = (1 << 8 * int(about["width"])) - 1
         self._one = self.shards[0] if len(self.shards) == 1 else None
@@ -201,13 +203,13 @@ class Index:
     def inf_prob_info(self, context: Ids, id: int) -> InfProbability:  # noqa: A002
         """:meth:`inf_prob` with its counts, the length of the suffix and whether it has but one continuation."""
         q = _joined(context, id)
-        count, total, n, only, first = 0, 0, -1, -1, True
+        count, total, n, only = 0, 0, -1, -1
         for shard in self.shards:
             a, b, length, token, bad = shard.run(search.inf_prob, q)
             if bad >= 0:
                 self._refuse(q, bad)
             if length > n:
-                count, total, n, only, first = a, b, length, token, False
+                count, total, n, only = a, b, length, token
             elif length == n:
                 count, total = count + a, total + b
                 only = token if token == only else -1
@@ -262,7 +264,7 @@ class Index:
             if bad >= 0:
                 self._refuse(q, bad)
             if high > low:
-                parts.append(self._continuations(shard, low, high, len(q)))
+                parts.append(shard.continuations(low, high, len(q)))
         if across and self._one is None:
             parts += self._straddling_next(q)
         return self._distribution(parts)
@@ -280,15 +282,8 @@ class Index:
                 found, n = [], length
             if length == n:
                 found.append((shard, low, high))
-        ids, counts = self._distribution([self._continuations(shard, low, high, n) for shard, low, high in found])
+        ids, counts = self._distribution([shard.continuations(low, high, n) for shard, low, high in found])
         return InfNext(ids, counts, n, len(ids) == 1, sum(high - low for _, low, high in found))
-
-    def _continuations(self, shard: Shard, low: int, high: int, depth: int) -> tuple[Any, Any]:
-        tokens, ends = shard.run(search.next_tokens, low, high, depth, self.vocab_size)
-        counts = np.empty_like(ends)
-        counts[0] = ends[0] - low
-        np.subtract(ends[1:], ends[:-1], out=counts[1:])
-        return tokens, counts
 
     def _distribution(self, parts: list[tuple[Any, Any]]) -> Next:
         """Stored tokens with counts, from several places, as one distribution over ids."""
@@ -479,7 +474,11 @@ def _pairs(contexts: Iterable[Ids], ids: Ids) -> tuple[NDArray[np.int64], NDArra
     last = _array(ids)
     if len(last) != len(offsets) - 1:
         raise DataError(f"{len(offsets) - 1} contexts but {len(last)} ids")
-    return np.insert(flat, offsets[1:], last), offsets + np.arange(len(offsets))
+    joined, edges = np.empty(len(flat) + len(last), dtype=np.int64), offsets + np.arange(len(offsets))
+    inside = np.ones(len(joined), dtype=bool)
+    inside[edges[1:] - 1] = False
+    joined[inside], joined[edges[1:] - 1] = flat, last
+    return joined, edges
 
 
 def _ratio(count: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -26,18 +26,21 @@ _LOW = 0xFFFFFFFF
 
 
 @inlined
-def page_sum(W, first, last):  # type: ignore[no-untyped-def]
-    """A checksum of words first..last in 62 bits. Both halves of a word go through steps that lose nothing."""
-    a, b = 1, 2
+def page_sum(W, first, last, page):  # type: ignore[no-untyped-def]
+    """A checksum of words first..last, which are page number `page`, in 62 bits: any one wrong bit changes it.
+
+    Every half of a word has an odd weight of its own, so a sum that may be taken in any order tells them apart.
+    """
+    total, weight = 0, 0x9E3779B1
     for k in range(first, last):
-        a = ((a ^ (W[k] & _LOW)) * 0x9E3779B1 + 0x7F4A7C15) & _KEEP
-        b = ((b ^ ((W[k] >> 32) & _LOW)) * 0x85EBCA77 + 0x165667B1) & _KEEP
-    return (a ^ ((b << 1) & _KEEP) ^ (b >> 31)) & _KEEP
+        c = weight + (k - first) * 0x7F4A7C16
+        total += (W[k] & _LOW) * c + ((W[k] >> 32) & _LOW) * (c + 0x165667B2)
+    return (total + (page + 1) * 0x2545F4914F6CDD1D) & _KEEP
 
 
 @inlined
 def _check(W, ok, sums, page):  # type: ignore[no-untyped-def]
-    if page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG) != W[sums + page]:
+    if page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG, page) != W[sums + page]:
         ok[len(ok) - 1] = 1
     ok[page] = 1
 
@@ -455,7 +458,7 @@ def next_tokens(W, ok, meta, low, high, depth, limit):  # type: ignore[no-untype
 @inlined
 def _any_at(W, ok, g, q, offsets, first, last, position):  # type: ignore[no-untyped-def]
     """Whether one of the n-grams first..last begins at a position."""
-    for term in range(first, last):
+    for term in range(first, last):  # noqa: SIM110 - numba has no any() over a generator
         if _compare(W, ok, g, q, offsets[term], offsets[term + 1], position, 0) == 0:
             return True
     return False
@@ -516,7 +519,15 @@ def read(W, ok, meta, start, stop):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sum_pages(W, sums, pages):  # type: ignore[no-untyped-def]
-    """The checksum of every page."""
+def sum_pages(W, sums, pages, number):  # type: ignore[no-untyped-def]
+    """The checksum of every page of W, the first of which is page `number` of the file."""
     for page in range(pages):
-        sums[page] = page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG)
+        sums[page] = page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG, number + page)
+
+
+@kernel
+def check_words(W, ok, meta, first, last):  # type: ignore[no-untyped-def]
+    """Check the pages of words first..last."""
+    for page in range(first >> PAGE_LOG, ((last - 1) >> PAGE_LOG) + 1):
+        if ok[page] == 0:
+            _check(W, ok, meta[7], page)

@@ -1,0 +1,297 @@
+"""The n-gram engine beside the `infini-gram` package, in one run on one corpus: building, every query, batches.
+
+    python benchmarks/ngram.py --corpus web.jsonl --tokenizer bpe:16384 --tokens 30900000 --work /tmp/ngram
+
+Both engines index the same tokens. Queries are drawn from the corpus: a context of 1 to 8 tokens at a random place and
+the token that follows it, or, every other time, a random one. Both answer the same 2,000 of each kind (the slowest of
+infini-gram fewer), all answers are compared, and every call is timed from Python. Its next-token distributions are
+estimates where the context occurs more than 1,000 times (exact ones start a thread for every halving and abort), and
+are compared where they are exact; ours always are. Building is timed from tokens on disk
+to a finished index in a process of its own, whose memory (resident, with all its children and with mapped pages of
+files) is looked at every 20 ms. Rows go to `NGRAM.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "NGRAM.md"
+SEED = 20250
+
+
+def tokens_of(corpus: str, tokenizer: str, folder: Path) -> Any:
+    """The corpus as a token file, made once."""
+    from orrery.data import TokenFile, write_tokens
+    from orrery.ngram.sources import open_source
+
+    if not folder.is_dir():
+        source = open_source(corpus, tokenizer, quiet=True)
+
+        def documents():  # type: ignore[no-untyped-def]
+            held: list[np.ndarray] = []
+            for piece in source.pieces():
+                held.append(piece.ids)
+                if piece.last:
+                    yield np.concatenate(held), 0
+                    held = []
+
+        write_tokens(folder, documents(), source.vocab_size, source.doc_id)
+    return TokenFile(folder, verify=False)
+
+
+def stored(tokens: Any, limit: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The first documents of at most `limit` tokens, and all of them as infini-gram stores them, 0xFFFF before each."""
+    last = int(np.searchsorted(tokens.offsets, limit, side="right")) - 1
+    stop = int(tokens.offsets[last])
+    stream = tokens.read(0, stop).astype(np.uint16)
+    starts = np.asarray(tokens.offsets[:last])
+    documents = [stream[a + 1 : b] for a, b in zip(starts, [*starts[1:], stop], strict=True)]
+    marked = stream.copy()
+    marked[starts] = 0xFFFF
+    return documents, marked
+
+
+def measured(code: str, *arguments: str) -> tuple[float, float]:
+    """Seconds that a program says it took, and the most memory that it and its children held at once, in MB."""
+    import psutil
+
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    peak, watched = 0, psutil.Process(process.pid)
+    while process.poll() is None:
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            for each in [watched, *watched.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += each.memory_info().rss
+        peak = max(peak, total)
+        time.sleep(0.02)
+    out = process.communicate()[0]
+    if process.returncode:
+        raise SystemExit(f"a build ended with exit code {process.returncode}")
+    return float(out.split()[-1]), peak / 1e6
+
+
+OURS = """
+import sys, time, numpy as np
+import orrery
+from orrery.data import TokenFile
+from orrery.ngram import suffixes, shard, search
+suffixes.suffix_array(np.arange(4000, dtype=np.uint16) % 97, 65536)  # compiled or read from the cache before the clock runs
+start = time.perf_counter()
+orrery.ngram.build(TokenFile(sys.argv[1]), sys.argv[2], memory=sys.argv[3], quiet=True)
+print(time.perf_counter() - start)
+"""
+
+THEIRS = """
+import sys, time, argparse, contextlib, io
+from infini_gram import indexing
+where, cpus = sys.argv[1], int(sys.argv[2])
+arguments = argparse.Namespace(save_dir=where, temp_dir=where, shards=1, workers=1, worker_id=0, mem=4, cpus=cpus, token_width=2)
+start = time.perf_counter()
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    indexing.build_sa(arguments)
+print(time.perf_counter() - start)
+"""
+
+
+def build_ours(documents: list[np.ndarray], vocab_size: int, doc_id: int, work: Path, memory: str) -> dict[str, float]:
+    from orrery.data import write_tokens
+
+    tokens = work / "part"
+    write_tokens(tokens, ((d, 0) for d in documents), vocab_size, doc_id)
+    seconds, peak = measured(OURS, str(tokens), str(work / "ours"), memory)
+    size = sum(f.stat().st_size for f in (work / "ours").rglob("*") if f.is_file())
+    return {"seconds": seconds, "peak": peak, "bytes": size}
+
+
+def build_theirs(marked: np.ndarray, documents: list[np.ndarray], work: Path) -> dict[str, float]:
+    folder = work / "theirs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.0"):
+        old.unlink()
+    marked.tofile(folder / "tokenized.0")
+    offsets = np.cumsum([0, *(len(d) + 1 for d in documents)])[:-1]
+    (2 * offsets).astype(np.uint64).tofile(folder / "offset.0")
+    seconds, peak = measured(THEIRS, str(folder), str(len(os.sched_getaffinity(0))))
+    size = sum((folder / name).stat().st_size for name in ("tokenized.0", "table.0"))
+    return {"seconds": seconds, "peak": peak, "bytes": size}
+
+
+def queries(marked: np.ndarray, count: int) -> tuple[list[list[int]], list[int]]:
+    """Contexts of 1 to 8 tokens within a document, and a next token: the true one or a random one of the corpus."""
+    rng = np.random.default_rng(SEED)
+    contexts, ids = [], []
+    while len(contexts) < count:
+        length = int(rng.integers(1, 9))
+        start = int(rng.integers(0, len(marked) - 9))
+        window = marked[start : start + length + 1]
+        if (window == 0xFFFF).any():
+            continue
+        token = int(window[-1]) if len(contexts) % 2 else int(marked[rng.integers(0, len(marked))])
+        if token != 0xFFFF:
+            contexts.append(window[:-1].tolist())
+            ids.append(token)
+    return contexts, ids
+
+
+def clock(call: Any, arguments: list[tuple[Any, ...]]) -> tuple[list[Any], list[float]]:
+    """Answers, and p50 and p99 in microseconds."""
+    answers, times = [], []
+    for each in arguments:
+        start = time.perf_counter_ns()
+        answers.append(call(*each))
+        times.append((time.perf_counter_ns() - start) / 1e3)
+    return answers, [float(np.percentile(times, p)) for p in (50, 99)]
+
+
+def same_distribution(ours: Any, theirs: dict[str, Any]) -> bool:
+    """infini-gram's are estimates where the context occurs more than 1,000 times; only totals are compared there."""
+    if theirs["approx"]:
+        return bool(int(ours.counts.sum()) == theirs["prompt_cnt"])
+    found = {int(k): int(v["cont_cnt"]) for k, v in theirs["result_by_token_id"].items()}
+    return dict(zip(ours.ids.tolist(), ours.counts.tolist(), strict=True)) == found
+
+
+def compare_queries(work: Path, marked: np.ndarray, count: int) -> tuple[list[list[Any]], dict[str, Any]]:
+    from infini_gram.engine import InfiniGramEngine
+
+    import orrery
+
+    orrery.ngram.open(work / "ours")  # imports
+    start = time.perf_counter()
+    index = orrery.ngram.open(work / "ours")
+    opened = 1e3 * (time.perf_counter() - start)
+    theirs = InfiniGramEngine(index_dir=str(work / "theirs"), eos_token_id=index.doc_id, vocab_size=65535)
+    contexts, ids = queries(marked, count)
+    pairs = list(zip(contexts, ids, strict=True))
+    few = pairs[: max(200, count // 4)]
+    kinds: list[tuple[str, Any, Any, list[Any], Any]] = [
+        ("count", lambda c, i: index.count([*c, i]), lambda c, i: theirs.count([*c, i])["count"], pairs, lambda a, b: a == b),
+        ("prob", index.prob_info, theirs.prob, pairs,
+         lambda a, b: (a.hits, a.total) == (b["cont_cnt"], b["prompt_cnt"])),
+        ("next", lambda c, i: index.next(c), lambda c, i: theirs.ntd(c), few,
+         same_distribution),
+        ("inf_prob", index.inf_prob_info, theirs.infgram_prob, pairs,
+         lambda a, b: (a.hits, a.total, a.n) == (b["cont_cnt"], b["prompt_cnt"], b["suffix_len"])),
+        ("inf_next", lambda c, i: index.inf_next(c), lambda c, i: theirs.infgram_ntd(c), few,
+         same_distribution),
+    ]  # fmt: skip
+    rows = []
+    for name, ours, other, arguments, same in kinds:
+        clock(ours, arguments[-20:])
+        b, slow = clock(other, arguments)
+        a, quick = clock(ours, arguments)
+        _, again = clock(ours, arguments)
+        different = sum(not same(x, y) for x, y in zip(a, b, strict=True))
+        rows.append([name, len(arguments), different, *quick, *again, *slow])
+    return rows, {"open_ms": opened, **batches(index, contexts, ids, marked)}
+
+
+def batches(index: Any, contexts: list[list[int]], ids: list[int], marked: np.ndarray) -> dict[str, Any]:
+    """Queries a second, singly and 10,000 at once, and positions a second of whole texts."""
+    repeat = -(-10_000 // len(contexts))
+    many, tokens = (contexts * repeat)[:10_000], (ids * repeat)[:10_000]
+    grams = [[*c, i] for c, i in zip(many, tokens, strict=True)]
+    found: dict[str, Any] = {}
+    arrays = [np.array(g) for g in grams]
+    width = max(map(len, grams))
+    padded, lengths = np.zeros((len(grams), width), np.int64), np.array(list(map(len, grams)))
+    for row, gram in enumerate(grams):
+        padded[row, : len(gram)] = gram
+    for name, single, batch in (
+        ("count", lambda: [index.count(g) for g in grams], lambda: index.count_batch(grams)),
+        ("count, padded array", lambda: [index.count(g) for g in arrays], lambda: index.count_batch(padded, lengths=lengths)),
+        ("prob", lambda: [index.prob(c, i) for c, i in zip(many, tokens, strict=True)], lambda: index.prob_batch(many, tokens)),
+        ("inf_prob", lambda: [index.inf_prob(c, i) for c, i in zip(many, tokens, strict=True)],
+         lambda: index.inf_prob_batch(many, tokens)),
+    ):  # fmt: skip
+        rates = []
+        for call in (single, batch):
+            call()
+            start = time.perf_counter()
+            call()
+            rates.append(10_000 / (time.perf_counter() - start))
+        found[name] = rates
+    text = marked[1000:101_000].astype(np.int64)
+    text = text[text != 0xFFFF]
+    mixed = np.random.default_rng(0).permutation(text.reshape(-1)[: len(text) // 10 * 10].reshape(-1, 10)).reshape(-1)
+    start = time.perf_counter()
+    index.score(mixed)
+    found["score"] = len(mixed) / (time.perf_counter() - start)
+    return found
+
+
+def report(sizes: dict[str, Any], builds: dict[str, dict[str, float]], rows: list[list[Any]], more: dict[str, Any]) -> str:
+    n = sizes["tokens"]
+    lines = [f"## {n / 1e6:.1f} M tokens, {sizes['documents']:,} documents", "", sizes["machine"], ""]
+    lines += ["| build | s | M tokens/s | peak MB | bytes/token |", "|---|---|---|---|---|"]
+    for name, built in builds.items():
+        numbers = f"{built['seconds']:.1f} | {n / built['seconds'] / 1e6:.2f} | {built['peak']:.0f} | {built['bytes'] / n:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    lines += ["", "| query, us | asked | different | p50 | p99 | p50 warm | p99 warm | infini-gram p50 | p99 | p50 ratio | p99 ratio |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    for name, asked, different, *t in rows:
+        numbers = " | ".join(f"{x:,.1f}" for x in t)
+        lines.append(f"| {name} | {asked} | {different} | {numbers} | {t[4] / t[0]:.0f}x | {t[5] / t[1]:.0f}x |")
+    lines += ["", "Infini-gram's `next` and `inf_next` are estimates where a context occurs more than 1,000 times; ours are exact."]
+    lines += ["", "| batches of 10,000 | singly/s | batch/s | ratio |", "|---|---|---|---|"]
+    for name in ("count", "count, padded array", "prob", "inf_prob"):
+        a, b = more[name]
+        lines.append(f"| {name} | {a:,.0f} | {b:,.0f} | {b / a:.1f}x |")
+    lines += ["", f"Scoring whole texts: {more['score']:,.0f} positions/s. Opening: {more['open_ms']:.2f} ms.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default="stdlib", help="a name, file, folder or .jsonl")
+    parser.add_argument("--tokenizer", default="bpe:16384")
+    parser.add_argument("--tokens", type=float, default=30.9e6, help="how many to index at most")
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--memory", default="4G")
+    parser.add_argument("--work", type=Path, default=Path("ngram-benchmark"))
+    parser.add_argument("--token-file", type=Path, help="a token file made before, instead of --corpus")
+    parser.add_argument("--stage", choices=["all", "build", "query"], default="all", help="do one part; state is in --work")
+    parser.add_argument("--dry", action="store_true", help="print; do not append to NGRAM.md")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    folder = options.token_file or options.work / "tokens"
+    tokens = tokens_of(options.corpus, options.tokenizer, folder)
+    documents, marked = stored(tokens, int(options.tokens))
+    state = options.work / "builds.json"
+    if options.stage != "query":
+        builds = {
+            "infini-gram": build_theirs(marked, documents, options.work),
+            "orrery": build_ours(documents, tokens.vocab_size, tokens.doc_id, options.work, options.memory),
+        }
+        state.write_text(json.dumps(builds))
+        print(builds, file=sys.stderr)
+    if options.stage == "build":
+        return
+    builds = json.loads(state.read_text())
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    rows, more = compare_queries(options.work, marked, options.queries)
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} processors, Python {platform.python_version()}."
+    text = report({"tokens": len(marked), "documents": len(documents), "machine": machine}, builds, rows, more)
+    print(text)
+    if not options.dry:
+        with open(ROWS, "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
