@@ -317,8 +317,11 @@ def _largest(values: Any, count: int) -> list[int]:
 
 
 def _share(connection: sqlite3.Connection, placed: vectors.Vectors, asked: Query) -> float:
-    """What part of the score is the text's: `TEXT_SHARE`, and of the rest the part (by idf) of words that papers hold but
-    the space does not know, such as a name that one paper alone has. Of these the cosine says nothing."""
+    """What part of the score is the text's: `TEXT_SHARE`, and more where papers hold words that the space does not know.
+
+    Such a word, a name that one paper alone has, is often all that is wanted, and the cosine says nothing of it. So its
+    share falls with the square of the part, by idf, of the query that the space knows.
+    """
     known, blind = 0.0, 0.0
     for term in asked.terms:
         places = [placed.space.places[root] for word in term.words if (root := stem(word)) in placed.space.places]
@@ -326,7 +329,7 @@ def _share(connection: sqlite3.Connection, placed: vectors.Vectors, asked: Query
             known += max(float(placed.space.idf[place]) for place in places)
         elif suggestions.held(connection, term):
             blind += math.log(len(placed.ids) + 1)
-    return TEXT_SHARE + (1 - TEXT_SHARE) * blind / max(known + blind, 1e-9)
+    return 1 - (1 - TEXT_SHARE) * (known / max(known + blind, 1e-9)) ** 2
 
 
 def _fuse(text: dict[int, float], meaning: dict[int, float], share: float) -> dict[int, float]:
