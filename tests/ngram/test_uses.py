@@ -96,7 +96,7 @@ def test_repeats_equal_brute_force(index, corpus, block, monkeypatch):
     assert len(spans) == report.spans
     for span in spans:
         ids = tuple(index.read(span.places[0], span.places[0] + 9).tolist())
-        assert counts[ids] == span.count and all(tuple(index.read(p, p + 9).tolist()) == ids for p in span.places)
+        assert counts[ids] == span.times and all(tuple(index.read(p, p + 9).tolist()) == ids for p in span.places)
     left = {(d, i) for d in range(len(corpus)) for i in range(len(corpus[d]) - 8) if counts[tuple(corpus[d][i : i + 9].tolist())] > 1}
     places = {p for span in spans for p in span.places}
     begins = index.catalogue.offsets

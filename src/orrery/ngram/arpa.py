@@ -74,8 +74,8 @@ def _parse(lines: _Lines) -> tuple[list[tuple[Ints, Floats, Floats]], list[str]]
         pass
     sizes: list[int] = []
     while (line := lines.next()).startswith("ngram "):
-        order, _, number = line[6:].partition("=")
-        if order.strip() != str(len(sizes) + 1) or not number.strip().isdecimal():
+        which, _, number = line[6:].partition("=")
+        if which.strip() != str(len(sizes) + 1) or not number.strip().isdecimal():
             raise lines.complaint(f"'{line}' where 'ngram {len(sizes) + 1}=...' belongs")
         sizes.append(int(number))
     while sizes and sizes[-1] == 0:
@@ -236,9 +236,9 @@ def _written(model: BackoffModel, names: list[str], end: str | None) -> Iterator
     for k in range(1, model.order + 1):
         yield f"\n\\{k}-grams:\n"
         start, stop = model.offsets[k - 1 : k + 1].tolist()
-        if k > 1:
-            above = slice(*model.offsets[k - 2 : k].tolist())
-            parents = np.repeat(np.arange(above.stop - above.start), np.diff(model.first[above.start : above.stop + 1]))
+        above = slice(*model.offsets[max(0, k - 2) : max(2, k)].tolist())
+        children = np.diff(model.first[above.start : above.stop + 1]) if k > 1 else 0
+        parents = np.repeat(np.arange(above.stop - above.start), children)
         kept = []
         for a in range(start, stop, _CHUNK):
             b = min(a + _CHUNK, stop)

@@ -7,7 +7,7 @@ begin with `first, last` or `begin, end` do a part of the work each, on a thread
 N tokens, V vocabulary, G n-grams of all orders, R rows.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 

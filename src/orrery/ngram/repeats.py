@@ -55,14 +55,14 @@ def adjacent(W, ok, meta, first, last, most, where, common, before):  # type: ig
 
 
 class DuplicateSpan(NamedTuple):
-    """A stretch of tokens that occurs `count` times, word for word.
+    """A stretch of tokens that occurs `times` times, word for word.
 
     length: tokens that all occurrences share (at most 4096 are compared). places: where they begin in the stream, the first
     hundred, ascending; documents: the numbers of the documents that hold those.
     """
 
     length: int
-    count: int
+    times: int
     places: list[int]
     documents: list[int]
 
@@ -164,7 +164,7 @@ class DuplicateReport:
     """How much of a corpus stands in it more than once.
 
     covered: tokens in a stretch of `min_length` that occurs again; share: of all tokens. spans: maximal spans. top: those of
-    most repeated tokens, length * (count - 1), first.
+    most repeated tokens, length * (times - 1), first.
     """
 
     min_length: int
@@ -187,7 +187,7 @@ def duplicate_report(index: Any, min_length: int = 50, *, limit: int = 20, quiet
     top: list[tuple[int, int, DuplicateSpan]] = []
     spans = 0
     for spans, span in enumerate(duplicates(index, min_length, quiet=quiet), 1):
-        item = (span.length * (span.count - 1), -spans, span)
+        item = (span.length * (span.times - 1), -spans, span)
         heapq.heappushpop(top, item) if len(top) >= limit else heapq.heappush(top, item)
     covered = _covered(index, min_length, quiet)
     tokens = index.tokens - index.documents_total

@@ -150,7 +150,8 @@ def _count_compiled(stream: Ints, vocabulary: int, order: int, document: int | N
     text = np.ascontiguousarray(stream, dtype=token_type(vocabulary))
     size, mark = len(text), -1 if document is None else document
     position = _node_type(size)
-    suffixes, spare = np.arange(size, dtype=position), np.empty(size, dtype=position)
+    suffixes: Ints = np.arange(size, dtype=position)
+    spare: Ints = np.empty(size, dtype=position)
     heads = np.zeros(vocabulary + 2, dtype=np.int64)
     for shift in range(min(order, size) - 1, -1, -1):
         loops.sort_pass(text, shift, suffixes, spare, heads)
@@ -168,8 +169,10 @@ def _count_compiled(stream: Ints, vocabulary: int, order: int, document: int | N
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     nodes, order = int(offsets[-1]), len(sizes)
     kind = _node_type(nodes)
-    word, count = np.empty(nodes - vocabulary, dtype=text.dtype), np.zeros(nodes, dtype=kind)
-    first, link = np.zeros(int(offsets[-2]) + 1, dtype=kind), np.full(nodes, -1, dtype=kind)
+    word: Ints = np.empty(nodes - vocabulary, dtype=text.dtype)
+    count: Ints = np.zeros(nodes, dtype=kind)
+    first: Ints = np.zeros(int(offsets[-2]) + 1, dtype=kind)
+    link: Ints = np.full(nodes, -1, dtype=kind)
     loops.fill(text, suffixes, common, valid, offsets[:-1].copy(), offsets, word, first, count)
     if order > 1:
         link[vocabulary : offsets[2]] = word[: sizes[1]]
