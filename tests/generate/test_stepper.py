@@ -31,6 +31,15 @@ def build(name, **settings):
     return model
 
 
+def test_a_softcap_in_place_of_torch():
+    model, ids = build("griffin", softcap=3.0, **{"attention.window": 6}), torch.arange(1, 8)[None]
+    with torch.inference_mode():
+        step, want = model.stepper(model(ids[:, :4]).state, 9), model(ids).logits
+        for t in range(4, 7):
+            assert torch.allclose(step(ids[:, t]), want[:, t], atol=2e-4 * float(want[:, t].abs().max()))
+        assert float(want.abs().max()) < 3.0
+
+
 def follow(model, tokens, segments, more):
     """The prompt's state, and the scores of calls of the model for each of `more` (B,n)."""
     before = model(tokens, segments=segments).state

@@ -155,6 +155,6 @@ def test_decoding_steps_are_the_model(rows):
     tokens = torch.randint(0, 50, (rows, 12), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         stepper, want = model.stepper(model(tokens[:, :4]).state, 12), model(tokens).logits
-        assert stepper is not None and stepper.run.general == (rows > 1)
+        assert stepper is not None and not stepper.run.general
         for t in range(4, 12):
             close(stepper(tokens[:, t]), want[:, t], 2e-4)

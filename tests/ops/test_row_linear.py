@@ -17,6 +17,7 @@ TORCH = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "swiglu": lambda z: F.silu(z.chunk(2, -1)[0]) * z.chunk(2, -1)[1],
+    "geglu": lambda z: F.gelu(z.chunk(2, -1)[0], approximate="tanh") * z.chunk(2, -1)[1],
 }
 
 
@@ -34,7 +35,7 @@ def normed(x, norm):
 @pytest.mark.parametrize(("batch", "inputs", "outputs"), [(1, 32, 48), (3, 17, 21)])
 def test_map_equals_torch(activation, batch, inputs, outputs):
     torch.manual_seed(0)
-    rows = 2 * outputs if activation == "swiglu" else outputs
+    rows = 2 * outputs if activation in ("swiglu", "geglu") else outputs
     w, b, gain, shift = torch.randn(rows, inputs), torch.randn(rows), torch.randn(inputs), torch.randn(inputs)
     norms = (None, RowNorm("rmsnorm", gain, None, 1e-5), RowNorm("rmsnorm", None, None, 1e-3), RowNorm("layernorm", gain, shift, 1e-5))
     for norm in norms:

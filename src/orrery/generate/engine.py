@@ -9,7 +9,6 @@ B batch, T prompt length, N new tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from orrery.core.errors import ConfigError
 from orrery.core.seeds import generator as seeded
 from orrery.generate.pairs import beam_search, source_ids, target_steps
-from orrery.generate.sampling import Sampling
+from orrery.generate.sampling import Sampling, holds_nan
 from orrery.models.diagnose import find_broken
 from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import EncoderDecoder
@@ -208,7 +207,7 @@ def _steps(
         known = prompt + step
         now, valid = seen[:, :known], None if marks is None else marks[:, :known] >= 0
         scores = read(now, None if marks is None else marks[:, :known])
-        if math.isnan(float(scores.max())):  # a maximum passes NaN on
+        if holds_nan(scores):
             raise ConfigError(_complaint(model, step, now, valid))
         new = sampling.choose(scores, now, valid, draws)
         if ids is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ class Stepper:
         self.steps: list[Step] = []
         for block, held in zip(model.blocks, state.blocks, strict=True):
             self.steps += cast(Block, block).stepper(held, run)
+        self.rows, self.x = model.embed.weight.detach().numpy(), run.x.numpy()
         self.scores = torch.empty(len(state.clock), model.vocab_size)
         self.head = self._head()
 
@@ -37,9 +39,13 @@ class Stepper:
             return lambda: head(self.model.norm(x))
         score, cap = row_linear(x, head.weight, head.bias, self.scores, norm), getattr(head, "softcap", None)
 
+        raw = self.scores.numpy()
+
         def scores() -> Tensor:
             score()
-            return self.scores if cap is None else torch.tanh(self.scores / cap) * cap
+            if cap is not None:  # in place, and by numpy: torch's three calls take 40 microseconds here
+                np.multiply(np.tanh(np.divide(raw, cap, raw), raw), cap, raw)
+            return self.scores
 
         return scores
 
@@ -47,7 +53,7 @@ class Stepper:
         """Scores (B,V) of what follows `tokens` (B,)."""
         model, run = self.model, self.run
         run.advance(tokens)
-        torch.index_select(model.embed.weight, 0, tokens, out=run.x)
+        self.rows.take(tokens.numpy(), 0, self.x)
         if model.position_embed is not None:
             model.check_position(run.last)
             run.x.add_(model.position_embed.weight[run.positions])

@@ -29,8 +29,8 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 from orrery.nn.residual_gate import ResidualGate
-from orrery.nn.stepping import Step, Stepping, block_step, norm_of, part_step
-from orrery.ops.row_linear import row_norm
+from orrery.nn.stepping import Step, Stepping, block_step, in_order, norm_of, part_step
+from orrery.ops.row_linear import blend, norm_in_place, row_norm
 
 PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
 BlockState = tuple[Any, ...]
@@ -87,17 +87,16 @@ def _sum(x: Tensor, keep: float, y: Tensor, add: float) -> Tensor:
 
 def _normed_step(norm: nn.Module, inner: Step, run: Stepping, keep: float, add: float) -> Step:
     """x = norm(x); x = keep x + add part(x), from `inner`, which does x += part(x)."""
-    known = norm_of(norm)
-    normed = row_norm(run.x, known) if known is not None else lambda: norm(run.x)
+    known, x = norm_of(norm), torch.empty_like(run.x)
+    joined = [] if keep == add == 1 else [blend(run.x, x, keep, add)]
+    if known is not None:
+        return in_order(norm_in_place(run.x, known, x), inner, *joined)
 
-    def step() -> None:
-        x = normed()
+    def normed() -> None:
+        x.copy_(norm(run.x))
         run.x.copy_(x)
-        inner()
-        if keep != 1 or add != 1:
-            run.x.sub_(x).mul_(add).add_(x, alpha=keep)
 
-    return step
+    return in_order(normed, inner, *joined)
 
 
 def _output_step(norm: nn.Module, inner: Step, run: Stepping) -> Step:

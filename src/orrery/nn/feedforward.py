@@ -47,6 +47,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+GATED_CODES = {"silu": "swiglu", "gelu-tanh": "geglu"}  # activations whose product with the other half is one compiled pass
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """An activation by its name in configs."""
     if name not in ACTIVATIONS:
@@ -115,12 +118,12 @@ class _FeedForward(Part):
 
     def stepper(self, norm: RowNorm, state: Any, run: Stepping) -> Step | None:
         code = {"identity": ""}.get(self.config.activation, self.config.activation)
-        code = "swiglu" if self.branches == 2 and code == "silu" else code
+        code = GATED_CODES.get(code, code) if self.branches == 2 else code
         if self.conv is not None or code not in ACTIVATION_CODES or not plain_linear(self.wide, self.out):
             return None
         h = run.x.new_empty(len(run.x), self.hidden)
         out = linear_step(h, self.out, run.x, add=True)
-        if self.branches == 1 or code == "swiglu":
+        if self.branches == 1 or code in GATED_CODES.values():
             wide = linear_step(run.x, self.wide, h, norm, code)
 
             def step() -> None:

@@ -35,10 +35,11 @@ from torch.nn import functional as F
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Aux, Context, Part, PartConfig, Place
-from orrery.nn.feedforward import GLU, MLP, FeedForwardConfig, activation
+from orrery.nn.feedforward import GATED_CODES, GLU, MLP, FeedForwardConfig, activation
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.ops.experts import combine, dispatch, drop_beyond, grouped_linear, plan_dispatch
-from orrery.ops.row_linear import ACTIVATIONS, RowNorm, row_linear, row_norm
+from orrery.ops.experts_step import Routing, experts_step
+from orrery.ops.row_linear import ACTIVATIONS, RowNorm
 from orrery.ops.swiglu import swiglu
 
 SCORES = ("softmax", "sigmoid")
@@ -211,39 +212,28 @@ class MoE(Part):
             self._counted = weakref.ref(aux)
 
     def stepper(self, norm: RowNorm, state: None, run: Stepping) -> Step | None:
-        """One row only: every expert's passes are looked up once, and the chosen ones run."""
-        config, width, x = self.config, self.place.width, run.x
-        code = "swiglu" if config.gated and config.activation == "silu" else config.activation
-        if len(x) > 1 or (config.gated and code != "swiglu") or code not in ACTIVATIONS or not plain_linear(self.router):
+        config, x = self.config, run.x
+        code = GATED_CODES.get(config.activation, "none") if config.gated else config.activation
+        if code not in ACTIVATIONS or not plain_linear(self.router):
             return None
         if self.shared is not None and not plain_linear(self.shared.wide, self.shared.out):
             return None
-        h, u, y = (x.new_empty(1, size) for size in (self.hidden, width, width))
-        logits = x.new_empty(1, config.experts)
-        normed = row_norm(x, norm) if norm.kind else lambda: x
-        choose = linear_step(u, self.router, logits)
-        wide = [row_linear(u, weight, None, h, activation=code) for weight in self.wide]
-        out = [row_linear(h, weight, None, y, add=True) for weight in self.out]
-        shared = None if self.shared is None else self._shared_step(u, code)
+        u, bias = torch.empty_like(x), None if config.bias_rate is None else self.selection_bias
+        rule = Routing(self.router.weight, bias, config.top_k, config.score == "softmax", config.normalise, config.scale)
+        chosen = experts_step(x, norm, u, rule, self.wide, self.out, code)
+        if self.shared is None:
+            return chosen
+        shared = self._shared_step(u, code)
 
         def step() -> None:
-            u.copy_(normed())
-            choose()
-            _, gates, chosen = self.route(logits)
-            y.zero_()
-            for expert, gate in zip(chosen[0].tolist(), gates[0].tolist(), strict=True):
-                wide[expert]()
-                h.mul_(gate)
-                out[expert]()
-            x.add_(y)
-            if shared is not None:
-                x.add_(shared())
+            chosen()
+            x.add_(shared())
 
         return step
 
     def _shared_step(self, u: Tensor, code: str) -> Callable[[], Tensor]:
         assert self.shared is not None
-        h, y = u.new_empty(1, self.shared.hidden), torch.empty_like(u)
+        h, y = u.new_empty(len(u), self.shared.hidden), torch.empty_like(u)
         into, out = linear_step(u, self.shared.wide, h, activation=code), linear_step(h, self.shared.out, y)
 
         def step() -> Tensor:

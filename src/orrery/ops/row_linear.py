@@ -20,8 +20,9 @@ from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, inlined, prepare_blocks, sigmoid, tanh
 
-ACTIVATIONS = ("", "silu", "gelu-tanh", "relu", "relu2", "sigmoid", "tanh", "swiglu")
-"""What may stand behind the map, "" nothing. swiglu: W has 2 O rows, silu of the first O times the others."""
+ACTIVATIONS = ("", "silu", "gelu-tanh", "relu", "relu2", "sigmoid", "tanh", "swiglu", "geglu")
+"""What may stand behind the map, "" nothing. swiglu, geglu: W has 2 O rows, silu or gelu-tanh of the first O times the others."""
+GATED = ACTIVATIONS.index("swiglu")  # the first of those
 MOST_ROWS = 8  # beyond that a matrix product, which keeps a block of x in registers, is faster
 NORMS = ("", "rmsnorm", "layernorm")
 _OUTPUTS = 16  # of a block
@@ -51,7 +52,7 @@ def row_linear(
 
     Args:
         x: (B,I), y: (B,O), float32 and contiguous, written by somebody else before each call.
-        weight: (O,I), or (2 O,I) for swiglu; bias: of as many numbers, or None.
+        weight: (O,I), or (2 O,I) for swiglu and geglu; bias: of as many numbers, or None.
         norm: of x; None for none.
         activation: one of ACTIVATIONS.
         add: y is added to, not overwritten.
@@ -79,6 +80,16 @@ def row_norm(x: Tensor, norm: RowNorm) -> Callable[[], Tensor]:
 def row_norm_into(x: Tensor, norm: RowNorm | None, y: Tensor) -> Callable[[], None]:
     """A function that writes the norm of what x (B,I) holds into y (B,I)."""
     return functools.partial(_norm, 0, len(x), x.numpy(), *_norm_arrays(norm, x), y.numpy())
+
+
+def norm_in_place(x: Tensor, norm: RowNorm, kept: Tensor) -> Callable[[], None]:
+    """A function that writes the norm of what x (B,I) holds into x and into kept (B,I)."""
+    return functools.partial(_norm_twice, 0, len(x), x.numpy(), *_norm_arrays(norm, x), kept.numpy())
+
+
+def blend(x: Tensor, kept: Tensor, keep: float, add: float) -> Callable[[], None]:
+    """A function that does x = keep kept + add (x - kept), for x, kept (B,I)."""
+    return functools.partial(_blend, 0, len(x), x.numpy(), kept.numpy(), np.float32(keep), np.float32(add))
 
 
 def array(tensor: Tensor | None, like: Tensor) -> Any:
@@ -121,6 +132,38 @@ def _norm(first, last, x, kind, gain, shift, eps, y):  # type: ignore[no-untyped
 
 
 @compiled
+def _norm_twice(first, last, x, kind, gain, shift, eps, kept):  # type: ignore[no-untyped-def]
+    for b in range(first, last):
+        _normalise(x[b], kind, gain, shift, eps, kept[b])
+        x[b] = kept[b]
+
+
+@compiled
+def _blend(first, last, x, kept, keep, add):  # type: ignore[no-untyped-def]
+    for b in range(first, last):
+        for i in range(x.shape[1]):
+            x[b, i] = keep * kept[b, i] + add * (x[b, i] - kept[b, i])
+
+
+@inlined
+def activated(v, code):  # type: ignore[no-untyped-def]
+    """Of one number, by its place in ACTIVATIONS; of the gated ones, what stands before the product."""
+    if code == 1 or code == 7:
+        v = v * sigmoid(v)
+    elif code == 2 or code == 8:
+        v = _HALF * v * (_ONE + tanh(_ROOT * (v + _CUBE * v * v * v)))
+    elif code == 3:
+        v = max(v, np.float32(0.0))
+    elif code == 4:
+        v = max(v, np.float32(0.0)) * max(v, np.float32(0.0))
+    elif code == 5:
+        v = sigmoid(v)
+    elif code == 6:
+        v = tanh(v)
+    return v
+
+
+@compiled
 def _map(first, last, x, kind, gain, shift, eps, weight, bias, y, activation, add):  # type: ignore[no-untyped-def]
     batch, width = x.shape
     outputs = y.shape[1]
@@ -141,7 +184,7 @@ def _map(first, last, x, kind, gain, shift, eps, weight, bias, y, activation, ad
             for b in range(batch):
                 for j in range(count):
                     z[b, j] += bias[begin + j]
-        if activation == 7:
+        if activation >= GATED:
             for j in range(count):
                 row = weight[outputs + begin + j]
                 for b in range(batch):
@@ -149,24 +192,11 @@ def _map(first, last, x, kind, gain, shift, eps, weight, bias, y, activation, ad
             for b in range(batch):
                 for j in range(count):
                     other = up[b, j] + bias[outputs + begin + j] if len(bias) > 0 else up[b, j]
-                    z[b, j] = z[b, j] * sigmoid(z[b, j]) * other
+                    z[b, j] = activated(z[b, j], activation) * other
         elif activation > 0:
             for b in range(batch):
                 for j in range(count):
-                    v = z[b, j]
-                    if activation == 1:
-                        v = v * sigmoid(v)
-                    elif activation == 2:
-                        v = _HALF * v * (_ONE + tanh(_ROOT * (v + _CUBE * v * v * v)))
-                    elif activation == 3:
-                        v = max(v, np.float32(0.0))
-                    elif activation == 4:
-                        v = max(v, np.float32(0.0)) * max(v, np.float32(0.0))
-                    elif activation == 5:
-                        v = sigmoid(v)
-                    else:
-                        v = tanh(v)
-                    z[b, j] = v
+                    z[b, j] = activated(z[b, j], activation)
         for b in range(batch):
             out = y[b, begin : begin + count]
             if add:
