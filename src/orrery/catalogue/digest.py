@@ -165,7 +165,7 @@ def _new(store: Store, subscription: Subscription, since: str, until: str) -> tu
     count = int(ask(f"SELECT COUNT(*) {those}", (since, until, *values)).fetchone()[0])
     rows = ask(
         f"SELECT p.slug {those} ORDER BY EXISTS (SELECT 1 FROM picks WHERE paper = p.id) DESC, p.votes DESC, p.upvotes DESC,"
-        " p.date DESC, p.id LIMIT ?",
+        " COALESCE(p.date, p.year) DESC, p.id LIMIT ?",
         (since, until, *values, SHOWN[subscription.frequency]),
     )
     return store.papers([row["slug"] for row in rows]), count
@@ -204,7 +204,7 @@ def _card(store: Store, paper: Paper, base_url: str) -> dict[str, Any]:
 
     state = status.of(paper, store=store)
     votes = paper.votes + paper.upvotes
-    chips = [str(each) for each in (paper.kind, state.state, state.verdict, paper.year) if each]
+    chips = list(dict.fromkeys(str(each) for each in (paper.kind, state.state, state.verdict, paper.year) if each))
     names = paper.authors[:AUTHORS]
     authors = ", ".join(names) + (f" and {len(paper.authors) - len(names)} others" if len(paper.authors) > len(names) + 1 else "")
     return {
@@ -284,7 +284,7 @@ def _text(facts: dict[str, Any], token: str) -> str:
     if facts["trending"]:
         parts.append(_rule("Trending"))
         for number, card in enumerate(facts["trending"], 1):
-            parts.append(letters.paragraph(f"{number}. {card['title']}") + f"\n   {card['link']}")
+            parts.append(letters.paragraph(card["title"], "   ", f"{number}. ") + f"\n   {card['link']}")
     why = letters.paragraph(f"You get this {facts['frequency']} because you asked for {facts['about']} at {facts['email']}.")
     parts.append(f"-- \n{why}\n\nUnsubscribe:\n{facts['unsubscribe']}\nor: orrery papers unsubscribe {token}")
     return "\n\n".join(parts) + "\n"

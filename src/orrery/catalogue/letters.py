@@ -59,10 +59,15 @@ def _file(name: str) -> str:
     return resources.files("orrery.catalogue").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def paragraph(text: str, indent: str = "") -> str:
-    """Text wrapped at the letter's width; a word longer than a line (an address) stays whole."""
+def paragraph(text: str, indent: str = "", first: str | None = None) -> str:
+    """Text wrapped at the letter's width; a word longer than a line (an address) stays whole.
+
+    Args:
+        first: what the first line begins with instead of the indent.
+    """
+    begin = indent if first is None else first
     lines = textwrap.wrap(
-        mail.clean(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        mail.clean(text), WIDTH, initial_indent=begin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(lines)
 

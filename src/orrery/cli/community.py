@@ -97,7 +97,7 @@ def vote(
 ) -> None:
     """Vote for a paper; one vote a reader.
 
-    Example:  orrery papers vote 2405.21060
+    Example:  orrery papers vote 2310.04691
     """
     _vote(paper, reader, store, as_json, True)
 
@@ -110,7 +110,7 @@ def unvote(
 ) -> None:
     """Take a vote back.
 
-    Example:  orrery papers unvote 2405.21060
+    Example:  orrery papers unvote emo
     """
     _vote(paper, reader, store, as_json, False)
 
@@ -137,7 +137,7 @@ def pick(
 ) -> None:
     """A curator's pick.
 
-    Example:  orrery papers pick 2405.21060
+    Example:  orrery papers pick emo
     """
     from orrery.catalogue import community
     from orrery.catalogue.store import Store

@@ -90,7 +90,7 @@ def show(
 ) -> None:
     """One paper: what it says, what exists of it in this code, what is near it.
 
-    Example:  orrery papers show 2405.21060     orrery papers show mamba2 --json
+    Example:  orrery papers show emo     orrery papers show 2310.04691 --json
     """
     from orrery.catalogue import commands, status
     from orrery.catalogue import community as people

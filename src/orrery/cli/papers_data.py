@@ -90,7 +90,7 @@ def export(
 ) -> None:
     """Take papers along: bibliographies, tables, a feed.
 
-    Example:  orrery papers export mamba2 retnet     orrery papers export --format csv --out papers.csv
+    Example:  orrery papers export emo infini-gram     orrery papers export --format csv --out papers.csv
     """
     from orrery.catalogue import writers
     from orrery.catalogue.store import Store
