@@ -161,7 +161,7 @@ def fill(store: Store, papers: list[dict[str, Any]]) -> float:
 
 
 def timed(calls: Sequence[Callable[[], Any]]) -> tuple[float, float]:
-    """Median and 99th percentile of the calls, in milliseconds; every call once before, to fill the disk's cache."""
+    """Median and 99th percentile of the calls, in milliseconds."""
     spent = []
     for call in calls:
         began = time.perf_counter()

@@ -110,6 +110,17 @@ def test_votes_lift_a_paper(tmp_path):
 # ---------------------------------------------------------------- topics
 
 
+def test_remembered_counts_follow_the_papers(tmp_path):
+    with Store.open(tmp_path) as store:
+        before = {topic.slug: topic.count for topic in topics.topics(store)}
+        year = {year.year: year.count for year in topics.topic(store, "graphs").by_year}
+        paper = {"title": "A Graph of Graphs", "year": 2025, "date": "2025-01-05", "upvotes": 5000}
+        store.record("import", {"source": "test", "papers": [paper]}, at=finding.AT)
+        assert {topic.slug: topic.count for topic in topics.topics(store)} == {**before, "graphs": before["graphs"] + 1}
+        assert {year.year: year.count for year in topics.topic(store, "graphs").by_year}[2025] == year.get(2025, 0) + 1
+        assert trending.trending(store, at=NOW, limit=1)[0][0].slug == "a-graph-of-graphs"
+
+
 @pytest.mark.parametrize(
     ("title", "slugs"),
     [

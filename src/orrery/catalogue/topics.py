@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orrery.catalogue import content
 from orrery.catalogue.words import stems
 from orrery.core.errors import UnknownNameError, suggest
 
@@ -263,8 +264,7 @@ def titles() -> dict[str, str]:
 
 def topics(store: Store) -> list[Topic]:
     """Every topic of the closed list with its number of papers, in the list's order."""
-    rows = store.connection().execute("SELECT topic, COUNT(*) AS papers FROM paper_topics GROUP BY topic")
-    counts = {row["topic"]: int(row["papers"]) for row in rows}
+    counts = _per_topic(store)
     return [Topic(rule.slug, rule.title, counts.get(rule.slug, 0)) for rule in RULES]
 
 
@@ -299,15 +299,21 @@ def topic(store: Store, slug: str, *, limit: int = 50, offset: int = 0) -> Topic
         (slug,),
     )
     counts = {int(row["year"]): int(row["papers"]) for row in years}
-    total = connection.execute("SELECT COUNT(*) FROM paper_topics WHERE topic = ?", (slug,)).fetchone()[0]
-    return TopicPage(Topic(slug, rule.title, int(total)), papers, _trend(counts, _per_year(store)))
+    return TopicPage(Topic(slug, rule.title, _per_topic(store).get(slug, 0)), papers, _trend(counts, _per_year(store)))
+
+
+def _per_topic(store: Store) -> dict[str, int]:
+    query = "SELECT topic, COUNT(*) FROM paper_topics GROUP BY topic"
+    return content.remembered(
+        store, query, lambda connection: {row[0]: int(row[1]) for row in connection.execute(query)}
+    )
 
 
 def _per_year(store: Store) -> dict[int, int]:
-    rows = store.connection().execute(
-        "SELECT year, COUNT(*) AS papers FROM papers WHERE year IS NOT NULL GROUP BY year"
+    query = "SELECT year, COUNT(*) FROM papers WHERE year IS NOT NULL GROUP BY year"
+    return content.remembered(
+        store, query, lambda connection: {int(row[0]): int(row[1]) for row in connection.execute(query)}
     )
-    return {int(row["year"]): int(row["papers"]) for row in rows}
 
 
 def _trend(counts: dict[int, int], everything: dict[int, int]) -> list[Year]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from orrery.catalogue.store import Store
 
 HALF_LIFE = 3.5  # days
+MOST_UPVOTES = 53 * math.log(2)  # logarithm of the largest count that a record may have
 _PIECE = 500
 
 
@@ -64,8 +65,7 @@ def _votes(connection: sqlite3.Connection, at: datetime) -> dict[int, float]:
 def _with_upvotes(connection: sqlite3.Connection, at: datetime, own: dict[int, float], wanted: int) -> dict[int, float]:
     """Adds upvotes to papers in order of date, until what is left cannot reach the `wanted` best."""
     scores = dict(own)
-    most = connection.execute("SELECT MAX(upvotes) FROM papers").fetchone()[0] or 0
-    if not most or wanted == 0:
+    if wanted == 0:
         return scores
     for number, date, upvotes in _dated(connection, list(own)):
         scores[number] += math.log1p(upvotes) * fade(_days(at, date))
@@ -74,7 +74,7 @@ def _with_upvotes(connection: sqlite3.Connection, at: datetime, own: dict[int, f
     rows = connection.execute("SELECT id, date, upvotes FROM papers WHERE date IS NOT NULL ORDER BY date DESC")
     for row in rows:
         faded = fade(_days(at, row[1]))
-        if len(best) >= wanted and math.log1p(most) * faded <= best[0]:
+        if len(best) >= wanted and MOST_UPVOTES * faded <= best[0]:
             break
         if row[0] in own or not row[2]:
             continue

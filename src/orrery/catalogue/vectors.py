@@ -9,7 +9,6 @@ folder loses nothing. A folder that cannot be written, or is damaged, costs time
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections import Counter
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orrery.catalogue import semantic
+from orrery.catalogue import content, semantic
 from orrery.catalogue.words import STOP, words
 from orrery.core import files
 from orrery.core.errors import OrreryError
@@ -77,15 +76,6 @@ class Vectors:
         return row if row < len(self.ids) and self.ids[row] == number else None
 
 
-def key(connection: sqlite3.Connection) -> tuple[Any, ...]:
-    """What changes whenever a paper's text may have: papers, imports, submissions that became papers, the shipped data."""
-    row = connection.execute(
-        "SELECT (SELECT MAX(id) FROM papers), (SELECT MAX(seq) FROM imports),"
-        " (SELECT COUNT(*) FROM submissions WHERE paper IS NOT NULL), (SELECT value FROM meta WHERE key = 'shipped')"
-    ).fetchone()
-    return tuple(row)
-
-
 def current(store: Store, *, wait: bool = False) -> Vectors | None:
     """The vectors of a store, brought up to date where that is quick; None when there are none and making them is not.
 
@@ -95,7 +85,7 @@ def current(store: Store, *, wait: bool = False) -> Vectors | None:
     with _lock:
         connection = store.connection()
         found = _known.get(store.folder)
-        now = (os.stat(store.path).st_ino, *key(connection))  # another file: the index was made anew
+        now = content.key(store, connection)
         if found is not None and found.key == now and not (wait and found.missing):
             return found
         if found is None:
