@@ -219,6 +219,11 @@ def test_caps_are_said_and_limits_are_kept():
         index.count_cnf([[[0]] * 5000])
     with pytest.raises(DataError, match="at least one clause"):
         index.count_cnf([[[0]], []])
+    for bad in ([0.5], ["a"], [2**70], [[0, 1]], np.array([0.5])):
+        with pytest.raises(DataError, match="n-gram"):
+            index.count(bad)
+    with pytest.raises(DataError, match="contexts but"):
+        index.prob_batch([[0], [1]], [0])
     with pytest.raises(ConfigError, match="min_length"):
         index.attribute([0], min_length=0)
 

@@ -217,6 +217,9 @@ def _plan(offsets: np.ndarray, capacity: int, wanted: int | None) -> list[_Edge]
         document = min(max(document, edges[-1].document + 1), count - (min(parts, count) - part))
         edges.append(_Edge(document, int(offsets[document])))
     edges.append(_Edge(count, total))
+    longest = int(np.diff(offsets).max())
+    if longest > capacity:
+        raise BudgetError(f"a document of {longest:,} tokens does not fit into the memory given; {capacity:,} tokens do")
     return edges
 
 
@@ -234,7 +237,9 @@ def _shard(
     order = suffix_array(*_dense(tokens, layout))
     closing = layout.n - documents  # the last mark, alone, is the first of the suffixes that begin with a mark
     order[closing:-1] = order[closing + 1 :]
-    layout = writer.write(blocks(order[:-1]))
+    writer.append(blocks(order[:-1]))
+    del order, tokens
+    layout = writer.finish()
     bar.update(layout.n)
     return layout
 

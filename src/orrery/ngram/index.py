@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from orrery.ngram.answers import (
     Span,
 )
 from orrery.ngram.provenance import Catalogue
-from orrery.ngram.shard import Layout, Shard
+from orrery.ngram.shard import CROWD, Layout, Shard
 from orrery.ngram.threads import spread
 
 if TYPE_CHECKING:
@@ -260,30 +261,30 @@ class Index:
         """
         q, parts = _array(context), []
         for shard in self.shards:
-            low, high, bad = shard.run(search.find, q, across, True)
+            low, high, bad, tokens, counts = shard.run(search.find_next, q, across, CROWD)
             if bad >= 0:
                 self._refuse(q, bad)
             if high > low:
-                parts.append(shard.continuations(low, high, len(q)))
+                parts.append((tokens, counts) if len(tokens) else shard.continuations(low, high, len(q)))
         if across and self._one is None:
             parts += self._straddling_next(q)
         return self._distribution(parts)
 
     def inf_next(self, context: Ids) -> InfNext:
         """:meth:`next` of the longest suffix of the context that occurs."""
-        q = _array(context)
-        found: list[tuple[Shard, int, int]] = []
-        n = -1
+        q, n, total = _array(context), -1, 0
+        parts: list[tuple[Any, Any]] = []
         for shard in self.shards:
-            low, high, length, bad = shard.run(search.inf_find, q)
+            length, low, high, bad, tokens, counts = shard.run(search.inf_find_next, q, CROWD)
             if bad >= 0:
                 self._refuse(q, bad)
             if length > n:
-                found, n = [], length
+                parts, n, total = [], length, 0
             if length == n:
-                found.append((shard, low, high))
-        ids, counts = self._distribution([shard.continuations(low, high, n) for shard, low, high in found])
-        return InfNext(ids, counts, n, len(ids) == 1, sum(high - low for _, low, high in found))
+                parts.append((tokens, counts) if len(tokens) else shard.continuations(low, high, n))
+                total += high - low
+        ids, counts = self._distribution(parts)
+        return InfNext(ids, counts, n, len(ids) == 1, total)
 
     def _distribution(self, parts: list[tuple[Any, Any]]) -> Next:
         """Stored tokens with counts, from several places, as one distribution over ids."""
@@ -427,15 +428,15 @@ def _array(ids: Any) -> NDArray[np.int64]:
     """Ids as a contiguous int64 array (n,)."""
     if type(ids) is list:
         try:
-            array = np.array(ids, dtype=np.int64)
-        except (TypeError, ValueError, OverflowError) as error:
+            array = np.array(ids)
+        except (ValueError, OverflowError) as error:
             raise DataError(f"an n-gram is a sequence of whole numbers: {error}") from error
     else:
         array = ids.detach().cpu().numpy() if hasattr(ids, "detach") else np.asarray(ids)
-        if array.dtype != np.int64 or not (array.flags.c_contiguous and array.flags.writeable):
-            if array.size and array.dtype.kind not in "iu":
-                raise DataError(f"an n-gram is a sequence of whole numbers, not of {array.dtype}")
-            array = np.array(array, dtype=np.int64, order="C")  # kernels are compiled for writeable arrays
+    if array.dtype != np.int64 or not (array.flags.c_contiguous and array.flags.writeable):
+        if array.size and array.dtype.kind not in "iu":
+            raise DataError(f"an n-gram is a sequence of whole numbers, not of {array.dtype}")
+        array = np.array(array, dtype=np.int64, order="C")  # kernels are compiled for writeable arrays
     if array.ndim != 1:
         raise DataError(f"an n-gram has one dimension, not shape {array.shape}")
     return array
@@ -462,7 +463,7 @@ def flatten(queries: Any, lengths: Any = None) -> tuple[NDArray[np.int64], NDArr
         listed = [each if type(each) is list else _array(each) for each in queries]
         sizes = np.fromiter(map(len, listed), dtype=np.int64, count=len(listed))
         if all(type(each) is list for each in listed):
-            flat = _array([i for each in listed for i in each])
+            flat = _array(list(chain.from_iterable(listed)))
         else:
             flat = np.concatenate([_array(each) for each in listed])
     return flat, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

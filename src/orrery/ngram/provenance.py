@@ -33,8 +33,11 @@ class Catalogue:
         count = index.documents_total
         self.offsets = self._map("documents.bin", count + 1)
         self.ends = self._map("names.idx", count + 1)
-        self.names: Any = np.memmap(index.folder / "names.bin", dtype=np.uint8, mode="r")
-        if int(self.offsets[-1]) != index.tokens or int(self.ends[-1]) != len(self.names):
+        names = index.folder / "names.bin"
+        if not names.is_file() or names.stat().st_size != int(self.ends[-1]):
+            self._damaged(names.name)
+        self.names: Any = np.memmap(names, dtype=np.uint8, mode="r")
+        if int(self.offsets[-1]) != index.tokens:
             self._damaged("documents.bin")
 
     def _map(self, name: str, length: int) -> NDArray[np.int64]:

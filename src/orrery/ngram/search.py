@@ -375,17 +375,6 @@ def inf_prob_many(W, ok, meta, q, offsets, hits, totals, lengths, only):  # type
 
 
 @kernel
-def inf_find(W, ok, meta, q):  # type: ignore[no-untyped-def]
-    """(low, high, length) of the longest suffix of q that occurs, and the index of an invalid id or -1."""
-    g = _unpack(meta)
-    bad = invalid(q, 0, len(q), g)
-    if bad >= 0:
-        return 0, 0, 0, bad
-    low, high, begin = longest(W, ok, g, q, 0, len(q))
-    return low, high, len(q) - begin, bad
-
-
-@kernel
 def score(W, ok, meta, q, first, last, hits, totals, lengths, only):  # type: ignore[no-untyped-def]
     """The longest occurring suffix of q[:t] and the id q[t] after it, for t from first to last (at most len(q)).
 
@@ -420,18 +409,17 @@ def score(W, ok, meta, q, first, last, hits, totals, lengths, only):  # type: ig
     return -1
 
 
-@kernel
-def next_tokens(W, ok, meta, low, high, depth, limit):  # type: ignore[no-untyped-def]
-    """Stored tokens behind the `depth` tokens that low..high share, ascending, and where each one's ranks end.
+@inlined
+def _continuations(W, ok, g, low, high, depth):  # type: ignore[no-untyped-def]
+    """Stored tokens behind the `depth` tokens that low..high share, ascending, and how often each follows.
 
-    Galloping: the end of a token's run is found by steps of 1, 2, 4 ..., then by halving. `limit` bounds how many
-    different tokens there can be.
+    Galloping: the end of a token's run is found by steps of 1, 2, 4 ..., then by halving.
     """
-    g = _unpack(meta)
-    tokens = np.empty(min(high - low, limit), np.int64)
-    ends = np.empty(min(high - low, limit), np.int64)
-    found, i = 0, low
-    t = token_at(W, ok, g, suffix_at(W, ok, g, i) + depth)
+    tokens = np.empty(min(high - low, g[12]), np.int64)
+    counts = np.empty(min(high - low, g[12]), np.int64)
+    found, i, t = 0, low, -1
+    if low < high:
+        t = token_at(W, ok, g, suffix_at(W, ok, g, i) + depth)
     while i < high and found < len(tokens):
         a, step, b, behind = i, 1, high, -1
         while a + step < high:
@@ -449,10 +437,40 @@ def next_tokens(W, ok, meta, low, high, depth, limit):  # type: ignore[no-untype
             else:
                 b, behind = middle, u
         tokens[found] = t
-        ends[found] = b
+        counts[found] = b - i
         found += 1
         i, t = b, behind
-    return tokens[:found], ends[:found]
+    return tokens[:found], counts[:found]
+
+
+@kernel
+def next_tokens(W, ok, meta, low, high, depth):  # type: ignore[no-untyped-def]
+    """:func:`_continuations` of a range that is known."""
+    return _continuations(W, ok, _unpack(meta), low, high, depth)
+
+
+@kernel
+def find_next(W, ok, meta, q, across, most):  # type: ignore[no-untyped-def]
+    """(low, high, index of an invalid id or -1, tokens, counts) behind q; none are counted in ranges above `most`."""
+    g = _unpack(meta)
+    bad = invalid(q, 0, len(q), g)
+    low, high = 0, 0
+    if bad < 0:
+        low, high = find_in(W, ok, g, q, 0, len(q), across, True)
+    tokens, counts = _continuations(W, ok, g, low, high if high - low <= most else low, len(q))
+    return low, high, bad, tokens, counts
+
+
+@kernel
+def inf_find_next(W, ok, meta, q, most):  # type: ignore[no-untyped-def]
+    """:func:`find_next` behind the longest suffix that occurs, whose length comes first."""
+    g = _unpack(meta)
+    bad = invalid(q, 0, len(q), g)
+    low, high, begin = 0, 0, len(q)
+    if bad < 0:
+        low, high, begin = longest(W, ok, g, q, 0, len(q))
+    tokens, counts = _continuations(W, ok, g, low, high if high - low <= most else low, len(q) - begin)
+    return len(q) - begin, low, high, bad, tokens, counts
 
 
 @inlined

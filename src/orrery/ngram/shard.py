@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -197,11 +197,7 @@ class Shard:
             known = self._crowd(low, depth)
             if known is not None and int(known[1].sum()) == high - low:
                 return known
-        tokens, ends = self.run(search.next_tokens, low, high, depth, self.layout.vocab_size)
-        counts = np.empty_like(ends)
-        counts[0] = ends[0] - low
-        np.subtract(ends[1:], ends[:-1], out=counts[1:])
-        return tokens, counts
+        return cast("tuple[Any, Any]", self.run(search.next_tokens, low, high, depth))
 
     def _crowd(self, low: int, depth: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Continuations that were counted beforehand; None where they were not."""
@@ -255,8 +251,8 @@ class ShardWriter:
         kind = token_type(self.layout.width)
         return np.asarray(np.memmap(self.path, dtype=kind, mode="r", shape=(self.layout.n + 1,)))
 
-    def write(self, order: Iterator[NDArray[np.integer]]) -> Layout:
-        """Append all sections; the layout with the size of the crowds.
+    def append(self, order: Iterator[NDArray[np.integer]]) -> None:
+        """Append the suffix array.
 
         Args:
             order: positions by rank, in blocks of 2^20, the last one shorter.
@@ -265,23 +261,32 @@ class ShardWriter:
             StorageError: the disk is full.
         """
         layout = self.layout
-        sums = np.empty(layout.crowds // PAGE, dtype=np.int64)
-        guide = np.empty(layout.keys, dtype=np.int64)
+        self._sums = np.empty(layout.crowds // PAGE, dtype=np.int64)
+        self._guide = np.empty(layout.keys, dtype=np.int64)
         try:
             with open(self.path, "rb+") as file:
                 file.truncate(layout.suffixes * 8)
-                self._sum_tokens(sums)
+                self._sum_tokens(self._sums)
                 file.seek(layout.suffixes * 8)
-                self._append_suffixes(file, order, sums, guide)
-                file.flush()
-                crowds = Crowds(self.path, layout)
-                self.layout = layout = replace(layout, nodes=len(crowds.keys), entries=crowds.entries)
-                table = crowds.words(layout)
-                more = np.empty(layout.pages - len(sums), dtype=np.int64)
-                _run(search.sum_pages, table, more, len(more), len(sums))
-                for section in (table, sums, more, guide):
+                self._append_suffixes(file, order, self._sums, self._guide)
+        except OSError as error:
+            raise StorageError(f"cannot write '{self.path}': {error.strerror or error}") from error
+
+    def finish(self) -> Layout:
+        """Append everything else; the layout with the size of the crowds.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        crowds = Crowds(self.path, self.layout)
+        layout = replace(self.layout, nodes=len(crowds.keys), entries=crowds.entries)
+        table = crowds.words(layout)
+        more = np.empty(layout.pages - len(self._sums), dtype=np.int64)
+        _run(search.sum_pages, table, more, len(more), len(self._sums))
+        try:
+            with open(self.path, "ab") as file:
+                for section in (table, self._sums, more, self._guide):
                     section.astype("<i8", copy=False).tofile(file)
-                file.truncate()
         except OSError as error:
             raise StorageError(f"cannot write '{self.path}': {error.strerror or error}") from error
         return layout
@@ -347,17 +352,17 @@ class Crowds:
         function, layout, later = search.next_tokens.fast, self._layout, []
 
         def part(first: int, last: int) -> list[Any]:
-            return [function(*self._arguments, a, b, depth, layout.vocab_size) for a, b in frontier[first:last]]
+            return [function(*self._arguments, a, b, depth) for a, b in frontier[first:last]]
 
         counted = [each for piece in spread(part, len(frontier), 1) for each in piece] if frontier else []
-        for (low, _), (tokens, ends) in zip(frontier, counted, strict=True):
-            starts = np.concatenate([[low], ends[:-1]])
+        for (low, _), (tokens, counts) in zip(frontier, counted, strict=True):
+            ends = low + np.cumsum(counts)
             if len(tokens) > _CROWD_LEAST:
                 self.keys.append(_crowd_key(low, depth))
                 self._tokens.append(tokens)
-                self._counts.append(ends - starts)
-            often = (ends - starts >= CROWD) & ((tokens != (1 << 8 * layout.width) - 1) | (depth == 0))
-            later += list(zip(starts[often].tolist(), ends[often].tolist(), strict=True))
+                self._counts.append(counts)
+            often = (counts >= CROWD) & ((tokens != (1 << 8 * layout.width) - 1) | (depth == 0))
+            later += list(zip((ends - counts)[often].tolist(), ends[often].tolist(), strict=True))
         return later
 
     def words(self, layout: Layout) -> NDArray[np.int64]:

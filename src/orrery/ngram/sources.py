@@ -153,8 +153,9 @@ def _from_file(tokens: Any, tokenizer: Any) -> Source:
         raise DataError(f"'{tokens.path}' was not made with the tokenizer {tokenizer.name}; give the one that it was made with")
 
     def pieces() -> Iterator[Piece]:
-        for number in range(tokens.documents):
-            yield Piece(f"document {number}", tokens.document(number)[1:], True, int(tokens.text_bytes[number]))
+        mapped = type(tokens)(tokens.path, verify=False)  # a map of its own, whose pages go when it does
+        for number in range(mapped.documents):
+            yield Piece(f"document {number}", mapped.document(number)[1:], True, int(mapped.text_bytes[number]))
 
     largest = tokens.vocab_size - (2 if tokens.doc_id == tokens.vocab_size - 1 else 1)
     about = {"tokens_hash": tokens.hash, **{k: v for k, v in tokens.info.items() if isinstance(v, str | int)}}
