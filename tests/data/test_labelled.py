@@ -103,7 +103,9 @@ def test_targets_of_every_kind():
     unseen = encode(texts(("a", "new")), TaskSpec(names=("x", "y")), BYTES)
     assert unseen.targets == [IGNORE] and unseen.answers == ["new"]
     answer = encode(texts(("a", "bc")), TaskSpec(kind="text-to-text"), BYTES)
-    assert answer.targets[0].tolist() == [98, 99, DOC]
+    assert answer.targets[0].tolist() == [98, 99, DOC] and answer.ids[0].tolist() == [97, DOC]
+    ended = encode(texts(("a", "bc")), TaskSpec(kind="text-to-text"), BYTES, end=7)
+    assert ended.targets[0].tolist() == [98, 99, 7] and ended.ids[0].tolist() == [97, 7]
     assert labelled.guess_kind(rows, "label") == "regression"
     assert labelled.guess_kind(texts(("a", "1"), ("b", "2")), "label") == "classification"
     assert labelled.guess_kind(texts((["a"], ["O"])), "label") == "tagging"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orrery.cli import catalogue, comparing, doctor, new, papers, runs, serve, text, tokenizer, training
+from orrery.cli import catalogue, comparing, doctor, finetune, new, papers, runs, serve, text, tokenizer, training
 
 app = typer.Typer(
     name="orrery",
@@ -32,6 +32,9 @@ app.command("train")(training.train)
 app.command("eval")(training.evaluate)
 app.command("generate")(text.generate)
 app.command("compare")(comparing.compare)
+app.command("finetune")(finetune.finetune)
+app.command("predict")(finetune.predict)
+app.command("evaluate")(finetune.evaluate)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(new.app, name="new")

@@ -6,8 +6,9 @@ Kinds and their labels (a kind is also the name of the head that learns it, but 
     regression      a number                       ordinal       one of several in order (numbers, or as `names` says)
     tagging         a tag for every word           text-to-text  another text
 
-Frame of an example: [class] text [separator], of a pair [class] text [separator] pair [separator], the second with type 1.
-A tokenizer without such marks has the document's id in their place. A tag stands at the first token of its word.
+Frame of an example: [class] text [separator], of a pair [class] text [separator] pair [separator], the second with type 1;
+of a source and its answer: text [end]. A tokenizer without such marks has the document's id in their place. A tag stands at
+the first token of its word.
 
 What a row may not be: without its text or label, of another length than its tags, longer than the model's positions
 (unless `truncate`, which is counted). Empty text is an example like any other: the marks alone.
@@ -154,11 +155,19 @@ def read_label(row: Row, spec: TaskSpec) -> list[str]:
 
 
 def encode(
-    table: Table, spec: TaskSpec, tokenizer: Tokenizer, *, labelled: bool = True, limit: int = 0, truncate: bool = False
+    table: Table,
+    spec: TaskSpec,
+    tokenizer: Tokenizer,
+    *,
+    labelled: bool = True,
+    limit: int = 0,
+    truncate: bool = False,
+    end: int | None = None,
 ) -> Examples:
     """Token ids of a table's examples, and their targets.
 
     Args:
+        end: the id that ends a source and an answer; None: the separator.
         labelled: whether the label column must be there.
         limit: most tokens of an example (the model's positions); 0: none.
         truncate: cut longer examples, from the end of their longer text, and count them; else they are refused.
@@ -171,9 +180,10 @@ def encode(
     if spec.kind == "tagging":
         examples = _encode_words(table, spec, tokenizer, labelled, limit, truncate)
     else:
-        examples = _encode_texts(table, spec, tokenizer, limit, truncate)
+        end = frame_ids(tokenizer)[1] if end is None else end
+        examples = _encode_texts(table, spec, tokenizer, limit, truncate, end)
         if labelled:
-            _add_targets(examples, tokenizer)
+            _add_targets(examples, tokenizer, end)
     return examples
 
 
@@ -265,20 +275,22 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _encode_texts(table: Table, spec: TaskSpec, tokenizer: Tokenizer, limit: int, truncate: bool) -> Examples:
-    before, after = frame_ids(tokenizer)
+def _encode_texts(
+    table: Table, spec: TaskSpec, tokenizer: Tokenizer, limit: int, truncate: bool, after: int
+) -> Examples:
+    front = np.array([] if spec.kind == "text-to-text" else [frame_ids(tokenizer)[0]], dtype=np.int64)
     columns = [spec.text, spec.pair] if spec.pair else [spec.text]
     parts = [
         [ids.astype(np.int64) for ids in tokenizer.encode_batch([_text(row, c) for row in table.rows])] for c in columns
     ]
     ids, types, cut = [], [], 0
     for row, texts in zip(table.rows, zip(*parts, strict=True), strict=True):
-        frame = 1 + len(texts)
+        frame = len(front) + len(texts)
         size = sum(map(len, texts)) + frame
         if limit and size > limit:
             _refuse_long(row, size, limit, truncate)
             texts, cut = _shortened(texts, limit - frame), cut + 1
-        pieces, kinds = [np.array([before])], [np.zeros(1, np.int64)]
+        pieces, kinds = [front], [np.zeros(len(front), np.int64)]
         for number, text in enumerate(texts):
             pieces += [text, np.array([after])]
             kinds.append(np.full(len(text) + 1, number))
@@ -340,12 +352,11 @@ def _encode_words(
     return examples
 
 
-def _add_targets(examples: Examples, tokenizer: Tokenizer) -> None:
+def _add_targets(examples: Examples, tokenizer: Tokenizer, end: int) -> None:
     """Targets and answers of every kind but tagging. A label that training never saw is IGNORE: it cannot be right."""
     spec, rows = examples.spec, examples.rows
     if spec.kind == "text-to-text":
         answers = [_text(row, spec.label) for row in rows]
-        end = frame_ids(tokenizer)[1]
         examples.targets = [np.append(ids.astype(np.int64), end) for ids in tokenizer.encode_batch(answers)]
         examples.answers = list(answers)
         return

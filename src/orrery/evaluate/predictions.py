@@ -6,7 +6,8 @@ Two systems on the same items are compared by drawing the *same* items for both 
 
 classification: accuracy; macro F1 (mean over classes that occur in truth or prediction); Matthews' correlation, in Gorodkin's
 form for any number of classes (doi 10.1016/j.compbiolchem.2004.09.006). Calibration: expected calibration error over 15 bins
-of equal width (1706.04599, equation 3), Brier score (sum over classes), nats of the truth.
+of equal width (1706.04599, equation 3; it is biased upwards in small samples, and its interval with it), Brier score (sum over
+classes), nats of the truth.
 regression: Pearson, Spearman (ties share the mean rank), mean absolute and root mean square error.
 ordinal: mean absolute error in grades, quadratic weighted kappa (doi 10.1037/h0026256), accuracy.
 multi-label: micro and macro F1, share of rows with every label right.
@@ -155,10 +156,10 @@ FIGURES: dict[str, dict[str, Figure]] = {
     "classification": {"accuracy": accuracy, "macro_f1": macro_f1, "matthews": matthews},
     "calibration": {"calibration_error": calibration_error, "brier": brier, "nats": nats_of_truth},
     "regression": {
+        "root_mean_square": root_mean_square,  # first: a correlation is blind to the scale of what is predicted
         "pearson": pearson,
         "spearman": spearman,
         "absolute_error": absolute_error,
-        "root_mean_square": root_mean_square,
     },
     "ordinal": {"absolute_error": absolute_error, "weighted_kappa": weighted_kappa, "accuracy": accuracy},
     "multi-label": {"micro_f1": micro_f1, "macro_f1": label_macro_f1, "all_right": all_right},

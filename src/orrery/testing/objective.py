@@ -34,7 +34,13 @@ class ObjectiveSubject:
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    model: str = "transformer"
+    model: str = ""  # an architecture; "": one that the objective's tags ask for
+
+    @property
+    def feed(self) -> Feed:
+        """The kind of batches and models that the objective is for."""
+        tags = registry.lookup(self.name, "objective").tags
+        return next((FEEDS[tag] for tag in FEEDS if tag in tags), CAUSAL)
 
     def objective(self) -> Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]:
         """A fresh objective."""
@@ -42,7 +48,8 @@ class ObjectiveSubject:
 
     def build(self, dtype: torch.dtype = torch.float64, randomise: bool = True) -> nn.Module:
         """A small model."""
-        model = create_model(self.model, vocab_size=VOCAB, width=16, depth=1, seed=1)
+        feed = self.feed
+        model = create_model(self.model or feed.model, vocab_size=VOCAB, width=16, depth=1, seed=1, **feed.settings)
         if randomise:
             perturb(model, 1, 0.3)
         return model.to(dtype)
@@ -64,6 +71,42 @@ def make_batch(rows: int = 4, length: int = 17, seed: int = 0) -> Batch:
     return {"tokens": tokens, "segments": segments}
 
 
+def make_labelled(rows: int = 4, length: int = 17, seed: int = 0) -> Batch:
+    """Texts of several lengths with a class each, one of them without."""
+    batch = make_batch(rows, length, seed)
+    batch["segments"] = batch["segments"].clamp(max=0)
+    batch["targets"] = torch.arange(rows) % CLASSES
+    batch["targets"][-1] = -100
+    return batch
+
+
+def make_pairs(rows: int = 4, length: int = 17, seed: int = 0) -> Batch:
+    """Sources and answers of several lengths."""
+    source, answer = make_batch(rows, length, seed), make_batch(rows, length - 5, seed + 1)
+    answer["segments"], source["segments"] = (batch["segments"].clamp(max=0) for batch in (answer, source))
+    return {**source, "answer": answer["tokens"], "answer_segments": answer["segments"]}
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What an objective of some kind is tried on. make(rows, length, seed) gives a batch; `padded` are its sequences, each
+    with the name of its segments."""
+
+    model: str
+    make: Callable[..., Batch]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    padded: Mapping[str, str] = field(default_factory=lambda: {"tokens": "segments"})
+
+
+CLASSES = 3
+CAUSAL = Feed("transformer", make_batch)
+FEEDS = {  # by tag, the first that an objective has
+    "encoder-decoder": Feed("t5", make_pairs, padded={"tokens": "segments", "answer": "answer_segments"}),
+    "labels": Feed("bert", make_labelled, {"head": "classification", "labels": CLASSES}),
+    "bidirectional": Feed("bert", make_batch),
+}
+
+
 def rows_of(batch: Batch, index: Tensor | slice) -> Batch:
     """Some rows of a batch."""
     return {name: value[index] for name, value in batch.items()}
@@ -71,7 +114,7 @@ def rows_of(batch: Batch, index: Tensor | slice) -> Batch:
 
 def interface(subject: ObjectiveSubject) -> None:
     """A finite scalar that can be differentiated, and metrics that are numbers and hold no graph."""
-    model, batch = subject.build(torch.float32), make_batch()
+    model, batch = subject.build(torch.float32), subject.feed.make()
     kept = {name: value.clone() for name, value in batch.items()}
     loss, metrics = subject.call(model, batch)
     assert loss.dim() == 0 and loss.requires_grad, (
@@ -90,7 +133,7 @@ def interface(subject: ObjectiveSubject) -> None:
 
 def gradients(subject: ObjectiveSubject) -> None:
     """The gradient of every parameter equals central differences."""
-    model, batch = subject.build(), make_batch()
+    model, batch = subject.build(), subject.feed.make()
     leaves: dict[str, Tensor] = {f"parameter {name}": p for name, p in model.named_parameters()}
 
     def scalar() -> Tensor:
@@ -101,15 +144,19 @@ def gradients(subject: ObjectiveSubject) -> None:
 
 def padding(subject: ObjectiveSubject) -> None:
     """More padding, whatever tokens stand there, and rows of nothing else change neither loss nor count nor gradient."""
-    model, batch = subject.build(), make_batch()
+    model, batch = subject.build(), subject.feed.make()
     expected, metrics = subject.call(model, batch)
     gradient = torch.autograd.grad(expected, list(model.parameters()))
-    rows, length = batch["tokens"].shape
-    other = make_batch(rows + 1, length + 6, seed=8)
-    segments = torch.full((rows + 1, length + 6), -1)
-    segments[:rows, :length] = batch["segments"]
-    tokens = torch.where(segments < 0, other["tokens"], torch.nn.functional.pad(batch["tokens"], (0, 6, 0, 1)))
-    found, more = subject.call(model, {"tokens": tokens, "segments": segments})
+    wide = dict(batch)
+    empty = int("targets" not in batch)  # a row without a text has no label either
+    for name, marks in subject.feed.padded.items():
+        rows, length = batch[name].shape
+        segments = torch.full((rows + empty, length + 6), -1)
+        segments[:rows, :length] = batch[marks]
+        other = make_batch(rows + empty, length + 6, seed=8)["tokens"]
+        kept = torch.nn.functional.pad(batch[name], (0, 6, 0, empty))
+        wide[name], wide[marks] = torch.where(segments < 0, other, kept), segments
+    found, more = subject.call(model, wide)
     assert_close(found, expected, "the loss of a batch with more padding")
     assert float(more["tokens"]) == float(metrics["tokens"]), (
         f"{float(more['tokens'])} targets instead of {float(metrics['tokens'])}"
@@ -121,7 +168,7 @@ def padding(subject: ObjectiveSubject) -> None:
 
 def accumulation(subject: ObjectiveSubject) -> None:
     """Loss and gradient of a batch are the means, weighted by tokens, of its parts': accumulation changes nothing."""
-    model, batch = subject.build(), make_batch(6)
+    model, batch = subject.build(), subject.feed.make(6)
     whole, metrics = subject.call(model, batch)
     gradient = torch.autograd.grad(whole, list(model.parameters()))
     total, loss = float(metrics["tokens"]), 0.0
@@ -132,14 +179,16 @@ def accumulation(subject: ObjectiveSubject) -> None:
         loss += share * float(part.detach())
         for held, value in zip(summed, torch.autograd.grad(part, list(model.parameters())), strict=True):
             held += share * value
-    assert_close(torch.tensor(loss), torch.tensor(float(whole.detach())), "the loss summed over parts of the batch", limit=1e-6)
+    assert_close(
+        torch.tensor(loss), torch.tensor(float(whole.detach())), "the loss summed over parts of the batch", limit=1e-6
+    )
     for (name, _), a, b in zip(model.named_parameters(), summed, gradient, strict=True):
         assert_close(a, b, f"the gradient of {name} summed over parts of the batch", limit=1e-6)
 
 
 def one_document(subject: ObjectiveSubject) -> None:
     """Segments that are all alike mean what no segments mean."""
-    model, batch = subject.build(), make_batch()
+    model, batch = subject.build(), subject.feed.make()
     tokens = batch["tokens"]
     without, _ = subject.call(model, {"tokens": tokens})
     with_ids, _ = subject.call(model, {"tokens": tokens, "segments": torch.full_like(tokens, 7)})
@@ -148,7 +197,7 @@ def one_document(subject: ObjectiveSubject) -> None:
 
 def determinism(subject: ObjectiveSubject) -> None:
     """The same call gives the same bits."""
-    model, batch = subject.build(torch.float32), make_batch()
+    model, batch = subject.build(torch.float32), subject.feed.make()
     first, again = (subject.call(model, batch)[0] for _ in range(2))
     assert_same(again, first, "the loss of a second call")
     a, b = (torch.autograd.grad(loss, list(model.parameters())) for loss in (first, again))
@@ -158,7 +207,7 @@ def determinism(subject: ObjectiveSubject) -> None:
 
 def precision(subject: ObjectiveSubject) -> None:
     """Float32 and autocast to bfloat16 agree with float64."""
-    batch = make_batch()
+    batch = subject.feed.make()
     exact, _ = subject.call(subject.build(), batch)
     plain, _ = subject.call(subject.build(torch.float32), batch)
     assert_close(plain.float(), exact.float(), "the loss in float32")
@@ -169,7 +218,7 @@ def precision(subject: ObjectiveSubject) -> None:
 
 def learns(subject: ObjectiveSubject) -> None:
     """Thirty steps of AdamW on one batch lower its loss by a fifth."""
-    model, batch = subject.build(torch.float32, randomise=False), make_batch()
+    model, batch = subject.build(torch.float32, randomise=False), subject.feed.make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
@@ -183,7 +232,7 @@ def learns(subject: ObjectiveSubject) -> None:
 
 def carry(subject: ObjectiveSubject) -> None:
     """Two windows with the state handed on have the loss of the whole; an objective that hands none back is left alone."""
-    model, batch = subject.build(), make_batch()
+    model, batch = subject.build(), subject.feed.make()
     tokens, segments = batch["tokens"], torch.zeros_like(batch["segments"])
     whole = subject.call(model, {"tokens": tokens, "segments": segments})[1]
     state: Any = None
@@ -213,10 +262,8 @@ OBJECTIVE_CHECKS: dict[str, Callable[[ObjectiveSubject], None]] = {
 }
 
 
-def objective_checks_for(
-    name: str, settings: Mapping[str, Any] | None = None, model: str = "transformer"
-) -> list[Check]:
-    """The checks of an objective by name, tried on a small model of the named architecture."""
+def objective_checks_for(name: str, settings: Mapping[str, Any] | None = None, model: str = "") -> list[Check]:
+    """The checks of an objective by name, tried on a small model of the named architecture, or one that fits its tags."""
     subject = ObjectiveSubject(name, dict(settings or {}), model)
     tags = registry.lookup(name, "objective").tags
     label = " ".join((f"objective {name}", *(f"{key}={value}" for key, value in subject.settings.items())))
@@ -228,7 +275,7 @@ def objective_checks_for(
     ]
 
 
-def check_objective(name: str, settings: Mapping[str, Any] | None = None, model: str = "transformer") -> list[Check]:
+def check_objective(name: str, settings: Mapping[str, Any] | None = None, model: str = "") -> list[Check]:
     """Run every check of an objective.
 
     Raises:

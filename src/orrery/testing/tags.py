@@ -20,6 +20,7 @@ KNOWN_TAGS = {
     "tokens": "reads token ids beside its input",
     "rectified": "has kinks (rectified features, maxima); of bfloat16 only the outputs are compared",
     "surrogate": "has thresholds, whose gradients are surrogates",
+    "labels": "learns from examples with labels or answers, one text a row",
     "stopped": "holds parts of its value constant when it is differentiated",
     "memory": "reads a memory beside its input (cross-attention)",
     "encoder": "builds an encoder",
@@ -31,6 +32,7 @@ _RANDOM = "draws differ where shapes differ"
 
 DISABLED: dict[str, dict[str, str]] = {
     "bidirectional": {
+        "carry": _NO_STATE,
         "split": _NO_STATE,
         "steps": _NO_STATE,
         "state_twice": _NO_STATE,
@@ -60,6 +62,7 @@ DISABLED: dict[str, dict[str, str]] = {
     "surrogate": {
         "gradients": "a surrogate is not the derivative of a step; its own tests compare it with its reference's"
     },
+    "labels": {"one_document": "a row is one text by definition", "carry": _NO_STATE},
     "stopped": {
         "gradients": "its gradient is not that of its value by design; its own tests compare it with an oracle's"
     },

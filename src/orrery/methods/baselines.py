@@ -1,0 +1,183 @@
+"""What a model must beat: predictors without a network, fitted in seconds on the same table.
+
+classification, ordinal, multi-label   logistic regression on tf-idf of words and word pairs
+regression                             ridge regression on the same
+tagging                                the commonest tag of every word (of all words, for a word never seen)
+text-to-text                           the source itself
+
+tf-idf: ``(1 + log f) log((1 + N) / (1 + n)) + 1)``-weighted counts of lower-cased words and pairs, rows of length 1. The L2
+penalty is the best of five on the validation table. Minimised to its optimum by L-BFGS in float64.
+
+N texts, F features, C labels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orrery.data.labelled import TaskSpec, read_label
+from orrery.data.records import Row, Table
+from orrery.evaluate.tasks import judge
+
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+FEATURES = 200_000
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class BagOfWords:
+    """tf-idf of words and pairs of neighbours; of a pair of texts, each side has words of its own and shared ones a third."""
+
+    def __init__(self, spec: TaskSpec, table: Table) -> None:
+        self.spec = spec
+        held = [self._counts(row) for row in table.rows]
+        seen = Counter(name for counts in held for name in counts)
+        self.names = {name: number for number, (name, _) in enumerate(seen.most_common(FEATURES))}
+        frequency = np.array([seen[name] for name in self.names], dtype=float)
+        self.weights = np.log((1 + len(held)) / (1 + frequency)) + 1
+
+    def __call__(self, table: Table) -> Tensor:
+        """Features (N,F), sparse, float64."""
+        places, values = [], []
+        for number, row in enumerate(table.rows):
+            counts = {self.names[name]: count for name, count in self._counts(row).items() if name in self.names}
+            weighed = {name: (1 + math.log(count)) * self.weights[name] for name, count in sorted(counts.items())}
+            length = math.sqrt(sum(value * value for value in weighed.values())) or 1.0
+            places += [(number, name) for name in weighed]
+            values += [value / length for value in weighed.values()]
+        index = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).t()
+        size = (len(table), max(1, len(self.names)))
+        return torch.sparse_coo_tensor(
+            index, torch.tensor(values, dtype=torch.float64), size, is_coalesced=True, check_invariants=True
+        )
+
+    def _counts(self, row: Row) -> Counter[str]:
+        first = _words(row.values.get(self.spec.text))
+        if not self.spec.pair:
+            return _grams(first)
+        second = _words(row.values.get(self.spec.pair))
+        sides = Counter({f"1 {name}": count for name, count in _grams(first).items()})
+        sides.update({f"2 {name}": count for name, count in _grams(second).items()})
+        shared, either = set(first) & set(second), set(first) | set(second)
+        sides.update(f"= {word}" for word in shared)
+        sides.update({f"overlap {int(10 * len(shared) / max(1, len(either)))}": 3})
+        return sides
+
+
+def baseline(spec: TaskSpec, train: Table, validation: Table, other: Table | None = None) -> tuple[str, dict[str, Any]]:
+    """Fit on `train`, choose on `validation`, predict `other` (or `validation`).
+
+    Returns:
+        What it is, in words, and its predictions as :func:`orrery.evaluate.tasks.judge` takes them.
+    """
+    target = other or validation
+    if spec.kind == "tagging":
+        return "the commonest tag of every word", {"tags": _commonest_tags(spec, train, target)}
+    if spec.kind == "text-to-text":
+        return "the source, copied", {"texts": [_joined(row.values[spec.text]) for row in target.rows]}
+    features = BagOfWords(spec, train)
+    x, wanted = features(train), _targets(spec, train)
+    held, answers = features(validation), _answers(spec, validation)
+    best: tuple[float, Tensor] | None = None
+    for penalty in PENALTIES:
+        weight = _fit(spec.kind, x, wanted, penalty)
+        value = judge(spec, answers, _predict(spec, held, weight)).value
+        if best is None or value > best[0]:
+            best = value, weight
+    assert best is not None
+    name = "ridge regression" if spec.kind == "regression" else "logistic regression"
+    return f"{name} on a bag of words", _predict(spec, features(target), best[1])
+
+
+def _answers(spec: TaskSpec, table: Table) -> list[Any]:
+    if spec.kind == "regression":
+        return [float(value) for value in table.column(spec.label)]
+    labels = [read_label(row, spec) for row in table.rows]
+    return labels if spec.kind in ("multi-label", "tagging") else [label[0] for label in labels]
+
+
+def _targets(spec: TaskSpec, table: Table) -> Tensor:
+    answers = _answers(spec, table)
+    if spec.kind == "regression":
+        return torch.tensor(answers, dtype=torch.float64)[:, None]
+    if spec.kind == "multi-label":
+        return torch.tensor(np.array([np.isin(spec.names, row) for row in answers]), dtype=torch.float64)
+    rank = {name: number for number, name in enumerate(spec.names)}
+    return torch.tensor([rank[name] for name in answers])
+
+
+def _fit(kind: str, x: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """Weights (F+1,C), the last row the intercept, which is not penalised."""
+    classes = int(targets.max()) + 1 if targets.dtype == torch.int64 else targets.shape[1]
+    weight = torch.zeros(x.shape[1] + 1, classes, dtype=torch.float64, requires_grad=True)
+    if kind == "regression":
+        with torch.no_grad():
+            weight[-1] = targets.mean(0)
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        scores = _scores(x, weight)
+        if kind == "regression":
+            loss = torch.nn.functional.mse_loss(scores, targets)
+        elif kind == "multi-label":
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, targets)
+        else:
+            loss = torch.nn.functional.cross_entropy(scores, targets)
+        loss = loss + penalty * weight[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach()
+
+
+def _scores(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.sparse.mm(x, weight[:-1]) + weight[-1]
+
+
+def _predict(spec: TaskSpec, x: Tensor, weight: Tensor) -> dict[str, Any]:
+    scores = _scores(x, weight)
+    if spec.kind == "regression":
+        return {"predicted": scores[:, 0].numpy()}
+    if spec.kind == "multi-label":
+        return {"probabilities": scores.sigmoid().numpy()}
+    missing = len(spec.names) - scores.shape[1]
+    probabilities = torch.nn.functional.pad(scores.softmax(-1), (0, missing)).numpy()
+    return {"probabilities": probabilities, "predicted": probabilities.argmax(-1)}
+
+
+def _commonest_tags(spec: TaskSpec, train: Table, target: Table) -> list[list[str]]:
+    words: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    every: Counter[str] = Counter()
+    for row in train.rows:
+        for word, tag in zip(_words_of(row.values[spec.text]), read_label(row, spec), strict=True):
+            words[word][tag] += 1
+            every[tag] += 1
+    usual = every.most_common(1)[0][0]
+    tags = {word: counts.most_common(1)[0][0] for word, counts in words.items()}
+    return [[tags.get(word, usual) for word in _words_of(row.values[spec.text])] for row in target.rows]
+
+
+def _words_of(value: Any) -> list[str]:
+    return value.split() if isinstance(value, str) else [str(word) for word in value]
+
+
+def _joined(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _words(value: Any) -> list[str]:
+    return _WORD.findall(_joined(value).lower())
+
+
+def _grams(words: Sequence[str]) -> Counter[str]:
+    pairs = (f"{a} {b}" for a, b in zip(words, words[1:], strict=False))
+    return Counter([*words, *pairs])

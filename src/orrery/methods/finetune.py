@@ -1,0 +1,410 @@
+"""Fine-tuning: a table of examples and a model become a model that answers, with figures, a baseline and a card.
+
+Epochs go over the examples in seeded batches of like lengths; after each the validation table is judged, and the weights
+that did best are kept. Training ends when `patience` epochs have brought nothing. Everything that decides the next step is
+in the folder after every epoch, so the same command continues a killed run, and an uninterrupted run gives the same weights.
+
+    OUT/run.json, log.jsonl, result.json   as of any run (`orrery runs`)
+    OUT/weights/, task.json                what `orrery predict` and `orrery evaluate` take
+    OUT/MODEL_CARD.md                      what it is, for people
+
+Learning rate, unless it is given: `5e-5 * 768 / width` from a pre-trained model, `1e-3 * 128 / width` from drawn weights,
+at most 5e-4 and 2e-3: the usual 5e-5 of a 768-wide BERT, scaled as a matrix's rate is with its width.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from orrery.core import registry
+from orrery.core.config import Config, config_hash, require
+from orrery.core.errors import ConfigError, DataError
+from orrery.core.files import write_json, write_text
+from orrery.core.progress import progress
+from orrery.core.seeds import seed_everything
+from orrery.data.labelled import (
+    Examples,
+    TaskSpec,
+    class_weights,
+    collate,
+    epoch_batches,
+    imbalance,
+    learn_names,
+    read_label,
+    split_table,
+)
+from orrery.data.records import Table
+from orrery.evaluate.predictions import paired_interval
+from orrery.evaluate.spans import broken
+from orrery.evaluate.tasks import LOWER, Judged, judge
+from orrery.methods import starting
+from orrery.methods.baselines import baseline
+from orrery.methods.fitted import TASK, Fitted, position_limit
+from orrery.methods.model_card import write_card
+from orrery.models.storage import describe, read_weights, save
+from orrery.objectives import create_objective
+from orrery.optim.schedule import create_schedule, make_plan
+from orrery.runs.folder import Run
+from orrery.train.checkpoint import Checkpoints
+from orrery.train.engine import Engine, Pair
+from orrery.train.system import interruptible, peak_memory, pick_device, threads
+
+MOST_EPOCHS, LEAST_EPOCHS, WANTED_STEPS = 30, 3, 1500
+UNBALANCED = 4.0  # classes so many times more frequent than others are worth a word
+LONGEST = 8192  # tokens of an example, for models that set no limit
+BEST = "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Config):
+    """How a task is learnt.
+
+    epochs: at most; 0: as many as make 1,500 steps, 3 to 30. lr: peak rate; 0: by the rule of this file. warmup: share of
+    the steps. patience: epochs without gain before it ends; 0: never. held_out: share of the rows that is validated on when
+    no table is given for that. balance: classes weigh alike, however frequent. truncate, repair: cut what is too long, read
+    tag sequences that break their scheme as the CoNLL scorer does; both are counted, and refused by default.
+    """
+
+    task: TaskSpec = field(default_factory=TaskSpec)
+    epochs: int = 0
+    batch: int = 32
+    lr: float = 0.0
+    warmup: float = 0.1
+    decay: float = 0.01
+    patience: int = 4
+    held_out: float = 0.1
+    balance: bool = False
+    truncate: bool = False
+    repair: bool = False
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0 and self.patience >= 0, "epochs and patience must be 0 or more")
+        require(self.batch >= 1, f"batch must be 1 or more, not {self.batch}")
+        require(self.lr >= 0, f"lr must be above 0 (or 0 for the rule), not {self.lr}")
+        require(0 <= self.warmup < 1, f"warmup must lie in [0, 1), not {self.warmup}")
+        require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, not {self.held_out}")
+
+
+def finetune(
+    source: str | Path | nn.Module,
+    train: Table,
+    out: str | Path,
+    config: FinetuneConfig | None = None,
+    *,
+    validation: Table | None = None,
+    test: Table | None = None,
+    tokenizer: Any = None,
+    size: str | None = None,
+    settings: dict[str, Any] | None = None,
+    compare_baseline: bool = True,
+    quiet: bool = False,
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune, or continue, or return what is finished.
+
+    Args:
+        source, tokenizer, size, settings: see :func:`orrery.methods.starting.start`.
+        train, validation, test: tables; without validation a share of the training table is held out.
+        out: folder of the run.
+        compare_baseline: fit the baseline of :mod:`orrery.methods.baselines` too.
+
+    Returns:
+        The result as written to `result.json`.
+
+    Raises:
+        OrreryError: in one sentence.
+    """
+    config = config or FinetuneConfig()
+    with threads(config.threads):
+        job = _Job(source, train, Path(out), config, validation, test, tokenizer, size, settings, quiet)
+        run, finished = job.open(command)
+        if finished is not None:
+            return finished
+        with run, interruptible() as interrupt:
+            best = job.fit(run, lambda: interrupt.requested)
+            if best is None:
+                return job.stop(run)
+            return job.finish(run, best, compare_baseline)
+
+
+class _Job:
+    """One fine-tuning, from tables to result."""
+
+    def __init__(
+        self, source: Any, train: Table, out: Path, config: FinetuneConfig, validation: Table | None, test: Table | None,
+        tokenizer: Any, size: str | None, settings: dict[str, Any] | None, quiet: bool,
+    ) -> None:  # fmt: skip
+        self.out, self.config, self.quiet = out, config, quiet
+        spec = learn_names(train, config.task)
+        self.notes: list[str] = []
+        if validation is None:
+            train, validation = split_table(train, config.held_out, config.seed, spec)
+        self.tables = {"train": train, "validation": validation} | ({"test": test} if test is not None else {})
+        self._check_tags(spec)
+        self.source = starting.start(
+            source, spec, train, tokenizer=tokenizer, size=size, seed=config.seed, settings=settings, quiet=quiet
+        )
+        self.device = pick_device("auto")
+        self.model = self.source.model.to(self.device)
+        self.fitted = Fitted(self.model, self.source.tokenizer, spec)
+        self.examples = self._encode(spec)
+        self.weights = self._weights()
+        self.steps_per_epoch = -(-len(self.examples["train"]) // config.batch)
+        wanted = -(-WANTED_STEPS // self.steps_per_epoch)
+        self.epochs = config.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))
+        self.lr = config.lr or self._rate()
+        self.pair = Pair(self.model, self._objective())
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def _check_tags(self, spec: TaskSpec) -> None:
+        """Refuse, or count, tag sequences that break their scheme."""
+        if spec.kind != "tagging":
+            return
+        scheme = starting.scheme(spec, self.tables["train"])
+        count, first = 0, ""
+        for table in self.tables.values():
+            for row in table.rows:
+                place = broken(read_label(row, spec), scheme)
+                if place is not None:
+                    count, first = count + 1, first or f"{row.where}, word {place + 1}"
+        if count and not self.config.repair:
+            raise DataError(
+                f"{first}: the tag breaks the scheme {scheme} ({count} such rows); mend them, or read them as the CoNLL "
+                "scorer does with --repair"
+            )
+        if count:
+            self.notes.append(f"{count} rows break the scheme {scheme}; they are read as the CoNLL scorer reads them")
+
+    def _encode(self, spec: TaskSpec) -> dict[str, Examples]:
+        """All tables' examples; the length becomes that of the longest, within what the model reads."""
+        limit = spec.length or position_limit(self.model) or LONGEST
+        draft = Fitted(self.model, self.source.tokenizer, spec.replace(length=limit))
+        examples = {side: draft.encode(table, truncate=self.config.truncate) for side, table in self.tables.items()}
+        longest = max(int(e.lengths.max()) for e in examples.values())
+        answer = (
+            max((len(t) for e in examples.values() for t in e.targets or ()), default=0)
+            if spec.kind == "text-to-text"
+            else 0
+        )
+        self.fitted.spec = spec.replace(
+            length=min(limit, longest) if not spec.length else limit, answer=spec.answer or answer
+        )
+        for e in examples.values():
+            e.spec = self.fitted.spec
+        if cut := sum(e.cut for e in examples.values()):
+            self.notes.append(f"{cut} rows were cut to {limit} tokens")
+        replaced = sum(table.tally.replaced for table in self.tables.values())
+        if replaced:
+            self.notes.append(f"{replaced} characters were not UTF-8 and were replaced")
+        if spec.kind == "regression":
+            values = np.array(examples["train"].targets, dtype=float)
+            self.fitted.shift, self.fitted.scale = float(values.mean()), float(values.std()) or 1.0
+        return examples
+
+    def _weights(self) -> list[float]:
+        spec, targets = self.fitted.spec, self.examples["train"].targets
+        if spec.kind not in ("classification", "ordinal") or targets is None:
+            return []
+        ratio = imbalance(targets, len(spec.names))
+        if ratio >= UNBALANCED and not self.config.balance:
+            self.notes.append(
+                f"the largest class is {ratio:.0f} times the smallest; --balance lets classes weigh alike"
+            )
+        return class_weights(targets, len(spec.names)) if self.config.balance else []
+
+    def _rate(self) -> float:
+        width = int(getattr(self.model.config, "width", 768))
+        return min(5e-4, 5e-5 * 768 / width) if self.source.pretrained else min(2e-3, 1e-3 * 128 / width)
+
+    def _objective(self) -> Any:
+        if self.fitted.spec.kind == "text-to-text":
+            return create_objective("text-to-text")
+        return create_objective("labelled", weights=tuple(self.weights))
+
+    def batch(self, index: np.ndarray) -> dict[str, Any]:
+        """A training batch; numbers are standardised."""
+        batch = collate(self.examples["train"], index)
+        if self.fitted.spec.kind == "regression":
+            batch["targets"] = (batch["targets"] - self.fitted.shift) / self.fitted.scale
+        return batch
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this job this job: resuming needs all of it to be equal."""
+        data = {
+            side: config_hash([[ids.tolist() for ids in e.ids], _plain(e.targets)]) for side, e in self.examples.items()
+        }
+        return {
+            "finetune": self.config.to_dict(),
+            "source": self.source.name,
+            "model": describe(self.model),
+            "tokenizer": self.source.tokenizer.hash,
+            "data": data,
+            "epochs": self.epochs,
+            "lr": self.lr,
+        }
+
+    def open(self, command: list[str] | None) -> tuple[Run, dict[str, Any] | None]:
+        """The run's folder, new or continued; and its result when it is done already.
+
+        Raises:
+            ConfigError: the folder holds another run.
+        """
+        identity = self.identity()
+        if not (self.out / "run.json").exists():
+            facts = {"rows": {side: len(table) for side, table in self.tables.items()}, "notes": self.notes}
+            return Run.create(
+                self.out, identity, f"finetune {self.source.name}", self.config.seed, command, facts
+            ), None
+        run = Run.open(self.out)
+        if run.config_hash != config_hash(_json(identity)):
+            raise ConfigError(f"'{self.out}' holds another run (other settings, data or model); choose another folder")
+        if run.record["status"] == "done":
+            return run, run.result()
+        run.acquire()
+        return run, None
+
+    def fit(self, run: Run, interrupted: Any) -> dict[str, Any] | None:
+        """Epochs until the end; the best one's record, or None when it was interrupted (all is saved then)."""
+        cls = registry.load("adamw", "optimizer")
+        optimizer = cls(self.pair, self.lr, cls.Config.from_dict({"weight_decay": self.config.decay}, where="adamw"))
+        rate = create_schedule("cosine", make_plan(self.epochs * self.steps_per_epoch, self.config.warmup))
+        engine = Engine(self.pair, optimizer, lambda step: self.lr * rate(step))
+        checkpoints = Checkpoints(self.out, run.config_hash, keep=1)
+        seed_everything(self.config.seed)
+        begin = 0
+        restored = checkpoints.restore(self.pair, optimizer)
+        if restored is not None:
+            begin, self.history = restored[1]["epoch"], restored[1]["history"]
+            self.seconds = restored[1]["seconds"]
+        self.pair.train()
+        for epoch in range(begin, self.epochs):
+            started = time.perf_counter()
+            if not self._epoch(engine, epoch, interrupted):
+                return None
+            self.seconds += time.perf_counter() - started
+            self._validate(run, epoch)
+            done = self._exhausted() or epoch + 1 == self.epochs
+            record = {"epoch": self.epochs if done else epoch + 1, "history": self.history, "seconds": self.seconds}
+            checkpoints.save((epoch + 1) * self.steps_per_epoch, self.pair, optimizer, record)
+            if done:
+                break
+            if interrupted():
+                return None
+        checkpoints.remove()
+        return max(self.history, key=lambda item: (item["value"], -item["epoch"]))
+
+    def _epoch(self, engine: Engine, epoch: int, interrupted: Any) -> bool:
+        """One pass over the examples; whether it came to its end."""
+        batches = epoch_batches(self.examples["train"].lengths, self.config.batch, self.config.seed, epoch)
+        with progress(len(batches), f"epoch {epoch + 1} of at most {self.epochs}", "steps", quiet=self.quiet) as bar:
+            for number, index in enumerate(batches):
+                step = engine.step(epoch * self.steps_per_epoch + number, self.batch(index))
+                bar.update(1, loss=f"{step.loss:.3f}")
+                if interrupted():
+                    return False
+        return True
+
+    def _validate(self, run: Run, epoch: int) -> None:
+        judged = self.fitted.judge(self.examples["validation"])
+        figures = {name: figure(judged.items) for name, figure in judged.figures.items()}
+        best = max((item["value"] for item in self.history), default=-np.inf)
+        self.history.append({"epoch": epoch + 1, "value": judged.value, "figures": figures})
+        run.log("validation", epoch=epoch + 1, **figures)
+        if judged.value > best:
+            save(self.model, self.out / BEST)
+        if not self.quiet:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in list(figures.items())[:3])
+            print(f"epoch {epoch + 1}: {shown}{'  (best so far)' if judged.value > best else ''}")
+
+    def _exhausted(self) -> bool:
+        values = [item["value"] for item in self.history]
+        return bool(self.config.patience) and len(values) - 1 - int(np.argmax(values)) >= self.config.patience
+
+    def stop(self, run: Run) -> dict[str, Any]:
+        """End as interrupted: the same command goes on from the last whole epoch."""
+        result = {"status": "interrupted", "epochs": len(self.history), "history": self.history}
+        run.finish(result, "interrupted")
+        return result
+
+    def finish(self, run: Run, best: dict[str, Any], compare_baseline: bool) -> dict[str, Any]:
+        """Judge the best weights, fit the baseline, and write model, result and card."""
+        read_weights(self.model, self.out / BEST / "model.safetensors")
+        judged = {side: self.fitted.judge(self.examples[side], self.quiet) for side in self.tables if side != "train"}
+        sides = {side: _figures(item) for side, item in judged.items()}
+        result: dict[str, Any] = {
+            "status": "done",
+            "task": self.fitted.spec.to_dict(),
+            "source": self.source.name,
+            "pretrained": self.source.pretrained,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "rows": {side: len(table) for side, table in self.tables.items()},
+            "epochs": len(self.history),
+            "best_epoch": best["epoch"],
+            "lr": self.lr,
+            "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": peak_memory(self.device),
+            "history": self.history,
+            "figures": sides,
+            "main": next(iter(judged.values())).main,
+            "notes": [*self.notes, *(note for item in judged.values() for note in item.notes)],
+        }
+        if compare_baseline:
+            result["baseline"] = self._baseline(judged)
+        self._write(result)
+        shutil.rmtree(self.out / BEST, ignore_errors=True)
+        write_text(self.out / "MODEL_CARD.md", write_card(result, run.record, self.fitted, judged, self.tables))
+        run.finish(result)
+        return result
+
+    def _baseline(self, judged: dict[str, Judged]) -> dict[str, Any]:
+        """The baseline on the last table, and the paired difference on its items."""
+        side = list(judged)[-1]
+        own = judged[side]
+        name, given = baseline(self.fitted.spec, self.tables["train"], self.tables["validation"], self.tables[side])
+        other = judge(self.fitted.spec, self.examples[side].answers, given)
+        figure = own.figures[own.main]
+        difference = paired_interval(figure, own.items, other.items)
+        return {
+            "name": name,
+            "table": side,
+            "figures": _figures(other),
+            "difference": {
+                "figure": own.main,
+                "value": difference.estimate,
+                "low": difference.low,
+                "high": difference.high,
+            },
+            "beaten": bool(difference.high < 0 if own.main in LOWER else difference.low > 0),
+        }
+
+    def _write(self, result: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            self.source.tokenizer.save(scratch)
+            files = {f"tokenizer/{file.name}": file.read_bytes() for file in sorted(Path(scratch).iterdir())}
+        save(self.model, self.out / "weights", files)
+        write_json(self.out / TASK, self.fitted.record())
+
+
+def _figures(judged: Judged) -> dict[str, Any]:
+    found: dict[str, Any] = {name: value.to_dict() for name, value in judged.measured().items()}
+    return found
+
+
+def _plain(targets: list[Any] | None) -> list[Any]:
+    return [t.tolist() if isinstance(t, np.ndarray) else t for t in targets or []]
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

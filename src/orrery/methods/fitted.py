@@ -1,0 +1,199 @@
+"""A model fitted to a task: what it takes to answer, and nothing else. Saved as one folder, loaded as one.
+
+    weights/    the model, its tokenizer beside it
+    task.json   the task: kind, columns, labels, length; how numbers were scaled
+
+B batch, T time, N examples, C labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageError
+from orrery.core.files import read_json
+from orrery.core.progress import progress
+from orrery.data.labelled import Examples, TaskSpec, collate, encode, sorted_batches
+from orrery.data.records import Row, Table
+from orrery.data.tokenizers import Tokenizer, load_tokenizer
+from orrery.evaluate.tasks import Judged, judge
+from orrery.generate.pairs import target_steps
+from orrery.generate.sampling import Sampling
+from orrery.models.storage import load
+
+FORMAT = 1
+TASK = "task.json"
+
+
+@dataclass
+class Fitted:
+    """model: with the head of the task. shift, scale: a number is predicted as `shift + scale * output`."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    spec: TaskSpec
+    shift: float = 0.0
+    scale: float = 1.0
+
+    def record(self) -> dict[str, Any]:
+        """What `task.json` says."""
+        return {"format": FORMAT, "task": self.spec.to_dict(), "shift": self.shift, "scale": self.scale}
+
+    def encode(self, table: Table, labelled: bool = True, truncate: bool = False) -> Examples:
+        """A table's examples as the model reads them."""
+        limit = self.spec.length or position_limit(self.model)
+        model: Any = self.model
+        end = model.config.stop if self.spec.kind == "text-to-text" else None
+        return encode(table, self.spec, self.tokenizer, labelled=labelled, limit=limit, truncate=truncate, end=end)
+
+    @torch.no_grad()
+    def outputs(self, examples: Examples, quiet: bool = True) -> dict[str, Any]:
+        """Predictions of every example in order, as :func:`orrery.evaluate.tasks.judge` takes them."""
+        training = self.model.training
+        self.model.eval()
+        found: list[Any] = [None] * len(examples)
+        bare = Examples(examples.spec, examples.rows, examples.ids, examples.types, places=examples.places)
+        with progress(len(examples), "predicting", "rows", quiet=quiet) as bar:
+            for index in sorted_batches(examples.lengths):
+                answers = self._answer(bare, index)
+                for place, answer in zip(index, answers, strict=True):
+                    found[int(place)] = answer
+                bar.update(len(index))
+        self.model.train(training)
+        return self._joined(found, examples)
+
+    def judge(self, examples: Examples, quiet: bool = True) -> Judged:
+        """The model's predictions judged by the table's answers."""
+        return judge(self.spec, examples.answers, self.outputs(examples, quiet))
+
+    def predict(self, rows: Table | list[str], truncate: bool = False, quiet: bool = True) -> list[dict[str, Any]]:
+        """Answers for people: a dict for each row, by kind "label" and "probabilities", "labels", "value", "tags" or "text".
+
+        Args:
+            rows: a table (labels are not needed), or texts.
+        """
+        if isinstance(rows, list):
+            if self.spec.pair:
+                raise DataError("this model compares two texts; give a table with the columns of both")
+            rows = Table(
+                "texts", (self.spec.text,), [Row(f"text {n}", {self.spec.text: text}) for n, text in enumerate(rows, 1)]
+            )
+        examples = self.encode(rows, labelled=False, truncate=truncate)
+        given = self.outputs(examples, quiet)
+        return [self._say(given, number) for number in range(len(examples))]
+
+    def _answer(self, examples: Examples, index: np.ndarray) -> list[Any]:
+        """One batch's raw answers, in its order."""
+        batch = collate(examples, index)
+        kind = self.spec.kind
+        device = next(self.model.parameters()).device
+        batch = {name: value.to(device) for name, value in batch.items()}
+        if kind == "text-to-text":
+            return self._write(batch)
+        more = {"types": batch["types"]} if "types" in batch else {}
+        out = self.model(batch["tokens"], segments=batch["segments"], **more)
+        scores, head = out.logits, self.head
+        if kind == "tagging":
+            where = torch.zeros_like(batch["tokens"], dtype=torch.bool)
+            for row, number in enumerate(index):
+                where[row, torch.from_numpy(examples.places[int(number)])] = True  # type: ignore[index]
+            tags = head.predict(scores, batch["segments"], where).cpu()
+            return [tags[row][where[row].cpu()].tolist() for row in range(len(index))]
+        if kind == "regression":
+            return (self.shift + self.scale * scores[:, 0].double()).cpu().tolist()
+        if kind == "multi-label":
+            return list(scores.double().sigmoid().cpu().numpy())
+        best = head.predict(scores, batch["segments"]).cpu().tolist()
+        probabilities = scores.double().softmax(-1).cpu().numpy()  # of log-probabilities (ordinal), themselves
+        return list(zip(probabilities, best, strict=True))
+
+    def _write(self, batch: dict[str, Any]) -> list[str]:
+        model: Any = self.model
+        limit = self.spec.answer or 2 * batch["tokens"].shape[1]
+        steps = target_steps(model, batch["tokens"], batch["segments"], limit, Sampling(temperature=0.0), None)
+        texts = []
+        for row in torch.stack(list(steps), 1).tolist():
+            texts.append(
+                self.tokenizer.decode(row[: row.index(model.config.stop)] if model.config.stop in row else row)
+            )
+        return texts
+
+    @property
+    def head(self) -> Any:
+        """The model's head."""
+        head = getattr(self.model, "head", None)
+        if head is None:
+            raise ConfigError("the model has no head for a task")
+        return head
+
+    def _joined(self, found: list[Any], examples: Examples) -> dict[str, Any]:
+        kind, names = self.spec.kind, self.spec.names
+        if kind == "text-to-text":
+            return {"texts": found}
+        if kind == "tagging":
+            outside = "O" if "O" in names else names[0]
+            words = [len(row) for row in examples.answers] if examples.answers else [len(tags) for tags in found]
+            named = [
+                [names[tag] for tag in tags] for tags in found
+            ]  # words that were cut off are outside of everything
+            return {"tags": [tags + [outside] * (count - len(tags)) for tags, count in zip(named, words, strict=True)]}
+        if kind == "regression":
+            return {"predicted": np.array(found)}
+        if kind == "multi-label":
+            return {"probabilities": np.array(found)}
+        return {"probabilities": np.array([p for p, _ in found]), "predicted": np.array([best for _, best in found])}
+
+    def _say(self, given: dict[str, Any], number: int) -> dict[str, Any]:
+        kind, names = self.spec.kind, self.spec.names
+        if kind == "text-to-text":
+            return {"text": given["texts"][number]}
+        if kind == "tagging":
+            return {"tags": given["tags"][number]}
+        if kind == "regression":
+            return {"value": float(given["predicted"][number])}
+        shares = dict(zip(names, map(float, given["probabilities"][number]), strict=True))
+        if kind == "multi-label":
+            return {"labels": [name for name, share in shares.items() if share > 0.5], "probabilities": shares}
+        return {"label": names[int(given["predicted"][number])], "probabilities": shares}
+
+
+def load_fitted(folder: str | Path) -> Fitted:
+    """What fine-tuning wrote.
+
+    Raises:
+        StorageError: there is no fitted model in the folder.
+        CorruptionError: a file is damaged.
+    """
+    path = Path(folder)
+    if not (path / TASK).is_file():
+        raise StorageError(f"'{path}' holds no fine-tuned model ({TASK} is missing); `orrery finetune` makes one")
+    stored = read_json(path / TASK)
+    try:
+        if stored["format"] != FORMAT:
+            raise CorruptionError(
+                f"'{path / TASK}' is of format {stored['format']}; this version reads format {FORMAT}"
+            )
+        spec, shift, scale = TaskSpec.from_dict(stored["task"]), float(stored["shift"]), float(stored["scale"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CorruptionError(f"'{path / TASK}' is damaged: {error}") from error
+    model = load(path / "weights")
+    tokenizer = load_tokenizer(path / "weights" / "tokenizer")
+    if tokenizer.vocab_size > int(getattr(model, "vocab_size", tokenizer.vocab_size)):
+        raise CorruptionError(f"the tokenizer in '{path}' makes {tokenizer.vocab_size} ids, more than the model knows")
+    return Fitted(model, tokenizer, spec, shift, scale)
+
+
+def position_limit(model: nn.Module) -> int:
+    """How many tokens a model reads at most, 0 where it does not say: the size of its table of learned positions."""
+    parts = (model, getattr(model, "encoder", None))
+    for part in parts:
+        table = getattr(part, "position_embed", None)
+        if isinstance(table, nn.Embedding):
+            return table.num_embeddings
+    return 0

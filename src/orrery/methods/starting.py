@@ -1,0 +1,170 @@
+"""What fine-tuning starts from: a folder (ours or transformers'), or an architecture by name, drawn anew; with the task's head.
+
+A folder brings its tokenizer. A name gets one trained on the texts of the training table, unless one is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from orrery.core.errors import ConfigError, DataError, StorageError
+from orrery.core.files import read_json
+from orrery.data.corpora import MemoryCorpus
+from orrery.data.dataset import build_tokenizer
+from orrery.data.labelled import NAMED, TaskSpec
+from orrery.data.marks import frame_ids
+from orrery.data.records import Table
+from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer, load_tokenizer, open_tokenizer_file
+from orrery.evaluate.spans import scheme_of
+from orrery.models.build import create_model, find_architecture
+from orrery.models.convert import as_encoder, with_head
+from orrery.models.decoder import DecoderLM
+from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.exchange import from_transformers
+from orrery.models.patterns import parse_pattern
+from orrery.models.storage import load
+
+DEFAULT_TOKENIZER = "wordpiece:8192,lower"
+DEFAULT_WRITER_TOKENIZER = "bpe:4096"  # answers must come back as they were written
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from. name: an architecture or a folder. pretrained: whether its weights know anything."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Tokenizer
+    pretrained: bool
+
+
+def start(
+    source: str | Path | nn.Module,
+    spec: TaskSpec,
+    train: Table,
+    *,
+    tokenizer: str | Tokenizer | None = None,
+    size: str | None = None,
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> Source:
+    """A model with the head that a task needs.
+
+    Args:
+        source: a model, a folder of one, or the name of an architecture.
+        tokenizer: a spec or a tokenizer; None: the folder's own, or one trained on the table's texts.
+        size: of a named architecture; default tiny.
+        settings: of the model or its head ("head.crf": True), as `create_model` takes them.
+
+    Raises:
+        ConfigError: a model that cannot learn such a task.
+        DataError, StorageError: a tokenizer that is missing or does not match the model.
+    """
+    given = dict(settings or {})
+    if isinstance(source, nn.Module) or _is_folder(source):
+        name = type(source).__name__ if isinstance(source, nn.Module) else str(source)
+        model, own = (source, None) if isinstance(source, nn.Module) else _open(Path(source))
+        if isinstance(tokenizer, str):
+            tokenizer = build_tokenizer(tokenizer, _texts(train, spec), quiet)
+        tokenizer = tokenizer or own or _beside(model)
+        if tokenizer.vocab_size > int(getattr(model, "vocab_size", 0)):
+            raise DataError(
+                f"the tokenizer makes {tokenizer.vocab_size} ids, but the model in '{name}' knows "
+                f"{getattr(model, 'vocab_size', 0)}; use the tokenizer it was trained with"
+            )
+        return Source(name, _fit_head(model, spec, train, given), tokenizer, True)
+    name = str(source)
+    if tokenizer is None or isinstance(tokenizer, str):
+        default = DEFAULT_WRITER_TOKENIZER if spec.kind == "text-to-text" else DEFAULT_TOKENIZER
+        tokenizer = build_tokenizer(tokenizer or default, _texts(train, spec), quiet)
+    return Source(name, _draw(name, spec, train, tokenizer, size, seed, given), tokenizer, False)
+
+
+def head_settings(spec: TaskSpec, train: Table) -> dict[str, Any]:
+    """The head of a task, as `create_model` and `with_head` take it."""
+    found: dict[str, Any] = {"labels": len(spec.names) if spec.kind in NAMED else 1}
+    if spec.kind in NAMED:
+        found["names"] = spec.names
+    return found
+
+
+def scheme(spec: TaskSpec, train: Table) -> str:
+    """The scheme of a tagging task's tags."""
+    rows = train.column(spec.label)
+    return scheme_of([row.split() if isinstance(row, str) else row for row in rows])
+
+
+def _draw(
+    name: str, spec: TaskSpec, train: Table, tokenizer: Tokenizer, size: str | None, seed: int, given: dict[str, Any]
+) -> nn.Module:
+    common: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "seed": seed}
+    if not {"width", "depth"} & given.keys():
+        common["size"] = size
+    if spec.kind == "text-to-text":
+        if find_architecture(parse_pattern(name)[0][0].name).kind != "encoder-decoder":
+            raise ConfigError(f"'{name}' is no encoder-decoder, which text-to-text needs; take t5 or bart")
+        end = frame_ids(tokenizer)[1]
+        return create_model(name, **common, **{"start": tokenizer.doc_id, "stop": end, **given})
+    head = {key if key == "labels" else f"head.{key}": value for key, value in head_settings(spec, train).items()}
+    if spec.pair and "types" not in given:
+        given = {**given, "embedding.types": 2}
+    return create_model(name, frame="encoder", head=spec.kind, **common, **{**head, **given})
+
+
+def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, Any]) -> nn.Module:
+    """The same body with the head that the task needs."""
+    if spec.kind == "text-to-text":
+        if not isinstance(model, EncoderDecoder):
+            raise ConfigError(
+                f"{type(model).__name__} is no encoder-decoder, which text-to-text needs; take t5 or bart"
+            )
+        return model
+    settings = {**head_settings(spec, train), **{key.removeprefix("head."): value for key, value in given.items()}}
+    if isinstance(model, DecoderLM):
+        return as_encoder(model, spec.kind, **settings)
+    if isinstance(model, EncoderDecoder):
+        model = model.encoder
+    if not isinstance(model, Encoder):
+        raise ConfigError(f"{type(model).__name__} cannot be given a head for {spec.kind}")
+    return with_head(model, spec.kind, **settings)
+
+
+def _texts(table: Table, spec: TaskSpec) -> MemoryCorpus:
+    """What a tokenizer is trained on: the texts of a table, its answers among them."""
+    columns = [spec.text, *([spec.pair] if spec.pair else []), *([spec.label] if spec.kind == "text-to-text" else [])]
+    texts = []
+    for row in table.rows:
+        for column in columns:
+            value = row.values.get(column)
+            texts.append(" ".join(map(str, value)) if isinstance(value, list) else str(value or ""))
+    return MemoryCorpus([text for text in texts if text.strip()], name=f"texts of {table.name}")
+
+
+def _is_folder(source: str | Path | nn.Module) -> bool:
+    return isinstance(source, str | Path) and Path(source).expanduser().is_dir()
+
+
+def _open(folder: Path) -> tuple[nn.Module, Tokenizer | None]:
+    """A model and its tokenizer from a folder of ours, of a run, or of transformers."""
+    folder = folder.expanduser()
+    for path in (folder, folder / "weights"):
+        if (path / "manifest.json").is_file() and (path / "config.json").is_file():
+            own = path / "tokenizer"
+            return load(path), load_tokenizer(own) if own.is_dir() else None
+    if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json"):
+        file = folder / LIBRARY_FILE
+        return from_transformers(str(folder)), open_tokenizer_file(file) if file.is_file() else None
+    raise StorageError(f"'{folder}' holds no model: neither weights of ours nor of transformers")
+
+
+def _beside(model: nn.Module) -> Tokenizer:
+    folder = getattr(model, "folder", None)
+    if folder is None or not (Path(folder) / "tokenizer").is_dir():
+        raise DataError("the model has no tokenizer beside it; name one with --tokenizer")
+    return load_tokenizer(Path(folder) / "tokenizer")

@@ -1,0 +1,243 @@
+"""Fine-tuning: every kind of task learnt from a table whose rule is known; resuming; what is refused; the card."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import orrery
+from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageError
+from orrery.data.labelled import TaskSpec
+from orrery.data.records import Row, Table
+from orrery.data.tokenizers import ByteTokenizer
+from orrery.methods import finetune as module
+from orrery.methods.baselines import baseline
+from orrery.methods.finetune import FinetuneConfig, finetune
+from orrery.methods.fitted import load_fitted
+
+SMALL = {"width": 32, "depth": 1}
+WORDS = ["red", "blue", "cat", "dog", "runs", "sits"]
+
+
+def table(count=64, seed=0, kind="classification"):
+    """Texts of three words; what is asked is whether and where they hold "cat"."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words = [rng.choice(WORDS) for _ in range(rng.randint(2, 4))]
+        cats = words.count("cat")
+        label = {
+            "classification": "with" if cats else "without",
+            "multi-label": ";".join(sorted({w for w in words if w in ("cat", "dog")})),
+            "regression": str(10.0 + 5 * cats),
+            "ordinal": str(min(cats, 2)),
+            "tagging": " ".join("B-ANIMAL" if w in ("cat", "dog") else "O" for w in words),
+            "text-to-text": words[0],
+        }[kind]
+        rows.append(Row(f"t, line {number + 1}", {"text": " ".join(words), "label": label}))
+    return Table("t", ("text", "label"), rows)
+
+
+def config(kind="classification", **more):
+    return FinetuneConfig(task=TaskSpec(kind=kind), **{"epochs": 6, "batch": 16, "lr": 1e-2, "patience": 0, **more})
+
+
+def learn(tmp_path, kind="classification", model="bert", out="run", settings=None, **more):
+    train, validation, test = (table(count, seed, kind) for count, seed in ((96, 0), (40, 2), (40, 1)))
+    run = {"tokenizer": "wordpiece:64", "settings": {**SMALL, **(settings or {})}, "quiet": True}
+    return finetune(model, train, tmp_path / out, config(kind, **more), validation=validation, test=test, **run)
+
+
+@pytest.mark.parametrize(
+    ("kind", "figure", "least"),
+    [
+        ("classification", "accuracy", 0.9),
+        ("multi-label", "micro_f1", 0.9),
+        ("regression", "pearson", 0.85),
+        ("ordinal", "accuracy", 0.85),
+        ("tagging", "span_f1", 0.9),
+    ],
+)
+def test_each_kind_of_task_is_learnt(tmp_path, kind, figure, least):
+    settings = {} if kind == "tagging" else {"head.pool": "mean"}
+    result = learn(tmp_path, kind, epochs=16, batch=8, lr=4e-3, settings=settings)
+    assert result["figures"]["test"][figure]["value"] >= least
+    fitted = load_fitted(tmp_path / "run")
+    answers = fitted.predict(["red cat runs", "red blue sits"])
+    first, second = answers
+    if kind == "classification":
+        assert (first["label"], second["label"]) == ("with", "without")
+        assert sum(first["probabilities"].values()) == pytest.approx(1)
+    elif kind == "multi-label":
+        assert "cat" in first["labels"] and not second["labels"]
+    elif kind == "regression":
+        assert first["value"] > second["value"] + 2, "predictions are in the units of the table"
+    elif kind == "tagging":
+        assert first["tags"] == ["O", "B-ANIMAL", "O"] and second["tags"] == ["O"] * 3
+    gap = result["baseline"]["difference"]
+    lower = gap["figure"] in ("root_mean_square", "absolute_error")
+    assert result["baseline"]["beaten"] == (gap["high"] < 0 if lower else gap["low"] > 0)
+    judged = fitted.judge(fitted.encode(table(40, 1, kind)))
+    assert judged.figures[figure](judged.items) == result["figures"]["test"][figure]["value"]
+
+
+def test_text_to_text_is_learnt_by_an_encoder_decoder(tmp_path):
+    result = learn(tmp_path, "text-to-text", "t5", epochs=36, batch=8, lr=4e-3)
+    assert result["figures"]["test"]["exact_match"]["value"] >= 0.7
+    assert result["baseline"]["name"] == "the source, copied" and result["baseline"]["beaten"]
+    assert load_fitted(tmp_path / "run").predict(["dog sits"])[0]["text"] in WORDS
+
+
+def test_recurrent_layers_read_both_ways_and_a_crf_tags(tmp_path):
+    settings = {"head.crf": True, "head.scheme": "bio"}
+    result = learn(tmp_path, "tagging", "gru", epochs=8, settings=settings)
+    assert result["figures"]["test"]["span_f1"]["value"] >= 0.9
+
+
+def test_a_language_model_of_ours_becomes_a_classifier(tmp_path):
+    lm = orrery.create_model("transformer", vocab_size=257, seed=1, **SMALL)
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    files = {f"tokenizer/{f.name}": f.read_bytes() for f in (tmp_path / "tokenizer").iterdir()}
+    from orrery.models.storage import save
+
+    save(lm, tmp_path / "lm", files)
+    result = finetune(
+        str(tmp_path / "lm"), table(96), tmp_path / "run", config(epochs=10), test=table(40, 1), quiet=True
+    )
+    assert result["pretrained"] and result["figures"]["test"]["accuracy"]["value"] >= 0.85
+    fitted = load_fitted(tmp_path / "run")
+    assert fitted.model.head.config.pool == "last"
+
+
+def test_pairs_of_texts_are_told_apart(tmp_path):
+    def pairs(seed):
+        rng = random.Random(seed)
+        rows = []
+        for number in range(120):
+            a, b = rng.choice(WORDS[:2]), rng.choice(WORDS[:2])
+            rows.append(Row(f"p, line {number}", {"text": a, "other": b, "label": "same" if a == b else "other"}))
+        return Table("p", ("text", "other", "label"), rows)
+
+    spec = TaskSpec(pair="other")
+    settings = config(epochs=20, lr=3e-3).replace(task=spec)
+    result = finetune(
+        "bert", pairs(0), tmp_path / "run", settings, test=pairs(1), tokenizer="bytes", settings=SMALL, quiet=True
+    )
+    assert result["figures"]["test"]["accuracy"]["value"] >= 0.9
+    with pytest.raises(DataError, match="compares two texts"):
+        load_fitted(tmp_path / "run").predict(["red"])
+
+
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path, monkeypatch):
+    whole = learn(tmp_path, out="whole", epochs=4, settings={"dropout": 0.1})
+    after = iter([False] * 9 + [True] * 100)  # in the second epoch of six steps
+
+    class Asked:
+        requested = property(lambda self: next(after))
+
+    import contextlib
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "interruptible", lambda: contextlib.nullcontext(Asked()))
+        assert learn(tmp_path, out="cut", epochs=4, settings={"dropout": 0.1})["status"] == "interrupted"
+    continued = learn(tmp_path, out="cut", epochs=4, settings={"dropout": 0.1})
+    assert continued["history"] == whole["history"]
+    a, b = (load_fitted(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert learn(tmp_path, out="cut", epochs=4, settings={"dropout": 0.1})["figures"] == whole["figures"]
+    with pytest.raises(ConfigError, match="holds another run"):
+        learn(tmp_path, out="cut", epochs=5, settings={"dropout": 0.1})
+
+
+def test_the_card_says_what_was_measured(tmp_path):
+    result = learn(tmp_path, epochs=1)
+    card = (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    figure = result["figures"]["test"]["accuracy"]
+    assert f"{figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})" in card
+    assert ("It beats" in card) == result["baseline"]["beaten"] and "40 rows only" in card
+    assert "logistic regression on a bag of words" in card and "`with`, `without`" in card
+
+
+def test_a_bag_of_words_is_a_baseline_worth_beating():
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    train, held = table(200, 0), table(100, 1)
+    spec = TaskSpec(names=("with", "without"))
+    name, given = baseline(spec, train, held)
+    wanted = np.array([spec.names.index(label) for label in held.column("label")])
+    assert "logistic" in name and (given["predicted"] == wanted).mean() == 1
+    from orrery.methods.baselines import BagOfWords, _fit
+
+    features = BagOfWords(spec, train)
+    x, y = features(train), torch.tensor([spec.names.index(label) for label in train.column("label")])
+    ours = _fit("classification", x, y, 1e-3)
+    theirs = sklearn.LogisticRegression(C=1 / (2e-3 * 200) / 2 * 2, tol=1e-9, max_iter=5000).fit(
+        x.to_dense().numpy(), y.numpy()
+    )
+    difference = (ours[:-1, 1] - ours[:-1, 0]).numpy()  # two columns share what theirs has in one: half the penalty
+    assert np.corrcoef(difference, theirs.coef_[0])[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "words"),
+    [
+        ([("cat", "x")] * 8, "classification", "only the label 'x'"),
+        ([("a b", "O I-X"), ("c", "B-X")] * 4, "tagging", "word 2: the tag breaks the scheme bio"),
+        ([("w " * 5000, "x"), ("b", "y")] * 4, "classification", "has 10002 tokens, but the model reads 512"),
+    ],
+)
+def test_tables_that_cannot_be_learnt_leave_no_folder(tmp_path, rows, kind, words):
+    made = Table(
+        "t", ("text", "label"), [Row(f"t, line {n}", {"text": t, "label": y}) for n, (t, y) in enumerate(rows, 1)]
+    )
+    with pytest.raises(DataError, match=words):
+        finetune("bert", made, tmp_path / "run", config(kind), tokenizer="bytes", settings=SMALL, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_allowed_is_counted(tmp_path):
+    made = table(40, 0, "tagging")
+    made.rows[3].values.update(text="red cat " * 300, label="O I-ANIMAL " * 300)
+    settings = config("tagging", truncate=True, repair=True, epochs=1)
+    result = finetune("bert", made, tmp_path / "run", settings, tokenizer="bytes", settings=SMALL, quiet=True)
+    assert any("1 rows were cut to 512" in note for note in result["notes"])
+    assert any("1 rows break the scheme" in note for note in result["notes"])
+    unseen = table(20, 5, "tagging")
+    unseen.rows[0].values["label"] = unseen.rows[0].values["label"].replace("O", "B-NEW")
+    fitted = load_fitted(tmp_path / "run")
+    assert any("never saw" in note for note in fitted.judge(fitted.encode(unseen)).notes)
+
+
+def test_unbalanced_classes_are_named_and_can_weigh_alike(tmp_path):
+    made = table(60)
+    for number, row in enumerate(made.rows):
+        row.values["label"] = "rare" if number % 10 == 0 else "often"
+    run = {"tokenizer": "bytes", "settings": SMALL, "quiet": True, "compare_baseline": False}
+    plain = finetune("bert", made, tmp_path / "a", config(epochs=1), **run)
+    assert any("times the smallest" in note for note in plain["notes"])
+    even = finetune("bert", made, tmp_path / "b", config(epochs=1, balance=True), **run)
+    assert not any("times the smallest" in note for note in even["notes"])
+
+
+def test_a_damaged_or_missing_model_is_said(tmp_path):
+    with pytest.raises(StorageError, match="holds no fine-tuned model"):
+        load_fitted(tmp_path)
+    learn(tmp_path, epochs=1)
+    file = tmp_path / "run" / "weights" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(CorruptionError):
+        load_fitted(tmp_path / "run")
+    with pytest.raises(ConfigError, match="no encoder-decoder"):
+        finetune(
+            "bert",
+            table(40, 0, "text-to-text"),
+            tmp_path / "t",
+            config("text-to-text"),
+            tokenizer="bytes",
+            settings=SMALL,
+            quiet=True,
+        )
