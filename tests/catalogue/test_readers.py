@@ -41,7 +41,8 @@ BIB = dedent(r"""
       booktitle = acl # ", 2019", doi = {https://doi.org/10.18653/V1/P19-1355}, url = {https://aclanthology.org/P19-1355\_x},
       year = "2019",
     )
-    @misc{eprint, title = {G{\"o}del, Erd\H{o}s, \L{}ukasiewicz \& \v{S}i\'{s}ka --- ``quoted''}, eprint = {cs/0301012v2}, archivePrefix = {arXiv}, date = {2003-01-15}}
+    @misc{eprint, title = {G{\"o}del, Erd\H{o}s, \L{}ukasiewicz \& \v{S}i\'{s}ka --- ``quoted''},
+      eprint = {cs/0301012v2}, archivePrefix = {arXiv}, date = {2003-01-15}}
 """)
 
 
@@ -115,8 +116,11 @@ LONG = "This abstract says at length what the paper is about and does so in seve
 
 
 def test_copied_page_with_and_without_blank_lines():
-    spaced = f"new\n\nDaily Papers\n\nbyAK and the research community\n\nSep 8\n\nA First Paper\n\n{LONG}\n\nUpvote\n\n12\n\nA Second Paper: On Things\n\n{LONG}\n"
-    tight = f"Get trending papers in your email inbox!\nSubscribeA First Paper\n{LONG}\nA Second Paper: On Things\n{LONG}"
+    head = "new\n\nDaily Papers\n\nbyAK and the research community\n\nSep 8\n\n"
+    spaced = f"{head}A First Paper\n\n{LONG}\n\nUpvote\n\n12\n\nA Second Paper: On Things\n\n{LONG}\n"
+    tight = (
+        f"Get trending papers in your email inbox!\nSubscribeA First Paper\n{LONG}\nA Second Paper: On Things\n{LONG}"
+    )
     for text in (spaced, tight):
         records = list(listing.text_records(text))
         assert [fields["title"] for fields in found(records)] == ["A First Paper", "A Second Paper: On Things"]
@@ -124,10 +128,17 @@ def test_copied_page_with_and_without_blank_lines():
 
 
 def test_copied_page_that_is_broken():
-    records = list(listing.text_records(f"{LONG}\nA Title Without Its Abstract\nAnother Title That Has One\nShort. But two sentences.\nhm\n"))
+    records = list(
+        listing.text_records(
+            f"{LONG}\nA Title Without Its Abstract\nAnother Title That Has One\nShort. But two sentences.\nhm\n"
+        )
+    )
     assert refused(records)[0][0] == 1 and "without a title" in refused(records)[0][1]
     assert refused(records)[1][0] == 5 and "neither a title" in refused(records)[1][1]
-    assert [fields["title"] for fields in found(records)] == ["A Title Without Its Abstract", "Another Title That Has One"]
+    assert [fields["title"] for fields in found(records)] == [
+        "A Title Without Its Abstract",
+        "Another Title That Has One",
+    ]
     assert found(records)[1]["abstract"] == "Short. But two sentences."
 
 
@@ -145,7 +156,13 @@ PAGE = """<!DOCTYPE html><html><head><title>Daily Papers</title></head><body>
 def test_saved_page_by_its_articles():
     records = list(listing.html_records(PAGE))
     first, second = found(records)
-    assert first == {"title": "A Paper & Its Title", "arxiv": "2310.04691", "abstract": "The longer abstract <of it>.", "upvotes": 31, "curated": True}
+    assert first == {
+        "title": "A Paper & Its Title",
+        "arxiv": "2310.04691",
+        "abstract": "The longer abstract <of it>.",
+        "upvotes": 31,
+        "curated": True,
+    }
     assert second["title"] == "A Paper Without a Link"
     assert refused(records) == [(7, "an article without a heading")]
 
@@ -153,7 +170,15 @@ def test_saved_page_by_its_articles():
 def test_saved_page_by_the_data_it_carries():
     import html
 
-    item = {"paper": {"id": "2310.04691", "title": "From the Data", "upvotes": 7, "authors": [{"name": "A B"}], "publishedAt": "2023-10-07T05:00:00Z"}}
+    item = {
+        "paper": {
+            "id": "2310.04691",
+            "title": "From the Data",
+            "upvotes": 7,
+            "authors": [{"name": "A B"}],
+            "publishedAt": "2023-10-07T05:00:00Z",
+        }
+    }
     props = html.escape(json.dumps({"dailyPapers": [item], "deep": {"er": [{"id": "2401.00001", "title": "Another"}]}}))
     page = PAGE.replace("{&quot;x&quot;:1}", props)
     records = found(listing.html_records(page))
@@ -180,7 +205,14 @@ DAILY = [
 
 
 def test_hugging_face_papers():
-    expected = {"title": "A Paper of the Day", "arxiv": "2412.00001", "abstract": "What it says.", "authors": ["Ada Lovelace"], "upvotes": 12, "date": "2024-12-01"}
+    expected = {
+        "title": "A Paper of the Day",
+        "arxiv": "2412.00001",
+        "abstract": "What it says.",
+        "authors": ["Ada Lovelace"],
+        "upvotes": 12,
+        "date": "2024-12-01",
+    }
     assert found(papers_json.records(json.dumps(DAILY))) == [{**expected, "curated": True}]
     assert found(papers_json.records(json.dumps(DAILY[0]["paper"], indent=1))) == [expected]
 
@@ -193,7 +225,12 @@ def test_csl_json():
     }  # fmt: skip
     (fields,) = found(papers_json.records(json.dumps([item])))
     assert fields["title"] == "On E. coli & Others" and fields["authors"] == ["Vincent van Gogh", "The Group"]
-    assert (fields["doi"], fields["date"], fields["arxiv"], fields["abstract"]) == ("10.1000/xyz", "2024-05-31", "2405.12345", "Text.")
+    assert (fields["doi"], fields["date"], fields["arxiv"], fields["abstract"]) == (
+        "10.1000/xyz",
+        "2024-05-31",
+        "2405.12345",
+        "Text.",
+    )
 
 
 def test_malformed_json_is_named_and_the_others_kept():
@@ -237,7 +274,8 @@ ATOM = """<?xml version="1.0" encoding="UTF-8"?>
 RSS = """<?xml version="1.0"?><rss version="2.0" xmlns:dc="http://purl.org/dc/elements/1.1/"><channel><title>cs.CL</title>
 <item><title>A Title (arXiv:2401.00002v1 [cs.CL])</title><link>https://arxiv.org/abs/2401.00002</link>
 <description>arXiv:2401.00002v1 Announce Type: new
-Abstract: &lt;p&gt;The abstract.&lt;/p&gt;</description><dc:creator>Ada Lovelace, Alan Turing</dc:creator><pubDate>Mon, 01 Jan 2024 00:00:00 -0500</pubDate></item>
+Abstract: &lt;p&gt;The abstract.&lt;/p&gt;</description><dc:creator>Ada Lovelace, Alan Turing</dc:creator>
+<pubDate>Mon, 01 Jan 2024 00:00:00 -0500</pubDate></item>
 <item><title>A Post</title><link>https://example.org/post?a=1&amp;b=2</link><description>Words.</description></item></channel></rss>"""
 
 
@@ -254,11 +292,20 @@ def test_arxiv_atom():
 
 def test_rss():
     first, second = found(feeds.records(RSS))
-    assert first == {"title": "A Title", "abstract": "The abstract.", "authors": ["Ada Lovelace", "Alan Turing"], "arxiv": "2401.00002", "date": "2024-01-01"}
+    assert first == {
+        "title": "A Title",
+        "abstract": "The abstract.",
+        "authors": ["Ada Lovelace", "Alan Turing"],
+        "arxiv": "2401.00002",
+        "date": "2024-01-01",
+    }
     assert second == {"title": "A Post", "abstract": "Words.", "url": "https://example.org/post?a=1&b=2"}
 
 
-BOMB = '<?xml version="1.0"?><!DOCTYPE feed [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><feed xmlns="http://www.w3.org/2005/Atom"><entry><title>&b;</title></entry></feed>'
+BOMB = (
+    '<?xml version="1.0"?><!DOCTYPE feed [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
+    '<feed xmlns="http://www.w3.org/2005/Atom"><entry><title>&b;</title></entry></feed>'
+)
 THEFT = '<?xml version="1.0"?><!DOCTYPE rss [<!ENTITY f SYSTEM "file:///etc/passwd">]><rss><channel><item><title>&f;</title></item></channel></rss>'
 
 
@@ -316,4 +363,6 @@ def test_text_in_other_encodings(tmp_path):
 def test_small_tools():
     assert without_tags("a < b and <b>c</b> &amp; <script>x</script>d") == "a < b and c &  d"
     assert arxiv_in(None, "", "see arXiv: 2310.04691v2, p. 3") == "2310.04691"
-    assert arxiv_in("https://huggingface.co/papers/2310.04691") == "2310.04691" and arxiv_in("1234", "10.1000/x") is None
+    assert (
+        arxiv_in("https://huggingface.co/papers/2310.04691") == "2310.04691" and arxiv_in("1234", "10.1000/x") is None
+    )
