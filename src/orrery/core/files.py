@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where its folder is a file, even this fails
+            temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write '{path}': {error.strerror or error}; free some space or choose another place") from error
     _sync_folder(path.parent)
     return path
