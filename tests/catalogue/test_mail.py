@@ -2,7 +2,9 @@
 
 import email
 import email.policy
+import os
 import socket
+import stat
 from datetime import datetime, timezone
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from catalogue import smtp
 from orrery.catalogue import mail
-from orrery.core.errors import ConfigError
+from orrery.core.errors import ConfigError, StorageError
 
 NOW = datetime(2026, 11, 22, 7, tzinfo=timezone.utc)
 SENDER = mail.person("Orrery papers", "papers@example.org")
@@ -104,9 +106,16 @@ def test_a_local_mailbox(tmp_path):
     for _ in range(2):
         box.send(letter(), lambda: seen.append(box.delivered("<one.1@example.org>")))
     assert seen == [False, True] and box.delivered("<one.1@example.org>")
+    assert os.name == "nt" or stat.S_IMODE(box.folder.stat().st_mode) == 0o700
     (file,) = (tmp_path / "box").iterdir()
     assert file.name == "one.1_example.org.eml" and email.message_from_bytes(file.read_bytes())["Subject"] == "Papers"
     assert box.path("<../../etc/passwd@x>").parent == box.folder
+
+
+def test_a_mailbox_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        mail.FileMailer(tmp_path / "file" / "box").send(letter())
 
 
 def test_smtp_in_the_clear_and_one_connection_for_many():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -124,7 +125,6 @@ def test_fetching_from_a_server_of_ours(tmp_path, monkeypatch):
     from catalogue.test_fetch import serving
 
     monkeypatch.setenv("ORRERY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     body = ATOM.encode()
     with serving((200, {"Content-Length": str(len(body))}, body, 0.0)) as server:
         base = f"http://127.0.0.1:{server.server_port}/api/query"
@@ -132,6 +132,14 @@ def test_fetching_from_a_server_of_ours(tmp_path, monkeypatch):
         assert [entry["title"] for entry in report["added"]] == ["Comets as Memory"]
         assert read("fetch", "2401.99999", "--base", base, store=tmp_path / "store")["added"] == [] and len(server.asked) == 1
         assert read("show", "2401.99999", store=tmp_path / "store")["abstract"] == "Memory that comes back."
+        api = f"http://127.0.0.1:{server.server_port}/api"
+        monkeypatch.setattr(fetch, "hugging_face_service", lambda base: fetch.Service("Hugging Face", base, 0.0, 3600.0))
+        found = read("fetch", "--day", "2024-06-03", "--base", api, store=tmp_path / "store")["added"]
+        assert read("show", found[0]["slug"], store=tmp_path / "store")["upvotes"] == 60
+        monkeypatch.setattr(fetch, "arxiv_service", lambda base: fetch.Service("arXiv", base, 0.0, 86400.0))
+        assert read("fetch", "--missing", "--base", base, store=tmp_path / "store")["refused"] == []
+        asked = {each for _, path, _ in server.asked for each in parse_qs(urlsplit(path).query).get("id_list", [""])[0].split(",")}
+        assert {"2405.21060", "2310.04691"} <= asked, "papers that have an id and no abstract"
         assert read("submit", "2401.99999", "--fetch", "--base", base, store=tmp_path / "other")["paper"] == "comets-as-memory"
 
 
@@ -225,12 +233,13 @@ def test_search_starts_at_once_and_imports_no_torch(shelf):
 
 @pytest.mark.alone
 def test_a_cold_search_takes_less_than_six_tenths_of_a_second(shelf):
+    """Processor seconds, so that another program on the machine does not decide; the least of at most ten runs."""
     command = [sys.executable, "-m", "orrery", "papers", "search", "earth mover distance", "--json"]
     times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    while len(times) < 10 and min(times, default=1.0) >= 0.6:
+        before, began = os.times(), time.perf_counter()
         subprocess.run(command, capture_output=True, env={**os.environ, "ORRERY_PAPERS": str(shelf)}, timeout=60, check=True)
-        times.append(time.perf_counter() - began)
-        if times[-1] < 0.6:
-            break
-    assert min(times) < 0.6
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        times.append(spent or time.perf_counter() - began)  # the clock's, where the system does not tell
+    assert min(times) < 0.6, times

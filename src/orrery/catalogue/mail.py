@@ -208,7 +208,10 @@ def envelope(message: EmailMessage) -> tuple[str, str]:
 
 
 class FileMailer:
-    """A folder of `.eml` files, one a message, named by its id; the same message twice is one file."""
+    """A folder of `.eml` files, one a message, named by its id; the same message twice is one file.
+
+    The folder is made for its owner alone, since letters hold links that sign in.
+    """
 
     def __init__(self, folder: str | Path, sender: str = SENDER) -> None:
         self.folder = Path(folder)
@@ -222,6 +225,8 @@ class FileMailer:
         """Write the message whole or not at all."""
         envelope(message)
         data = message.as_bytes()
+        with suppress(OSError):  # writing says what is wrong, in words
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         ready()
         write_bytes(self.path(str(message["Message-ID"])), data)
 
