@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STORE = typer.Option(None, "--store", help="The folder of the papers (default: $ORRERY_PAPERS, else your data folder).")
 JSON = typer.Option(False, "--json", help="For machines.")
+MANY = 3000  # new papers from which indexing them takes noticeable time
 SHOWN, FEW = 20, 5  # lines of a report for people; --json holds all
 
 
@@ -50,6 +51,8 @@ def import_files(
             else:
                 report = imports.import_files(opened, files, kind=kind, tell=bar.update)
         if report.added or report.merged:
+            if len(report.added) > MANY and not as_json:
+                output.remark("bringing the semantic index up to date")
             prepare(opened)
         total = opened.count()
     if as_json or not report.failed or len(report.refused) > 1:
@@ -138,7 +141,7 @@ def fetch(
     store: Optional[Path] = STORE,  # noqa: UP045
     as_json: bool = JSON,
 ) -> None:
-    """Ask arXiv or Hugging Face and import the answer: the only command that uses a network, slowly and never twice.
+    """Ask arXiv or Hugging Face and import the answer, slowly and never twice for the same.
 
     Example:  orrery papers fetch 2405.21060     orrery papers fetch --missing     orrery papers fetch --day latest
     """
