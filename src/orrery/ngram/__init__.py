@@ -19,6 +19,19 @@ _HOME = {
     "Difference": "difference:Difference",
     "Document": "answers:Document",
     "Span": "answers:Span",
+    "BackoffModel": "counts:BackoffModel",
+    "read_arpa": "arpa:read_arpa",
+    "write_arpa": "arpa:write_arpa",
+    "Mixture": "mixing:Mixture",
+    "MixedLM": "mixing:MixedLM",
+    "fit_mixture": "mixing:fit_mixture",
+    "evaluate_mix": "mixing:evaluate_mix",
+    "contamination": "uses:contamination",
+    "novelty": "uses:novelty",
+    "agreement": "uses:agreement",
+    "duplicates": "repeats:duplicates",
+    "duplicate_report": "repeats:duplicate_report",
+    "curiosities": "repeats:curiosities",
 }
 __all__ = [*_HOME]  # noqa: PLE0604
 

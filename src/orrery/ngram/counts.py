@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from array import array
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,7 +238,7 @@ class BackoffModel:
             DataError: when the model has no labels, or an unknown word meets a model without `<unk>`.
         """
         table, unknown = self._lookup, self._lookup.get("<unk>", self._lookup.get("<UNK>", -1))
-        found = np.array([table.get(word, unknown) for word in words], dtype=np.int64)
+        found = np.fromiter(map(table.get, words, repeat(unknown)), dtype=np.int64)
         if len(found) and found.min() < 0:
             missing = next(word for word in words if word not in table)
             raise DataError(f"'{missing}' is not in the model's vocabulary, and it has no <unk>")
@@ -249,15 +250,20 @@ class BackoffModel:
         Args:
             begin: put <s> before it. end: predict </s> behind it. A model that lacks the mark leaves it out.
         """
-        rows = [sentence.split() if isinstance(sentence, str) else list(sentence) for sentence in sentences]
         before = ["<s>"] if begin and "<s>" in self._lookup else []
         after = ["</s>"] if end and "</s>" in self._lookup else []
-        rows = [before + row + after for row in rows]
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        words: list[str] = []
+        stops = array("q")
+        for sentence in sentences:
+            words += before
+            words += sentence.split() if isinstance(sentence, str) else sentence
+            words += after
+            stops.append(len(words))
+        edges = np.array([0, *stops], dtype=np.int64)
+        lengths: Ints = edges[1:] - edges[:-1]
         starts = np.cumsum(lengths) - lengths
-        nats = self.score(self.ids([word for row in rows for word in row]), starts).log_probability
-        owner = np.repeat(np.arange(len(rows)), lengths)
-        return np.bincount(owner, weights=nats, minlength=len(rows)) / np.log(10)
+        nats = self.score(self.ids(words), starts).log_probability
+        return np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=nats, minlength=len(lengths)) / np.log(10)
 
     def perplexity(self, sentences: Any) -> float:
         """Of sentences with their ends, unknown words included, as KenLM's `query` reports it."""

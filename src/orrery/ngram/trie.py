@@ -135,12 +135,12 @@ def count_ngrams(
     return trie
 
 
-def token_type(vocabulary: int) -> Any:
+def token_type(vocabulary: int) -> type[np.uint16] | type[np.int32]:
     """The type that tokens are kept in: 16 bits where they suffice."""
     return np.uint16 if vocabulary <= 1 << 16 else np.int32
 
 
-def _node_type(nodes: int) -> Any:
+def _node_type(nodes: int) -> type[np.int32] | type[np.int64]:
     return np.int32 if nodes < 1 << 31 else np.int64
 
 
@@ -211,7 +211,7 @@ def _count_plain(stream: Ints, vocabulary: int, order: int, document: int | None
         node[here] = inverse + offsets[-1]
         offsets.append(offsets[-1] + len(keys))
     kind = _node_type(offsets[-1])
-    first = np.concatenate([[vocabulary], vocabulary + np.cumsum(np.concatenate(children))]) if children else np.zeros(1)
+    first: Ints = np.concatenate([[vocabulary], vocabulary + np.cumsum(np.concatenate(children))]) if children else np.zeros(1, np.int64)
     word = np.concatenate(words) if words else np.empty(0)
     return Trie(
         vocabulary, document, ends, np.array(offsets, dtype=np.int64), word.astype(token_type(vocabulary)),
