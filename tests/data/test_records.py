@@ -61,7 +61,8 @@ def test_json_lines(tmp_path):
     assert table.columns == ("text", "label", "more") and table.column("label") == [1, 2]
     with pytest.raises(DataError, match="line 1 has no 'more'"):
         table.column("more")
-    assert len(read_table(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))), limit=1)) == 1
+    path = write(tmp_path, "a.txt", "\n".join(map(json.dumps, rows)))
+    assert len(read_table(f"jsonl:{path}", limit=1)) == 1
 
 
 def test_conll_and_conllu(tmp_path):

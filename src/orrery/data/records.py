@@ -5,6 +5,7 @@
     FILE.conll  FILE.conllu one token a line, an empty line ends a sentence; columns are "1", "2", ..., each a list
     words=A,tags=B          parallel files, one example a line; columns by the names given
     label-text:FILE         each line a label, white space, and the text; columns "label" and "text"
+    jsonl:FILE, csv:FILE .. a file whose name does not say what it is
 
 Every file may be compressed (.gz, .bz2, .xz). Text that is not UTF-8 is replaced and counted, or refused when strict.
 What is wrong with a file is said with its line; a row that cannot be an example is never guessed at.
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from orrery.core.errors import DataError, suggest
 from orrery.data.text import Tally, file_pieces
 
-FORMATS = ("csv", "tsv", "jsonl", "conll", "lines", "label-text")
+FORMATS = ("csv", "tsv", "jsonl", "conll", "label-text")
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".conll": "conll", ".conllu": "conll"}
 _PACKED = (".gz", ".bz2", ".xz")
 LONGEST = 1 << 26  # characters of one field; more is a file that is no table
@@ -120,8 +121,9 @@ def read_table(
 
 def _form(text: str) -> tuple[str, dict[str, str]]:
     """The format of a source, and its files by column."""
-    if text.startswith("label-text:"):
-        return "label-text", {"": text.removeprefix("label-text:")}
+    form, colon, file = text.partition(":")
+    if colon and form in FORMATS and not os.path.exists(text):
+        return form, {"": file}
     if not os.path.exists(text) and "=" in text:
         pairs = [item.partition("=") for item in text.split(",")]
         if all(name and path for name, _, path in pairs):
@@ -132,7 +134,7 @@ def _form(text: str) -> tuple[str, dict[str, str]]:
     if form is None:
         raise DataError(
             f"'{text}' is no table that is known by its name; use .csv, .tsv, .jsonl, .conll (or .conllu), "
-            f"NAME=FILE,NAME=FILE for parallel lines, or label-text:FILE"
+            f"FORMAT:FILE ({', '.join(FORMATS)}), or NAME=FILE,NAME=FILE for parallel lines"
         )
     return form, {"": text}
 
