@@ -1,4 +1,4 @@
-"""Compiled decoding of GLA, HGRN2, RWKV-6 and RWKV-5: the same scores as calls of the model, rows at different positions."""
+"""Compiled decoding of linear recurrences: the same scores as calls of the model, rows at different positions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ MODELS = {
     "hgrn2(bound=False)": {"head_dim": 32},
     "rwkv6": {"head_dim": 16, "mix_rank": 4, "decay_rank": 6},
     "rwkv5": {"head_dim": 32},
+    "qrnn": {"hidden": 40, "window": 3, "pooling": "ifo"},
+    "qrnn(pooling=f,window=1)": {},
+    "mingru": {"hidden": 48},
+    "minlstm": {"hidden": 48, "conv": 1},
+    "hgrn": {"hidden": 40, "theta": 50.0},
 }
 
 

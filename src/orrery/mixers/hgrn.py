@@ -34,8 +34,11 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import LayerNorm
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.diagonal_scan import diagonal_scan
+from orrery.ops.gated_average_step import hgrn_step
+from orrery.ops.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,15 @@ class HGRN(Mixer):
         after = _turned(after, *self._turns(ends, after.dtype))
         y = self.norm((torch.sigmoid(g) * _turned(h, cos, sin)).to(p.dtype))
         return self.out(y), HGRNState(after, last, time.clock)
+
+    def stepper(self, norm: RowNorm, state: HGRNState, run: Stepping) -> Step | None:
+        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+            return None
+        x, h = run.x, state.h.float().contiguous().clone()
+        p, y = x.new_empty(len(x), 5 * self.hidden), torch.empty_like(h)
+        recur = hgrn_step(p, h, self.angle, self.bound, y)
+        project = linear_step(x, self.inputs.linear, p, norm)
+        return in_order(project, recur, linear_step(y, self.out, x, norm_of(self.norm), add=True))
 
     def _turns(self, steps: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine (..., H) of so many steps; float64 inside, since angles grow with the length."""

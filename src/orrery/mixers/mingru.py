@@ -35,8 +35,12 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.diagonal_scan import diagonal_scan
+from orrery.ops.diagonal_step import conv_step
+from orrery.ops.gated_average_step import mingru_step
+from orrery.ops.row_linear import RowNorm, row_norm_into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,18 @@ class MinGRU(Mixer):
         a_log, b = _Terms.apply(v, k)
         h, after = diagonal_scan(a_log, b, None if state is None else state.h, time.starts, time.lengths)
         return self.out(h.to(p.dtype)), MinGRUState(last, after, time.clock)
+
+    def stepper(self, norm: RowNorm, state: MinGRUState, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs, self.out):
+            return None
+        x, h = run.x, state.h.float().contiguous().clone()
+        p = x.new_empty(len(x), self.inputs.out_features)
+        rest = mingru_step(p, h), linear_step(h, self.out, x, add=True)
+        if self.conv is None:
+            return in_order(linear_step(x, self.inputs, p, norm), *rest)
+        normed, u, window = torch.empty_like(x), torch.empty_like(x), state.inputs.float().contiguous().clone()
+        convolve = conv_step(normed, window, self.conv.weight, self.conv.bias, u, 0, False)
+        return in_order(row_norm_into(x, norm, normed), convolve, linear_step(u, self.inputs, p), *rest)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> MinGRUState:
         """Zeros; h is float32 unless `dtype` is float64."""

@@ -32,8 +32,11 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.diagonal_scan import diagonal_scan
+from orrery.ops.gated_average_step import qrnn_step, window_step
+from orrery.ops.row_linear import RowNorm, row_norm_into
 from orrery.ops.windows import windows
 
 _PARTS = {"f": 2, "fo": 3, "ifo": 4}  # candidate and gates
@@ -110,6 +113,19 @@ class QRNN(Mixer):
         h = c if pooling == "f" else torch.sigmoid(rest[0].to(kind)) * c
         y = h.to(p.dtype)
         return (y if self.out is None else self.out(y)), QRNNState(last, after, time.clock)
+
+    def stepper(self, norm: RowNorm, state: QRNNState, run: Stepping) -> Step | None:
+        maps = (self.inputs,) if self.out is None else (self.inputs, self.out)
+        if not plain_linear(*maps):
+            return None
+        x, c = run.x, state.c.float().contiguous().clone()
+        near = torch.cat([torch.zeros_like(x), state.inputs.float().flatten(1)], 1)  # the oldest token leaves before it is read
+        p, h = x.new_empty(len(x), self.inputs.out_features), torch.empty_like(x)
+        into = [row_norm_into(x, norm, h), window_step(h, near), linear_step(near, self.inputs, p)]
+        if self.out is None:
+            return in_order(*into, qrnn_step(p, c, x, True))
+        y = torch.empty_like(c)
+        return in_order(*into, qrnn_step(p, c, y, False), linear_step(y, self.out, x, add=True))
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> QRNNState:
         """Zeros; c is float32 unless `dtype` is float64."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from orrery.nn.block import Block
 from orrery.nn.stepping import Step, Stepping, can_step, norm_of
-from orrery.ops.row_linear import row_linear
+from orrery.ops.row_linear import norm_in_place, row_linear
 
 
 class Stepper:
@@ -26,12 +26,18 @@ class Stepper:
     def __init__(self, model: Any, state: Any, capacity: int) -> None:
         self.model = model
         self.run = run = Stepping(len(state.clock), model.config.width, state.clock, capacity)
-        self.steps: list[Step] = []
+        self.steps: list[Step] = [] if model.embed_norm is None else [self._embed_norm()]
         for block, held in zip(model.blocks, state.blocks, strict=True):
             self.steps += cast(Block, block).stepper(held, run)
-        self.rows, self.x = model.embed.weight.detach().numpy(), run.x.numpy()
+        self.rows, self.x, self.positions = model.embed.weight.detach().numpy(), run.x.numpy(), run.positions.numpy()
+        self.places = None if model.position_embed is None else model.position_embed.weight.detach().numpy()
         self.scores = torch.empty(len(state.clock), model.vocab_size)
         self.head = self._head()
+
+    def _embed_norm(self) -> Step:
+        norm, x = self.model.embed_norm, self.run.x
+        known = norm_of(norm)
+        return norm_in_place(x, known, torch.empty_like(x)) if known is not None else lambda: cast(None, x.copy_(norm(x)))
 
     def _head(self) -> Callable[[], Tensor]:
         head, norm, x = self.model.head, norm_of(self.model.norm), self.run.x
@@ -54,11 +60,9 @@ class Stepper:
         model, run = self.model, self.run
         run.advance(tokens)
         self.rows.take(tokens.numpy(), 0, self.x)
-        if model.position_embed is not None:
+        if self.places is not None:
             model.check_position(run.last)
-            run.x.add_(model.position_embed.weight[run.positions])
-        if model.embed_norm is not None:
-            run.x.copy_(model.embed_norm(run.x))
+            self.x += self.places[self.positions]
         for step in self.steps:
             step()
         return self.head()

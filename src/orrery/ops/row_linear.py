@@ -11,6 +11,7 @@ B rows of x, I inputs, O outputs.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, inlined, prepare_blocks, sigmoid, tanh
 
-ACTIVATIONS = ("", "silu", "gelu-tanh", "relu", "relu2", "sigmoid", "tanh", "swiglu", "geglu")
+ACTIVATIONS = ("", "silu", "gelu-tanh", "relu", "relu2", "sigmoid", "tanh", "gelu", "swiglu", "geglu")
 """What may stand behind the map, "" nothing. swiglu, geglu: W has 2 O rows, silu or gelu-tanh of the first O times the others."""
 GATED = ACTIVATIONS.index("swiglu")  # the first of those
 MOST_ROWS = 8  # beyond that a matrix product, which keeps a block of x in registers, is faster
@@ -73,6 +74,19 @@ def row_norm(x: Tensor, norm: RowNorm) -> Callable[[], Tensor]:
         y = torch.empty_like(x)
         kernel(y.numpy())
         return y
+
+    return normed
+
+
+def norm_of_rows(norm: RowNorm, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """The norm as a function of x (...,I), in one thread: for inputs so small that waking another takes longer."""
+    fixed = _norm_arrays(norm, like)
+
+    def normed(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.empty_like(rows)
+        _norm(0, len(rows), rows.numpy(), *fixed, y.numpy())
+        return y.view(x.shape)
 
     return normed
 
@@ -148,9 +162,9 @@ def _blend(first, last, x, kept, keep, add):  # type: ignore[no-untyped-def]
 @inlined
 def activated(v, code):  # type: ignore[no-untyped-def]
     """Of one number, by its place in ACTIVATIONS; of the gated ones, what stands before the product."""
-    if code == 1 or code == 7:
+    if code == 1 or code == 8:
         v = v * sigmoid(v)
-    elif code == 2 or code == 8:
+    elif code == 2 or code == 9:
         v = _HALF * v * (_ONE + tanh(_ROOT * (v + _CUBE * v * v * v)))
     elif code == 3:
         v = max(v, np.float32(0.0))
@@ -160,6 +174,8 @@ def activated(v, code):  # type: ignore[no-untyped-def]
         v = sigmoid(v)
     elif code == 6:
         v = tanh(v)
+    elif code == 7:
+        v = np.float32(0.5 * v * (1.0 + math.erf(v * 0.7071067811865476)))
     return v
 
 
