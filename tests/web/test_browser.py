@@ -83,7 +83,7 @@ def test_subscribe_confirm_digest_unsubscribe(browser: Any, server: Background) 
         found = subscriptions.by_address(store, "reader@example.org")
         assert found.state == "active"
         store.record("import", {"source": "news", "papers": [{"title": "News for the Digest", "arxiv": "2602.00009", "year": 2026, "upvotes": 999}]})
-        delivery.send_due(store, FileMailer(box), dt.datetime.now(dt.timezone.utc) + dt.timedelta(days=1), server.url)
+        delivery.send_due(store, FileMailer(box), dt.datetime.now(dt.timezone.utc) + dt.timedelta(minutes=2), server.url)
         letter = letters(box)[-1]
         assert "News for the Digest" in letter.get_body(("plain",)).get_content()
         assert "List-Unsubscribe" in letter
@@ -101,7 +101,7 @@ def test_import_and_see_new(browser: Any, server: Background, tmp_path: Path) ->
         assert "Tides of Attention" not in page.content()
         report = imports.import_files(server.store, [tmp_path / "listing.txt"])  # type: ignore[attr-defined]
         assert len(report.added) == 1
-        page.wait_for_timeout(150)  # a tenth of a second is what pages may be late
+        page.wait_for_timeout(1100)  # a second is what pages may be late
         page.goto(server.url)
         card = page.locator("article.card", has_text="Tides of Attention")
         assert card.locator(".new").inner_text() == "NEW" and card.locator("details").count() == 1

@@ -287,7 +287,7 @@ def one_topic(request: Request, slug: Slug, limit: Limit = 20, offset: Offset = 
 def stats(request: Request) -> Stats:
     """Papers, those that ship, and those with a working model."""
     ask = _ask(request)
-    return Stats(**ask.site.counts(ask.views))
+    return Stats(**ask.views.counts())
 
 
 Sign = Annotated[
@@ -308,7 +308,7 @@ def vote(request: Request, slug: Slug, x_orrery: Sign = None) -> Voted:
     ask, reader = _changing(request, x_orrery)
     ask.turn("change", ask.settings.limits.changes)
     votes = community.vote(ask.store, slug, reader)
-    ask.site.touch()
+    ask.site.touch(ask.visit)
     return Voted(slug=ask.store.paper(slug).slug, votes=votes, voted=True)
 
 
@@ -318,7 +318,7 @@ def unvote(request: Request, slug: Slug, x_orrery: Sign = None) -> Voted:
     ask, reader = _changing(request, x_orrery)
     ask.turn("change", ask.settings.limits.changes)
     votes = community.unvote(ask.store, slug, reader)
-    ask.site.touch()
+    ask.site.touch(ask.visit)
     return Voted(slug=ask.store.paper(slug).slug, votes=votes, voted=False)
 
 
@@ -331,7 +331,7 @@ def submit(request: Request, submission: SubmissionIn, x_orrery: Sign = None) ->
     if not submission.text and not fields:
         raise DataError("there is nothing in it; give `text`, or a title with a place to read it")
     found = community.submit(ask.store, submission.text or fields, reader)
-    ask.site.touch()
+    ask.site.touch(ask.visit)
     return SubmissionOut(id=found.id, state=found.state, note=found.note, paper=found.paper)
 
 

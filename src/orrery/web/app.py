@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from orrery.catalogue import search
 from orrery.core.errors import OrreryError
 from orrery.core.version import VERSION
 from orrery.web import api, feeds, forms, pages
@@ -20,6 +23,7 @@ from orrery.web.guard import Guard
 from orrery.web.rendering import ASSETS, asset_version, file
 from orrery.web.settings import Settings
 from orrery.web.site import Site, refusal_of
+from orrery.web.views import Views
 
 if TYPE_CHECKING:
     from orrery.catalogue.store import Store
@@ -42,6 +46,7 @@ def create_app(store: Store, settings: Settings | None = None, clock: Callable[[
         import anyio.to_thread
 
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.limits.threads
+        threading.Thread(target=_warm, args=(store,), daemon=True).start()
         yield
 
     app = FastAPI(
@@ -63,6 +68,16 @@ def create_app(store: Store, settings: Settings | None = None, clock: Callable[[
     api.add(app, site)
     _sentences(app, site)
     return Guard(app, settings, site.answer)
+
+
+def _warm(store: Store) -> None:
+    """Count and index once before the first reader asks; what goes wrong here goes wrong again where somebody sees it."""
+    with contextlib.suppress(OrreryError, sqlite3.Error):
+        views = Views(store, None, dt.datetime.now(dt.timezone.utc))
+        views.counts()
+        views.topics()
+        views.years()
+        search.prepare(store)
 
 
 def _sentences(app: FastAPI, site: Site) -> None:

@@ -79,7 +79,11 @@ class _Export:
             cards: list[Card] = []
             for paper in listing:
                 cards += (card := self.views.cards([paper]))
-                more = {"model": self.views.model(paper), "related": self.views.related(paper.slug), "description": paper.sentence}
+                more = {
+                    "model": self.views.model(paper),
+                    "related": self.views.related(paper.slug),
+                    "description": paper.sentence,
+                }
                 self._page(f"/paper/{paper.slug}", "paper.html", c=card[0], exports=(), **more)
                 bar.update(1)
             self._page(
@@ -129,20 +133,15 @@ class _Export:
         )  # fmt: skip
 
     def _topics(self, bar: Any) -> None:
-        listed = []
         for one in self.topics:
             found = topics.topic(self.store, one.slug, limit=PER_PAGE * 5)
             series = [(year.year, year.count) for year in found.by_year][-24:]
             lead = f"{one.count:,} paper{'' if one.count == 1 else 's'}, newest first."
             shown = {"series": series if len(series) > 1 else [], "papers": self.views.cards(found.papers)}
             self._page(f"/topic/{one.slug}", "list.html", eyebrow="Topic", heading=one.title, lead=lead, **shown)
-            listed.append({"slug": one.slug, "title": one.title, "count": one.count, "series": series})
             bar.update(1)
-        last = max((year for one in listed for year, _ in one["series"]), default=0)
-        for entry in listed:
-            known = dict(entry["series"])
-            entry["series"] = [(year, known.get(year, 0)) for year in range(last - 14, last + 1)] if last else []
-        self._page("/topics", "topics.html", topics=listed, span=f"{last - 14} to {last}" if last else "none known yet")
+        listed, span = self.views.topic_list()
+        self._page("/topics", "topics.html", topics=listed, span=span)
 
     def _about(self) -> None:
         from orrery.web.words import ranking

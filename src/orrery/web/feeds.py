@@ -64,7 +64,7 @@ def everything(ending: str) -> Any:
     """The route of the whole list in one format."""
 
     def answer(ask: Ask) -> Response:
-        count = ask.site.counts(ask.views)["papers"]
+        count = ask.views.counts()["papers"]
         if count > MOST:
             raise Refusal(
                 413,

@@ -46,7 +46,7 @@ def today(ask: Ask) -> bytes:
 def _list(ask: Ask) -> bytes:
     """A list in which no paper has a day yet: the papers that ship, most voted and newest first."""
     number, date = ask.number("page", 1, MOST_PAGES, 1), ask.at.date()
-    count = ask.site.counts(ask.views)["papers"]
+    count = ask.views.counts()["papers"]
     return ask.render(
         "home.html",
         eyebrow=day_words(date),
@@ -175,10 +175,7 @@ def find(ask: Ask) -> bytes:
 
 
 def _filters(ask: Ask) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
-    rows = ask.store.connection().execute(
-        "SELECT DISTINCT year FROM papers WHERE year IS NOT NULL ORDER BY year DESC LIMIT 80"
-    )
-    years = [(str(row["year"]), str(row["year"])) for row in rows]
+    years = [(str(year), str(year)) for year in ask.views.years()]
     listed = sorted(((one.slug, one.title) for one in ask.views.topics()), key=lambda pair: pair[1])
     return [
         ("kind", "Kind", "Every kind", [(kind, kind) for kind in record.KINDS]),
@@ -190,17 +187,8 @@ def _filters(ask: Ask) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
 
 def all_topics(ask: Ask) -> bytes:
     """Topics with their course over the years."""
-    listed = []
-    spans: list[int] = []
-    for one in ask.views.topics():
-        series = [(year.year, year.count) for year in topics.topic(ask.store, one.slug, limit=1).by_year]
-        spans += [year for year, _ in series]
-        listed.append({"slug": one.slug, "title": one.title, "count": one.count, "series": series})
-    first, last = (max(min(spans), max(spans) - 14), max(spans)) if spans else (0, 0)
-    for entry in listed:
-        known = dict(entry["series"])
-        entry["series"] = [(year, known.get(year, 0)) for year in range(first, last + 1)] if spans else []
-    return ask.render("topics.html", topics=listed, span=f"{first} to {last}" if spans else "none known yet")
+    listed, span = ask.views.topic_list()
+    return ask.render("topics.html", topics=listed, span=span)
 
 
 def topic(ask: Ask) -> bytes:

@@ -23,7 +23,20 @@ ASSETS = {
     "script.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 OPTIONAL = (  # what a page may say of itself; everything else must be given
     "notice", "description", "eyebrow", "lead", "series", "first", "nothing", "pages", "papers", "wrong", "action", "onward", "key",
     "asked", "suggestion", "search_index", "trending", "topics", "curator", "moderator", "reader", "account",

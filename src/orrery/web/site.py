@@ -28,7 +28,7 @@ from orrery.web.views import Views
 if TYPE_CHECKING:
     from orrery.catalogue.store import Store
 
-_STATE_SECONDS = 0.1  # a change by another process is seen this late at most
+_STATE_SECONDS = 1.0  # somebody else's change is seen this late at most; one's own at once
 _FIELDS = 200  # of one form
 OPEN_PATHS = ("/static/", "/sign-in", "/subscribe/confirm", "/unsubscribe", "/theme", "/favicon.ico", "/robots.txt")
 Page = Callable[["Ask"], Any]
@@ -68,7 +68,7 @@ class Ask:
             "reader": reader if self.settings.team else None,
             "curator": bool(reader and reader.curates),
             "moderator": bool(reader and reader.curates),
-            "counts": self.site.counts(self.views),
+            "counts": self.views.counts(),
         }
         return self.site.renderer.render(template, **{**common, **context})
 
@@ -102,11 +102,11 @@ class Site:
         self.cache = PageCache()
         self.rates = Rates()
         self.mail = threading.Lock()  # a mailer keeps one connection
-        self._state: tuple[float, Any] = (-1.0, None)
-        self._counts: tuple[Any, dict[str, int]] = (None, {})
+        self._state: tuple[float, Any] = (-1e9, None)
+        self._own: dict[int, int] = {}  # how often each reader changed something here
 
-    def state(self) -> Any:
-        """Changes whenever anything in the store does."""
+    def state(self, reader: int) -> Any:
+        """Changes at once with what this reader does, and soon with what anybody else does."""
         now = time.monotonic()
         if now - self._state[0] > _STATE_SECONDS:
             try:
@@ -114,18 +114,12 @@ class Site:
                 self._state = (now, row[0] if row else None)
             except sqlite3.Error:
                 self._state = (now, object())  # damaged: nothing is kept, and the page's own question mends it
-        return self._state[1]
+        return self._state[1], self._own.get(reader, 0)
 
-    def touch(self) -> None:
-        """Something was changed here just now."""
-        self._state = (-1.0, None)
-
-    def counts(self, views: Views) -> dict[str, int]:
-        """Numbers of papers, counted once for each state of the store."""
-        state = self.state()
-        if self._counts[0] != state or not self._counts[1]:
-            self._counts = (state, views.counts())
-        return self._counts[1]
+    def touch(self, visit: Visit) -> None:
+        """This reader changed something just now."""
+        reader = visit.reader.id if visit.reader else 0
+        self._own[reader] = self._own.get(reader, 0) + 1
 
     # ------------------------------------------------------------ routes
 
@@ -136,8 +130,8 @@ class Site:
 
         async def endpoint(request: Request) -> Response:
             visit = self.visit(request)
-            key = (visit.reader.id if visit.reader else 0, request.url.path, request.url.query)
-            state = self.state()
+            reader = visit.reader.id if visit.reader else 0
+            key, state = (reader, request.url.path, request.url.query), self.state(reader)
             body = self.cache.get(key, state) if keep else None
             if body is None:
                 found = await run_in_threadpool(handler, Ask(self, request, visit))
@@ -165,7 +159,7 @@ class Site:
                     raise
                 found = RedirectResponse(f"/sign-in?back={quote(local_path(str(form.get('back', '/'))), safe='')}", 303)
             finally:
-                self.touch()
+                self.touch(visit)
             if isinstance(found, bytes):
                 page = self.renderer.finish(found, visit.seal, visit.theme)
                 found = Response(page, 422, media_type="text/html; charset=utf-8")
@@ -209,7 +203,12 @@ class Site:
                 visit = self.sessions.visit(_headers(request))
                 ask = Ask(self, request, visit)
                 onward = ("To today’s papers", "/")
-                shown = {"heading": TITLES.get(status, "This did not work"), "words": refusal.sentence, "onward": onward, "address": "/"}
+                shown = {
+                    "heading": TITLES.get(status, "This did not work"),
+                    "words": refusal.sentence,
+                    "onward": onward,
+                    "address": "/",
+                }
                 page = await run_in_threadpool(lambda: ask.render("message.html", **shown))
                 response = Response(
                     self.renderer.finish(page, visit.seal, visit.theme), status, headers, "text/html; charset=utf-8"

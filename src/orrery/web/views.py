@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from orrery.catalogue import commands, community, days, search, status, topics, trending
+from orrery.catalogue import commands, community, content, days, search, status, topics, trending
 from orrery.core import registry
 from orrery.web.rendering import day_words
 
@@ -97,17 +98,48 @@ class Views:
         )
 
     def counts(self) -> dict[str, int]:
-        """Numbers that every page's foot tells."""
-        row = (
-            self.store.connection()
-            .execute("SELECT COUNT(*) AS papers, COALESCE(SUM(shipped), 0) AS shipped FROM papers")
-            .fetchone()
-        )
-        return {"papers": row["papers"], "shipped": row["shipped"], "working": self._working()}
+        """Numbers that every page's foot tells; counted again only when the papers have changed."""
+        return content.remembered(self.store, "web: counts", self._counts)
 
-    def _working(self) -> int:
-        slugs = [row["slug"] for row in self.store.connection().execute("SELECT slug FROM papers WHERE names != ''")]
-        return sum(status.of(paper).state == "working model" for paper in self.store.papers(slugs))
+    def _counts(self, connection: sqlite3.Connection) -> dict[str, int]:
+        every = connection.execute("SELECT COUNT(*) FROM papers").fetchone()[0]
+        shipped = connection.execute("SELECT COUNT(*) FROM papers WHERE shipped").fetchone()[0]
+        named = {paper for entry in registry.entries() if (paper := entry.paper)}
+        marks = ", ".join("?" * len(named))
+        ask = f"SELECT slug FROM papers WHERE (shipped AND names != '') OR arxiv IN ({marks})"
+        some = self.store.papers([row["slug"] for row in connection.execute(ask, sorted(named))])
+        working = sum(status.of(paper).state == "working model" for paper in some)
+        return {"papers": every, "shipped": shipped, "working": working}
+
+    def years(self) -> list[int]:
+        """Years that papers have, newest first."""
+        ask = "SELECT DISTINCT year FROM papers WHERE year IS NOT NULL ORDER BY year DESC LIMIT 80"
+        return content.remembered(self.store, ask, lambda connection: [row["year"] for row in connection.execute(ask)])
+
+    def courses(self) -> dict[str, dict[int, int]]:
+        """Topic -> year -> number of papers, of all topics at once."""
+        ask = "SELECT t.topic, p.year, COUNT(*) FROM paper_topics t JOIN papers p ON p.id = t.paper WHERE p.year IS NOT NULL GROUP BY 1, 2"
+
+        def answer(connection: sqlite3.Connection) -> dict[str, dict[int, int]]:
+            found: dict[str, dict[int, int]] = {}
+            for topic, year, count in connection.execute(ask):
+                found.setdefault(topic, {})[int(year)] = int(count)
+            return found
+
+        return content.remembered(self.store, ask, answer)
+
+    def topic_list(self, most: int = 15) -> tuple[list[dict[str, Any]], str]:
+        """Topics with their last `most` years, and those years in words."""
+        courses = self.courses()
+        every = [year for course in courses.values() for year in course]
+        last = max(every, default=0)
+        first = max(min(every, default=0), last - most + 1)
+        span = range(first, last + 1) if every else range(0)
+        listed = []
+        for one in self.topics():
+            series = [(year, courses.get(one.slug, {}).get(year, 0)) for year in span]
+            listed.append({"slug": one.slug, "title": one.title, "count": one.count, "series": series})
+        return listed, f"{first} to {last}" if every else "none known yet"
 
     def model(self, paper: Paper) -> dict[str, Any]:
         """The part of a paper's page that tells what of it exists here."""
