@@ -249,6 +249,8 @@ def copy(shelf, tmp_path):
 def test_vectors_are_read_back(copy, monkeypatch):
     monkeypatch.setattr(vectors, "_fit", None)  # neither fitted
     monkeypatch.setattr(vectors, "_extend", None)  # nor extended
+    vectors.current(copy)  # the copy is another file: compared once, and written down
+    vectors.forget(copy.folder)
     assert first(copy, "earth mover distance", mode="semantic") == "emo"
     meta = files.read_json(copy.folder / vectors.FOLDER / "meta.json")
     assert meta["journal_seq"] >= 2

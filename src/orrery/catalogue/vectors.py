@@ -113,7 +113,8 @@ def _updated(
     ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
     digests = np.fromiter((int(row[1], 16) for row in rows), np.uint64, len(rows))
     if old is not None and np.array_equal(old.ids, ids) and np.array_equal(old.digests, digests):
-        old.missing = 0
+        old.missing, old.key = 0, now
+        _save(store, connection, old)  # so that the next process need not compare
         return old
     refit = old is None or len(ids) <= SMALL or len(ids) > 2 * max(old.fitted, SMALL)
     fresh = np.ones(len(ids), bool)
@@ -216,7 +217,7 @@ def _save(store: Store, connection: sqlite3.Connection, made: Vectors) -> None:
                 "format": FORMAT,
                 "journal_seq": int(seq[0]) if seq else 0,
                 "fitted": made.fitted,
-                "papers": len(made.ids),
+                "key": list(made.key),
             }
             files.write_json(folder / "meta.json", meta)
     except OrreryError as error:
@@ -242,7 +243,11 @@ def _load(folder: Path) -> Vectors | None:
                 tuple(features.split("\n")) if features else (), stored["idf"], stored["directions"], stored["mean"]
             )
         return Vectors(
-            space=space, vocabulary=vocabulary.split("\n") if vocabulary else [], fitted=int(meta["fitted"]), **arrays
+            space=space,
+            vocabulary=vocabulary.split("\n") if vocabulary else [],
+            fitted=int(meta["fitted"]),
+            key=tuple(meta["key"]),
+            **arrays,
         )
     except (OrreryError, OSError, ValueError, KeyError, TypeError):
         return None
