@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import orrery
 from orrery.core.environment import cpu_name
 from orrery.evaluate.statistics import t_interval
 from orrery.nn.contract import Context
-from orrery.nn.state import reserve
+from orrery.nn.state import map_state, reserve
 
 
 def read(model: Any, tokens: Tensor, window: int) -> Any:
@@ -37,15 +38,27 @@ def read(model: Any, tokens: Tensor, window: int) -> Any:
 
 
 def decode(model: Any, tokens: Tensor, state: Any, count: int) -> float:
-    """Seconds per token of single steps from a state of its own; the median of them."""
-    donated, times = reserve(state, tokens.shape[1] + count + 2), []
+    """Seconds per token of single steps as `generate` takes them, from a state of its own; the median of them."""
+    capacity, times = tokens.shape[1] + count + 2, []
+    step = model.stepper(map_state(torch.clone, state), capacity) or called(model, reserve(state, capacity))
     for place in range(count + 2):
+        token = tokens[:, place % 1024]
         begin = time.perf_counter()
-        out = model(tokens[:, place % 1024 : place % 1024 + 1], state=donated, ctx=Context(donate=True))
-        model.head(out.hidden)
+        step(token)
         times.append(time.perf_counter() - begin)
-        donated = out.state
     return statistics.median(times[2:])
+
+
+def called(model: Any, state: Any) -> Callable[[Tensor], Tensor]:
+    """The step of a model that has no prepared one."""
+
+    def step(token: Tensor) -> Tensor:
+        nonlocal state
+        out = model(token[:, None], state=state, ctx=Context(donate=True))
+        state = out.state
+        return model.head(out.hidden)
+
+    return step
 
 
 @torch.inference_mode()

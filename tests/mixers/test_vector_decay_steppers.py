@@ -19,6 +19,7 @@ MODELS = {
     "mingru": {"hidden": 48},
     "minlstm": {"hidden": 48, "conv": 1},
     "hgrn": {"hidden": 40, "theta": 50.0},
+    "mlstm": {"inner": 96, "heads": 3, "conv": 3, "block": 8},
 }
 
 

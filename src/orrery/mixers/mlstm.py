@@ -35,8 +35,12 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.diagonal_step import conv_step
 from orrery.ops.mlstm import mlstm, mlstm_initial
+from orrery.ops.mlstm_block_step import BlockWeights, mlstm_block_step
+from orrery.ops.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,18 @@ class MLSTM(Mixer):
         h = F.layer_norm(h, (self.head,), eps=config.norm_eps).flatten(2)
         y = torch.addcmul(h * self.norm, c, self.skip) * F.silu(z)
         return self.out(y), MLSTMState(memory, peak, conv, time.clock)
+
+    def stepper(self, norm: RowNorm, state: MLSTMState, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs.linear, self.gates, self.out):
+            return None
+        config, x = self.config, run.x
+        p, (c, y) = x.new_empty(len(x), 2 * self.inner), x.new_empty(2, len(x), self.inner)
+        memory, peak, window = (held.float().contiguous().clone() for held in state[:3])
+        convolve = conv_step(p, window, self.conv.weight, self.conv.bias, c, 0, True)
+        gates = self.gates.weight, self.gates.bias
+        weights = BlockWeights(self.blocks, *gates, self.norm, self.skip, config.eps, config.norm_eps)
+        recur = mlstm_block_step(p, c, memory, peak, y, weights)
+        return in_order(linear_step(x, self.inputs.linear, p, norm), convolve, recur, linear_step(y, self.out, x, add=True))
 
     def _blockwise(self, x: Tensor, weight: Tensor) -> Tensor:
         """X (B,T,E) times block-diagonal matrices (M,E/P,P,P), gives (B,T,M,E).
