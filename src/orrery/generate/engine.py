@@ -74,6 +74,8 @@ def generate(
     if isinstance(model, Encoder):
         raise ConfigError(f"'{model.config.architecture}' is an encoder: it reads whole texts and predicts no next token")
     if isinstance(model, EncoderDecoder):
+        if beams < 1:
+            raise ConfigError(f"beams must be 1 or more, not {beams}")
         if beams > 1 and (temperature not in (0.0, 1.0) or top_k or top_p or min_p or repetition_penalty != 1.0):
             raise ConfigError("beam search draws nothing: leave out temperature, top_k, top_p, min_p and repetition_penalty, or beams")
         search = (beams, length_penalty)

@@ -29,7 +29,8 @@ Step = Callable[[Tensor], Tensor]
 
 
 def target_steps(
-    model: EncoderDecoder, source: Tensor, segments: Tensor | None, count: int, sampling: Sampling, draws: torch.Generator | None, use_state: bool = True,
+    model: EncoderDecoder, source: Tensor, segments: Tensor | None, count: int, sampling: Sampling,
+    draws: torch.Generator | None, use_state: bool = True,
 ) -> Iterator[Tensor]:
     """Yield at most `count` times the next target token (B,) of every source; a row that has stopped repeats its stop token.
 

@@ -20,6 +20,7 @@ Oracle: tests/oracles/bidirectional_attention.py (float64 loops); transformers' 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ from orrery.nn.packing import pack_timeline
 from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
 from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.stepping import plain_linear
+from orrery.ops.packed_linear import PackedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,8 @@ class BidirectionalAttentionConfig(PartConfig):
         require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
         if self.relative is not None:
             buckets, most = self.relative
-            require(buckets >= 4 and buckets % 4 == 0 and most > buckets // 4, f"relative {self.relative} must be (buckets, a multiple of 4; distance)")
+            fits = buckets >= 4 and buckets % 4 == 0 and most > buckets // 4
+            require(fits, f"relative {self.relative} must be buckets, a multiple of 4, and a distance beyond the exact ones")
 
 
 class BidirectionalAttention(Mixer):
@@ -118,6 +122,21 @@ class BidirectionalAttention(Mixer):
         y = attend_documents(heads, self._sizes, time.groups, self._bias(x, ctx), self.config.window, dropout)
         return self.out(y.flatten(2)), None
 
+    def prepared(self) -> Callable[[Tensor, Tensor, Context], Tensor] | None:
+        if not plain_linear(self.inputs.linear, self.out):
+            return None
+        inputs = PackedLinear(self.inputs.linear.weight, self.inputs.linear.bias)
+        out, sizes, window = PackedLinear(self.out.weight, self.out.bias), self._sizes, self.config.window
+
+        def attend(x: Tensor, residual: Tensor, ctx: Context) -> Tensor:
+            time = ctx.timeline
+            if time.groups is None and (time.starts is not None or time.lengths is not None):
+                return residual + self.mix(x, None, ctx)[0]
+            heads = self._turned(inputs(x), x, ctx)
+            return out.onto(attend_documents(heads, sizes, time.groups, self._bias(x, ctx), window).flatten(2), residual)
+
+        return attend
+
     @property
     def _sizes(self) -> tuple[int, int, int]:
         return self.heads, self.kv_heads, self.kv_heads
@@ -149,7 +168,10 @@ class BidirectionalAttention(Mixer):
 
     def _project(self, x: Tensor, ctx: Context) -> Tensor:
         """Queries, keys and values (B,T,H+2G,K), the first two rotated."""
-        heads = self.inputs.linear(x).unflatten(-1, (-1, self.head_dim))
+        return self._turned(self.inputs.linear(x), x, ctx)
+
+    def _turned(self, p: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        heads = p.unflatten(-1, (-1, self.head_dim))
         if not self.rotated:
             return heads
         time = ctx.timeline

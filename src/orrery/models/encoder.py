@@ -20,6 +20,7 @@ from orrery.models.config import EncoderConfig
 from orrery.models.frame import check_input, count_parameters, run_blocks
 from orrery.models.heads import TaskHead, make_head
 from orrery.models.output import Output
+from orrery.models.reader import reader_of
 from orrery.nn.block import Block, BlockState
 from orrery.nn.contract import Context, Place
 from orrery.nn.norms import make_norm
@@ -31,6 +32,7 @@ class Encoder(nn.Module):
     """An encoder: `model(tokens, segments=...) -> Output`; `.hidden` (B,T,D), `.logits` what the head makes of it."""
 
     checkpoint_blocks = False  # recompute each block in the backward pass; set by the trainer
+    prepare = False  # lay weights out once while there are no gradients (:mod:`orrery.models.reader`); set by `encode`
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -83,8 +85,8 @@ class Encoder(nn.Module):
         self._check_types(types, batch, length)
         if batch == 0 or length == 0:
             raise StateError(f"an input of batch {batch} and length {length} is empty; pass at least one token")
-        for block in self.blocks:
-            cast(Block, block).check_honoured(ctx)
+        if any(field is not None for field in (ctx.positions, ctx.bias, ctx.memory, ctx.cond)):
+            self.check_honoured(ctx)
         given = (tokens, embeds, types)
         if ctx.segments is not None and self.packs and ctx.bias is None and ctx.cond is None:
             hidden = self._packed(given, ctx, batch, length)
@@ -97,8 +99,13 @@ class Encoder(nn.Module):
         packing, time = pack(self._checked_segments(ctx.segments, batch, length))
         tokens, embeds, types = (None if x is None else packing.gather(x) for x in given)
         ctx = _at(ctx, packing.gather, time, tokens)
-        h, _ = self.run(self._embed(tokens, embeds, types, ctx), 0, len(self.blocks), None, ctx)
-        return packing.spread(h if self.norm is None else self.norm(h))
+        return packing.spread(self._layers(self._embed(tokens, embeds, types, ctx), ctx))
+
+    def _layers(self, h: Tensor, ctx: Context) -> Tensor:
+        """All blocks and the final norm."""
+        reader = reader_of(self) if self.prepare else None
+        h = reader(h, ctx) if reader is not None else self.run(h, 0, len(self.blocks), None, ctx)[0]
+        return h if self.norm is None else self.norm(h)
 
     def _rows(self, given: tuple[Tensor | None, ...], ctx: Context, batch: int, length: int, device: torch.device) -> Tensor:
         """Hidden (B,T,D) row by row, padding behind."""
@@ -108,8 +115,7 @@ class Encoder(nn.Module):
             (tokens, embeds, types), ctx = given, _at(ctx, lambda x: x, time, given[0])
         else:
             ctx = _at(ctx, lambda x: gather_time(x, order), time, tokens)
-        h, _ = self.run(self._embed(tokens, embeds, types, ctx), 0, len(self.blocks), None, ctx)
-        h = h if self.norm is None else self.norm(h)
+        h = self._layers(self._embed(tokens, embeds, types, ctx), ctx)
         valid = time.valid(length)
         h = h if valid is None else h.masked_fill(~valid[..., None], 0.0)
         return h if order is None else spread_time(h, order)
@@ -217,13 +223,11 @@ class Encoder(nn.Module):
         if self.embed_map is not None:
             nn.init.normal_(self.embed_map.weight, std=std)
             nn.init.zeros_(self.embed_map.bias)
-        if self.head is not None:
-            self.head.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, in a fixed order, from torch's global generator."""
         self._reset_frame()
-        for part in (self.embed_norm, *self.blocks, self.norm):
+        for part in (self.embed_norm, *self.blocks, self.norm, self.head):
             if part is not None:
                 cast(Any, part).reset_parameters()
 

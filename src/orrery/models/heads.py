@@ -79,6 +79,7 @@ class TaskHead(nn.Module):
         self.act = activation(config.transform) if config.transform else None
         self.norm = make_norm(frame.norm, out, frame.eps) if config.norm else None
         self.out = self._out(out, frame, embed)
+        self.reset_parameters()
 
     def _transform_width(self, frame: EncoderConfig) -> int:
         return frame.width

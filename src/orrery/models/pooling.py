@@ -45,7 +45,7 @@ def pool(hidden: Tensor, segments: Tensor | None, how: str) -> Tensor:
     values = rows[places]
     if how == "max":
         start = values.new_full((count, hidden.shape[-1]), -torch.inf)
-        found = start.index_reduce(0, number, values, "amax")
+        found = start.scatter_reduce(0, number[:, None].expand_as(values), values, "amax")
         return found.masked_fill(found == -torch.inf, 0.0)
     sizes = torch.bincount(number, minlength=count).clamp(min=1)
     return hidden.new_zeros(count, hidden.shape[-1]).index_add(0, number, values) / sizes[:, None].to(hidden.dtype)

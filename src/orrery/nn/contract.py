@@ -215,6 +215,13 @@ class Part(nn.Module):
         """
         return None
 
+    def prepared(self) -> Callable[[Tensor, Tensor, Context], Tensor] | None:
+        """`f(x, residual, ctx) = residual + part(x)` with weights laid out once (:mod:`orrery.models.reader`); None: no such form.
+
+        For a part without a state, in evaluation, without gradients, in float32 on a CPU; ctx.time is made.
+        """
+        return None
+
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
         """The state before the first token, for `batch` rows (None for a stateless part)."""
         return None

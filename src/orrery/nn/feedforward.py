@@ -26,6 +26,8 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import ConvState, ShortConv
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.packed_linear import ACTIVATIONS as FUSED
+from orrery.ops.packed_linear import PackedLinear
 from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
 from orrery.ops.row_linear import RowNorm, row_linear
 from orrery.ops.swiglu import swiglu
@@ -144,6 +146,15 @@ class _FeedForward(Part):
             out()
 
         return gated
+
+    def prepared(self) -> Callable[[Tensor, Tensor, Context], Tensor] | None:
+        if self.conv is not None or not plain_linear(self.wide, self.out):
+            return None
+        fused = self.config.activation if self.branches == 1 and self.config.activation in FUSED else ""
+        wide, out = PackedLinear(self.wide.weight, self.wide.bias, fused), PackedLinear(self.out.weight, self.out.bias)
+        if fused:
+            return lambda x, residual, ctx: out.onto(wide(x), residual)
+        return lambda x, residual, ctx: out.onto(self.activate(wide(x)), residual)
 
     def activate(self, h: Tensor) -> Tensor:
         """H (B,T,branches*F) -> (B,T,F)."""
