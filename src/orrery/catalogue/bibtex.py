@@ -144,7 +144,7 @@ def _balanced(text: str, position: int) -> int:
         elif mark[0] == "}":
             depth -= 1
             if depth == 0:
-                inside = _NEXT.search(text, position, mark.start())
+                inside = _NEXT.search(text, position, mark.start()) if text.find("@", position, mark.start()) >= 0 else None
                 if inside and re.search(r"^\s*\w+\s*=\s*[{\"]", text[inside.end() : mark.start()], re.MULTILINE):
                     break
                 return mark.start()

@@ -72,7 +72,7 @@ def put(connection: sqlite3.Connection, fields: Mapping[str, Any], *, at: str, s
         new["slug"] = free_slug(connection, fields.get("slug") or keys.slug(new["title"]))
         cursor = connection.execute(_INSERT, (*(new[name] for name in COLUMNS), digest(new)))
         number = int(cursor.lastrowid or 0)
-        _assign_topics(connection, number, new)
+        _assign_topics(connection, number, new, fresh=True)
         return Put(number, new["slug"], ADDED)
     (paper, why), *others = matches
     joined = []
@@ -202,11 +202,12 @@ def _load(connection: sqlite3.Connection, number: int) -> dict[str, Any]:
     return dict(connection.execute("SELECT * FROM papers WHERE id = ?", (number,)).fetchone())
 
 
-def _assign_topics(connection: sqlite3.Connection, number: int, row: Mapping[str, Any]) -> None:
+def _assign_topics(connection: sqlite3.Connection, number: int, row: Mapping[str, Any], fresh: bool = False) -> None:
     from orrery.catalogue.topics import assign
 
     found = assign(row["title"], row["sentence"], row["abstract"], row["kind"] or "")
-    connection.execute("DELETE FROM paper_topics WHERE paper = ?", (number,))
+    if not fresh:
+        connection.execute("DELETE FROM paper_topics WHERE paper = ?", (number,))
     connection.executemany("INSERT INTO paper_topics (paper, topic) VALUES (?, ?)", [(number, topic) for topic in found])
 
 

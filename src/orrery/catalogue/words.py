@@ -12,6 +12,7 @@ import re
 import unicodedata
 
 _WORD = re.compile(r"[^\W_]+")
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 _STOP = """a about above after again all also an and any are as at be because been before being below between both but by can
     cannot could did do does doing down during each etc few for from further had has have having he her here his how however
     i if in into is it its itself just made make makes making may me might more most must my no nor not of off on once one
@@ -33,8 +34,11 @@ def fold(text: str) -> str:
     """Compatibility form, without accents, in lower case; plain ASCII takes the short way."""
     if text.isascii():
         return text.lower()
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(letter for letter in decomposed if not unicodedata.combining(letter)).casefold()
+    return _BEYOND_ASCII.sub(_without_marks, unicodedata.normalize("NFKD", text)).casefold()
+
+
+def _without_marks(run: re.Match[str]) -> str:
+    return "".join(letter for letter in run[0] if not unicodedata.combining(letter))
 
 
 def words(text: str) -> list[str]:
