@@ -15,7 +15,6 @@ from orrery.data import validation_windows
 from orrery.data.shards import write_tokens
 from orrery.evaluate.language import bits_per_byte
 from orrery.ngram.mixing import MixedLM, evaluate_mix, fit_mixture, score_windows
-from orrery.testing.model import check_model
 
 V, MARK = 12, 11
 
@@ -92,12 +91,6 @@ def test_mixed_model_is_the_mix_of_both(parts):
     assert torch.allclose(both, logits, atol=1e-5)
     drawn = orrery.generate(mixed, ids[:, :5], 12, seed=0)
     assert drawn.shape == (1, 17) and torch.equal(drawn, orrery.generate(mixed, ids[:, :5], 12, seed=0, use_state=False))
-
-
-def test_infinigram_obeys_the_contract_of_models():
-    check_model("infinigram", {"context": 32})
-    for name in ("good-turing", "stupid-backoff"):
-        check_model(name)
 
 
 def test_infinigram_beats_kneser_ney_where_text_repeats(parts):

@@ -19,6 +19,7 @@ import heapq
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,8 +122,9 @@ class _Group:
 def duplicates(index: Any, min_length: int = 50, *, quiet: bool = True) -> Iterator[DuplicateSpan]:
     """Spans of at least `min_length` tokens that occur more than once, in the order of the suffix array.
 
-    A span is reported where it cannot be made longer to the left: where its occurrences all follow the same token, the span
-    that begins there is reported in its place. Spans do not reach over documents.
+    Occurrences that share their first `min_length` tokens are one span, as long as all of them agree; that two of them agree
+    further is not told apart. A span is reported where it cannot be made longer to the left: where its occurrences all
+    follow the same token, the span that begins there is reported in its place. Spans do not reach over documents.
 
     Raises:
         ConfigError: for a length outside 1..4096, or an index of several shards.
@@ -197,9 +199,8 @@ def duplicate_report(index: Any, min_length: int = 50, *, limit: int = 20, quiet
 def _covered(index: Any, length: int, quiet: bool) -> int:
     """Tokens that lie in a stretch of `length` tokens that occurs more than once."""
     size = index.shards[0].n
-    with tempfile.NamedTemporaryFile(prefix="orrery-repeats-") as file:
-        file.truncate(size)
-        begins = np.memmap(file.name, dtype=np.uint8, mode="r+", shape=(size,))
+    with tempfile.TemporaryDirectory(prefix="orrery-repeats-") as folder:
+        begins = np.memmap(Path(folder) / "begins.bin", dtype=np.uint8, mode="w+", shape=(size,))
         last = -1
         for block in _blocks(index, length, quiet):
             again = block.common >= length
@@ -214,7 +215,7 @@ def _covered(index: Any, length: int, quiet: bool) -> int:
                 ends = starts + length
                 total += int((ends - np.maximum(starts, np.concatenate([[reach], ends[:-1]]))).sum())
                 reach = int(ends[-1])
-        del begins
+        del begins  # before its folder goes
     return total
 
 

@@ -107,7 +107,8 @@ def contamination(index: Any, documents: Iterable[Any], *, n: int = 8, share: fl
     Args:
         index: of the training corpus (:func:`orrery.ngram.open`).
         documents: texts, arrays of ids, or a TokenFile; the index's tokenizer.
-        n: length of the n-grams, in tokens. share, span: the thresholds (see :class:`Contamination`).
+        n: length of the n-grams, in tokens of the index: 8 suits words and their parts; for bytes take 40.
+        share, span: the thresholds (see :class:`Contamination`).
 
     Raises:
         ConfigError: for a length below 1 or a share outside 0..1.
