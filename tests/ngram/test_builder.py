@@ -171,8 +171,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, whole):
         except (CorruptionError, DataError, StorageError):
             found += 1
         with pytest.raises(OrreryError):
-            index = ngram.open(folder)
-            index.verify()
+            ngram.open(folder).verify()
         shutil.rmtree(folder)
     assert found > 75, found
 

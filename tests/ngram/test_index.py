@@ -145,7 +145,7 @@ def test_many_suffixes_use_the_guide(tmp_path):
     counter = Counter(documents, mark=40, vocabulary=40)
     text = np.array(counter.closed)
     for dtype, shards in (("u1", 1), ("u2", 2)):
-        size = 300 if dtype == "u2" else 41
+        size, asked = 300 if dtype == "u2" else 41, []
         index = ngram.build([d.astype(dtype) for d in documents], tmp_path / "i", vocab_size=size, shards=shards, quiet=True)
         for length in (1, 2, 3, 4, 5, 8, 9, 30):
             for _ in range(12):
@@ -154,6 +154,17 @@ def test_many_suffixes_use_the_guide(tmp_path):
                 want = np.lib.stride_tricks.sliding_window_view(np.where(text == 40, size, text), length)
                 inside = not (gram[1:-1] == size).any()
                 assert index.count(gram) == inside * int((want[: len(text) - 1] == gram).all(1).sum()), gram
+                asked.append(gram)
+        assert index.count_batch(asked).tolist() == [index.count(gram) for gram in asked]
+        padded, lengths = np.zeros((len(asked), 30), np.int64), np.array([len(gram) for gram in asked])
+        for row, gram in enumerate(asked):
+            padded[row, : len(gram)] = gram
+        assert np.array_equal(index.count_batch(padded, lengths=lengths), index.count_batch(asked))
+        contexts, ids = [gram[:-1] for gram in asked], [int(gram[-1]) for gram in asked]
+        singly = [index.prob(c, i) for c, i in zip(contexts, ids, strict=True)]
+        assert np.array_equal(index.prob_batch(contexts, ids), singly, equal_nan=True)
+        infinite = [index.inf_prob_info(c, i) for c, i in zip(contexts, ids, strict=True)]
+        assert [tuple(row) for row in zip(*index.inf_prob_batch(contexts, ids), strict=True)] == infinite
 
 
 def test_one_token_and_repeated_tokens():

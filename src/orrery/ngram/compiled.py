@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_pending: list[Any] = []  # functions that kernels call and that numba does not know yet
+_pending: list[tuple[Any, bool]] = []  # functions that kernels call and that numba does not know yet
 
 
 @functools.cache
@@ -25,7 +25,13 @@ def available() -> bool:
 
 def inlined(function: F) -> F:
     """Mark a function that kernels call; outside of them it stays what it is."""
-    _pending.append(function)
+    _pending.append((function, False))
+    return function
+
+
+def tiny(function: F) -> F:
+    """:func:`inlined` for a few lines called in the innermost loops, where passing arrays would cost more than they do."""
+    _pending.append((function, True))
     return function
 
 
@@ -55,7 +61,8 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     from numba import extending
 
     while _pending:
-        extending.register_jitable(error_model="numpy")(_pending.pop())
+        called, always = _pending.pop()
+        extending.register_jitable(error_model="numpy", forceinline=always)(called)
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # no folder that numba may write its cache into

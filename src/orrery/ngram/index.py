@@ -157,8 +157,7 @@ class Index:
         flat, offsets = flatten(queries, lengths)
         total = np.zeros(len(offsets) - 1, dtype=np.int64)
         for shard in self.shards:
-            lows, highs = np.zeros_like(total), np.zeros_like(total)
-            self._spread(shard, search.find_many, flat, offsets, (across, False), (lows, highs))
+            lows, highs = self._find_many(shard, flat, offsets[:-1], offsets[1:], across, False)
             total += highs - lows
         if across and self._one is None:
             total += [self._straddling(flat[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
@@ -188,9 +187,11 @@ class Index:
         flat, offsets = _pairs(contexts, ids)
         count, total = (np.zeros(len(offsets) - 1, dtype=np.int64) for _ in range(2))
         for shard in self.shards:
-            a, b = np.zeros_like(count), np.zeros_like(count)
-            self._spread(shard, search.prob_many, flat, offsets, (across,), (a, b))
-            count, total = count + a, total + b
+            lows, highs = self._find_many(shard, flat, offsets[:-1], offsets[1:] - 1, across, True)
+            total += highs - lows
+            seen = np.flatnonzero(highs > lows)
+            lows, highs = self._find_many(shard, flat, offsets[:-1][seen], offsets[1:][seen], across, False)
+            count[seen] += highs - lows
         if across and self._one is None:
             spans = list(zip(offsets[:-1], offsets[1:], strict=True))
             count += [self._straddling(flat[a:b]) for a, b in spans]
@@ -221,9 +222,12 @@ class Index:
         flat, offsets = _pairs(contexts, ids)
         parts = []
         for shard in self.shards:
-            arrays = tuple(np.zeros(len(offsets) - 1, dtype=np.int64) for _ in range(4))
-            self._spread(shard, search.inf_prob_many, flat, offsets, (), arrays)
-            parts.append(arrays)
+            starts, stops = offsets[:-1].copy(), offsets[1:] - 1
+            begins, lows, highs = self._longest_many(shard, flat, starts, stops)
+            only = np.zeros_like(lows)
+            shard.run(search.only_many, lows, highs, stops - begins, only)
+            first, last = self._find_many(shard, flat, begins, stops + 1, False, False)
+            parts.append((last - first, highs - lows, stops - begins, only))
         count, total, n, only = _merge(parts)
         return InfBatch(_ratio(count, total), count, total, n, only >= 0)
 
@@ -352,16 +356,38 @@ class Index:
             " was the text encoded with another tokenizer?"
         )
 
-    def _spread(self, shard: Shard, function: Any, flat: Any, offsets: Any, settings: tuple[Any, ...], out: Any) -> None:
-        """Run a batch kernel over pieces of a batch, each on a thread."""
+    def _find_many(self, shard: Shard, flat: Any, starts: Any, stops: Any, across: bool, inner: bool) -> tuple[Any, Any]:
+        """Ranks of flat[starts[i]:stops[i]], pieces of the batch on threads."""
+        lows, highs = np.zeros(len(starts), dtype=np.int64), np.zeros(len(starts), dtype=np.int64)
+        starts, stops = np.ascontiguousarray(starts), np.ascontiguousarray(stops)
 
-        def part(first: int, last: int) -> int:
-            pieces = (array[first:last] for array in out)
-            return int(shard.run(function, flat, offsets[first : last + 1], *settings, *pieces))
+        def part(a: int, b: int) -> int:
+            return int(
+                shard.run(search.find_many, flat, starts[a:b], stops[a:b], across, inner, lows[a:b], highs[a:b])
+            )
 
-        for bad in spread(part, len(offsets) - 1, 256):
+        for bad in spread(part, len(starts), 512) if len(starts) else []:
             if bad >= 0:
                 self._refuse(flat, bad)
+        return lows, highs
+
+    def _longest_many(self, shard: Shard, flat: Any, starts: Any, stops: Any) -> tuple[Any, Any, Any]:
+        """Start and ranks of the longest suffix of each context that occurs: its length is doubled, then halved."""
+        shard.run_with_meta(search.last_marks, flat, starts, stops)
+        limit = stops - starts
+        known, bad, step = np.zeros_like(limit), limit + 1, np.full_like(limit, 4)
+        lows, highs = np.zeros_like(limit), np.full_like(limit, shard.n)
+        open_ = np.flatnonzero(bad > known + 1)
+        while len(open_):
+            length = np.where(bad[open_] > limit[open_], step[open_], (known[open_] + bad[open_]) >> 1)
+            length = np.minimum(length, limit[open_])
+            low, high = self._find_many(shard, flat, stops[open_] - length, stops[open_], False, True)
+            hit = high > low
+            yes, no = open_[hit], open_[~hit]
+            known[yes], lows[yes], highs[yes], step[yes] = length[hit], low[hit], high[hit], 2 * length[hit]
+            bad[no] = length[~hit]
+            open_ = open_[bad[open_] > known[open_] + 1]
+        return stops - known, lows, highs
 
     def _straddling(self, q: NDArray[np.int64], inner: bool = False) -> int:
         """Occurrences of q (without its last id, where `inner`) over the boundaries of shards."""

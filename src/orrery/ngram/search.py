@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from orrery.ngram.compiled import inlined, kernel
+from orrery.ngram.compiled import inlined, kernel, tiny
 
+_GROUP = 16  # queries of a batch that are searched together
 PAGE_LOG = 9  # words of a page, as a power of 2: 4 KiB
 _KEEP = 0x3FFFFFFFFFFFFFFF
 _LOW = 0xFFFFFFFF
@@ -45,7 +46,7 @@ def _check(W, ok, sums, page):  # type: ignore[no-untyped-def]
     ok[page] = 1
 
 
-@inlined
+@tiny
 def _word(W, ok, sums, k):  # type: ignore[no-untyped-def]
     page = k >> PAGE_LOG
     if ok[page] == 0:
@@ -53,7 +54,7 @@ def _word(W, ok, sums, k):  # type: ignore[no-untyped-def]
     return W[k]
 
 
-@inlined
+@tiny
 def token_at(W, ok, g, position):  # type: ignore[no-untyped-def]
     """The stored token at a position, -1 behind the end."""
     if position > g[0]:
@@ -62,7 +63,7 @@ def token_at(W, ok, g, position):  # type: ignore[no-untyped-def]
     return (word >> ((position & g[2]) << g[3])) & g[4]
 
 
-@inlined
+@tiny
 def suffix_at(W, ok, g, rank):  # type: ignore[no-untyped-def]
     """Position of the suffix with this rank."""
     bit = rank * g[6]
@@ -87,7 +88,7 @@ def _unpack(meta):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@inlined
+@tiny
 def _query(q, i, g):  # type: ignore[no-untyped-def]
     """Stored form of the i-th id: the document mark is all ones; -1 for an id that cannot occur."""
     x = q[i]
@@ -98,7 +99,7 @@ def _query(q, i, g):  # type: ignore[no-untyped-def]
     return x
 
 
-@inlined
+@tiny
 def _compare(W, ok, g, q, start, stop, position, depth):  # type: ignore[no-untyped-def]
     """-1, 0, 1: how the suffix at a position stands to q[start:stop], of which `depth` tokens are known to agree."""
     for d in range(depth, stop - start):
@@ -144,14 +145,9 @@ def _holds(W, ok, g, q, start, stop, rank, least):  # type: ignore[no-untyped-de
 
 
 @inlined
-def search(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
-    """Ranks low..high of the suffixes that begin with q[start:stop]."""
+def _bracket(W, g, q, start, stop):  # type: ignore[no-untyped-def]
+    """What the guide says: ranks between which the lower bound lies, and those of the upper (from -1: not known)."""
     n, length, per, bits = g[0], stop - start, g[13], 64 // g[13]
-    if length == 0:
-        return 0, n
-    for i in range(start, stop):
-        if _query(q, i, g) < 0:
-            return 0, 0
     half = 1 << (bits - 1)
     least = _query(q, start, g) - half  # keys are signed, so that their order is that of int64
     most = least
@@ -159,29 +155,88 @@ def search(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
         least = (least << bits) + (_query(q, start + d, g) if d < length else 0)
         most = (most << bits) + (_query(q, start + d, g) if d < length else g[4])
     first = _guided(W, g, least, False)
-    last = first + 1 if first < g[9] and W[g[8] + first] > most else first
-    if last == first:
-        last = _guided(W, g, most, True)
-    from_rank, to_rank = max(0, (first - 1) << g[10]), min(n, last << g[10])
-    reach = min(n, first << g[10]) if length <= per else to_rank
-    low = _bound(W, ok, g, q, start, stop, from_rank, reach, 0, 0)
-    if low in (from_rank, reach) and not _holds(W, ok, g, q, start, stop, low, 0):
-        low = _bound(W, ok, g, q, start, stop, 0, n, 0, 0)
-        from_rank, to_rank = low, n
-    if low == n or _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low), 0) != 0:
-        return low, low
+    last = _guided(W, g, most, True) if first < g[9] and W[g[8] + first] <= most else first
+    lowest, highest = max(0, (first - 1) << g[10]), min(n, last << g[10])
+    if length > per:
+        return lowest, highest, -1, highest
+    return lowest, min(n, first << g[10]), max(0, (last - 1) << g[10]), highest
+
+
+@inlined
+def _settle_low(W, ok, g, q, start, stop, low, first, last, upper, highest):  # type: ignore[no-untyped-def]
+    """(lower bound, from, to of the upper bound); a lower bound at an edge of what the guide gave is looked at again.
+
+    The upper bound is the lower one where nothing matches.
+    """
+    if low in (first, last) and not _holds(W, ok, g, q, start, stop, low, 0):
+        low = _bound(W, ok, g, q, start, stop, 0, g[0], 0, 0)
+        upper, highest = -1, g[0]
+    if low == g[0] or _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low), 0) != 0:
+        return low, low, low
+    if upper >= 0:
+        return low, max(low, min(highest, upper)), highest
     step, reached = 1, low
-    if length <= per:
-        reached = max(low, min(to_rank, (last - 1) << g[10]))
-    else:
-        while low + step < to_rank and _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low + step), 0) <= 0:
-            reached = low + step
-            step <<= 1
-        to_rank = min(to_rank, low + step)
-    high = _bound(W, ok, g, q, start, stop, reached, to_rank, 1, 0)
-    if high in (reached, to_rank) and not _holds(W, ok, g, q, start, stop, high, 1):
-        high = _bound(W, ok, g, q, start, stop, low, n, 1, 0)
-    return low, high
+    while low + step < highest and _compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low + step), 0) <= 0:
+        reached = low + step
+        step <<= 1
+    return low, reached, min(highest, low + step)
+
+
+@inlined
+def _settle_high(W, ok, g, q, start, stop, low, high, first, last):  # type: ignore[no-untyped-def]
+    """The upper bound, looked for everywhere if the one at an edge does not hold."""
+    if last > low and high in (first, last) and not _holds(W, ok, g, q, start, stop, high, 1):
+        return _bound(W, ok, g, q, start, stop, low, g[0], 1, 0)
+    return high
+
+
+@inlined
+def _impossible(q, start, stop, g):  # type: ignore[no-untyped-def]
+    """Whether q[start:stop] holds an id that cannot occur."""
+    for i in range(start, stop):  # noqa: SIM110 - numba has no any() over a generator
+        if _query(q, i, g) < 0:
+            return True
+    return False
+
+
+@inlined
+def search(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
+    """Ranks low..high of the suffixes that begin with q[start:stop]."""
+    if stop == start:
+        return 0, g[0]
+    if _impossible(q, start, stop, g):
+        return 0, 0
+    first, last, upper, highest = _bracket(W, g, q, start, stop)
+    low = _bound(W, ok, g, q, start, stop, first, last, 0, 0)
+    low, first, last = _settle_low(W, ok, g, q, start, stop, low, first, last, upper, highest)
+    high = _bound(W, ok, g, q, start, stop, first, last, 1, 0)
+    return low, _settle_high(W, ok, g, q, start, stop, low, high, first, last)
+
+
+@inlined
+def _bounds(W, ok, g, q, starts, stops, base, m, lows, highs, places, least):  # type: ignore[no-untyped-def]
+    """:func:`_bound` of the queries base..base + m, step by step together; the results are left in `lows`.
+
+    A step first reads the suffixes of all queries, then the tokens of all, then compares: the reads do not depend on
+    one another, so the memory serves them at the same time.
+    """
+    active = True
+    while active:
+        active = False
+        for k in range(m):
+            if lows[k] < highs[k]:
+                places[k] = suffix_at(W, ok, g, (lows[k] + highs[k]) >> 1)
+        for k in range(m):
+            if lows[k] < highs[k]:
+                places[_GROUP + k] = _word(W, ok, g[7], places[k] >> g[1])
+        for k in range(m):
+            if lows[k] < highs[k]:
+                middle = (lows[k] + highs[k]) >> 1
+                if _compare(W, ok, g, q, starts[base + k], stops[base + k], places[k], 0) < least:
+                    lows[k] = middle + 1
+                else:
+                    highs[k] = middle
+                active = active or lows[k] < highs[k]
 
 
 @inlined
@@ -281,18 +336,63 @@ def find(W, ok, meta, q, across, inner):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def find_many(W, ok, meta, q, offsets, across, inner, lows, highs):  # type: ignore[no-untyped-def]
-    """:func:`find` of q[offsets[i]:offsets[i+1]] into lows[i], highs[i]. Returns the index of an invalid id or -1."""
+def find_many(W, ok, meta, q, starts, stops, across, inner, lows, highs):  # type: ignore[no-untyped-def]
+    """:func:`find` of q[starts[i]:stops[i]] into lows[i], highs[i]. Returns the index of an invalid id or -1."""
+    g = _unpack(meta)
+    work = np.zeros((6, 2 * _GROUP), np.int64)
+    a, b, places, firsts, lasts, kept = work[0], work[1], work[2], work[3], work[4], work[5]
+    edges = np.zeros((2, _GROUP), np.int64)
+    for base in range(0, len(lows), _GROUP):
+        m = min(_GROUP, len(lows) - base)
+        for k in range(m):
+            start, stop = starts[base + k], stops[base + k]
+            bad = invalid(q, start, stop, g)
+            if bad >= 0:
+                return bad
+            a[k], b[k], kept[k] = 0, 0, 0
+            if not across and crosses(q, start, stop if inner else stop - 1, g[11]):
+                continue
+            if start < stop and not _impossible(q, start, stop, g):
+                a[k], b[k], edges[0, k], edges[1, k] = _bracket(W, g, q, start, stop)
+                firsts[k], lasts[k], kept[k] = a[k], b[k], 1
+        _bounds(W, ok, g, q, starts, stops, base, m, a, b, places, 0)
+        for k in range(m):
+            i = base + k
+            lows[i], b[k] = 0, 0
+            if kept[k]:
+                lows[i], a[k], b[k] = _settle_low(
+                    W, ok, g, q, starts[i], stops[i], a[k], firsts[k], lasts[k], edges[0, k], edges[1, k]
+                )
+            firsts[k], lasts[k] = a[k], b[k]
+        _bounds(W, ok, g, q, starts, stops, base, m, a, b, places, 1)
+        for k in range(m):
+            i = base + k
+            highs[i] = 0
+            if kept[k]:
+                highs[i] = _settle_high(W, ok, g, q, starts[i], stops[i], lows[i], a[k], firsts[k], lasts[k])
+            elif starts[i] == stops[i]:
+                highs[i] = g[0]
+            if inner and lows[i] < highs[i] and suffix_at(W, ok, g, lows[i]) + stops[i] - starts[i] > g[0]:
+                lows[i] += 1
+    return -1
+
+
+@kernel
+def only_many(W, ok, meta, lows, highs, depths, only):  # type: ignore[no-untyped-def]
+    """:func:`alone` of many ranges."""
     g = _unpack(meta)
     for i in range(len(lows)):
-        start, stop = offsets[i], offsets[i + 1]
-        bad = invalid(q, start, stop, g)
-        if bad >= 0:
-            return bad
-        low, high = find_in(W, ok, g, q, start, stop, across, inner)
-        lows[i] = low
-        highs[i] = high
-    return -1
+        only[i] = alone(W, ok, g, lows[i], highs[i], depths[i])
+
+
+@kernel
+def last_marks(meta, q, starts, stops):  # type: ignore[no-untyped-def]
+    """Move every start to the last document mark of its context, if there is one."""
+    for i in range(len(starts)):
+        for k in range(stops[i] - 1, starts[i], -1):
+            if q[k] == meta[11]:
+                starts[i] = k
+                break
 
 
 @inlined
@@ -322,20 +422,6 @@ def prob(W, ok, meta, q, across):  # type: ignore[no-untyped-def]
     return hits, total, bad
 
 
-@kernel
-def prob_many(W, ok, meta, q, offsets, across, hits, totals):  # type: ignore[no-untyped-def]
-    """:func:`prob` of each q[offsets[i]:offsets[i+1]]. Returns the index of an invalid id or -1."""
-    g = _unpack(meta)
-    for i in range(len(hits)):
-        bad = invalid(q, offsets[i], offsets[i + 1], g)
-        if bad >= 0:
-            return bad
-        a, b = _prob(W, ok, g, q, offsets[i], offsets[i + 1], across)
-        hits[i] = a
-        totals[i] = b
-    return -1
-
-
 @inlined
 def _inf_prob(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
     low, high, begin = longest(W, ok, g, q, start, stop - 1)
@@ -356,22 +442,6 @@ def inf_prob(W, ok, meta, q):  # type: ignore[no-untyped-def]
         return 0, 0, 0, 0, bad
     hits, total, length, only = _inf_prob(W, ok, g, q, 0, len(q))
     return hits, total, length, only, bad
-
-
-@kernel
-def inf_prob_many(W, ok, meta, q, offsets, hits, totals, lengths, only):  # type: ignore[no-untyped-def]
-    """:func:`inf_prob` of each q[offsets[i]:offsets[i+1]]. Returns the index of an invalid id or -1."""
-    g = _unpack(meta)
-    for i in range(len(hits)):
-        bad = invalid(q, offsets[i], offsets[i + 1], g)
-        if bad >= 0:
-            return bad
-        a, b, c, d = _inf_prob(W, ok, g, q, offsets[i], offsets[i + 1])
-        hits[i] = a
-        totals[i] = b
-        lengths[i] = c
-        only[i] = d
-    return -1
 
 
 @kernel
