@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, exp, prepare_blocks, sigmoid
-from orrery.ops.row_linear import ACTIVATIONS, GATED, RowNorm, activated, array, row_norm_into
+from orrery.ops.row_linear import RowNorm, array, chosen_linear, row_norm_into
 
 _OUTPUTS = 16  # of a block
 
@@ -44,7 +44,7 @@ def experts_step(
         x: (B,D), the residual stream. norm: of x. u: (B,D), where the normed x is left, for shared experts.
         routing: see there.
         wide: (E,F,D), or (E,2F,D) for the gated activations; out: (E,D,F).
-        activation: one of ACTIVATIONS.
+        activation: one of :data:`orrery.ops.row_linear.ACTIVATIONS`.
     """
     batch, width, hidden = len(x), x.shape[1], out.shape[2]
     h, gates = x.new_empty(batch, routing.top_k, hidden), x.new_empty(batch, routing.top_k)
@@ -56,10 +56,7 @@ def experts_step(
     route = prepare_blocks(
         _route, batch, 0, u.numpy(), array(routing.weight, x), array(routing.bias, x), scores.numpy(), *picks, *settings
     )
-    code, blocks = ACTIVATIONS.index(activation), -(-hidden // _OUTPUTS)
-    inner = prepare_blocks(
-        _wide, batch * routing.top_k * blocks, 4 * work, u.numpy(), array(wide, x), chosen.numpy(), h.numpy(), code, blocks
-    )
+    inner = chosen_linear(u, wide, chosen, h, activation)
     outer = prepare_blocks(_out, -(-width // _OUTPUTS), 2 * work, h.numpy(), array(out, x), *picks, x.numpy())
 
     def step() -> None:
@@ -102,18 +99,6 @@ def _route(first, last, u, weight, bias, scores, chosen, gates, softmax, normali
                 gates[b, i] /= max(total, np.float32(1e-20))
         for i in range(count):
             gates[b, i] *= scale
-
-
-@compiled
-def _wide(first, last, u, weight, chosen, h, code, blocks):  # type: ignore[no-untyped-def]
-    count, hidden = h.shape[1:]
-    for block in range(first, last):
-        row, begin = block // blocks, (block % blocks) * _OUTPUTS
-        b, i = row // count, row % count
-        given, own, out = u[b], weight[chosen[b, i]], h[b, i]
-        for j in range(begin, min(begin + _OUTPUTS, hidden)):
-            v = activated(dot(own[j], given), code)
-            out[j] = v * dot(own[hidden + j], given) if code >= GATED else v
 
 
 @compiled

@@ -65,6 +65,18 @@ def row_linear(
     return prepare_blocks(_map, blocks, 2 * weight.numel(), x.numpy(), *flat, *arrays, code, add)
 
 
+def chosen_linear(x: Tensor, weight: Tensor, chosen: Tensor, y: Tensor, activation: str = "") -> Callable[[], None]:
+    """A function that maps every row of x by several of many matrices, those that `chosen` names then.
+
+    Args:
+        x: (B,I). weight: (E,O,I), or (E,2 O,I) for the gated activations. chosen: (B,k) int64, below E. y: (B,k,O).
+        activation: one of ACTIVATIONS.
+    """
+    blocks, code = -(-y.shape[2] // _OUTPUTS), ACTIVATIONS.index(activation)
+    arrays = [array(t, x) for t in (x, weight, chosen, y)]
+    return prepare_blocks(_chosen, chosen.numel() * blocks, 2 * y.numel() * weight.shape[2], *arrays, code, blocks)
+
+
 def row_norm(x: Tensor, norm: RowNorm) -> Callable[[], Tensor]:
     """A function that gives the norm of what x (B,I) holds then, each time in a tensor of its own."""
     fixed = _norm_arrays(norm, x)
@@ -221,3 +233,15 @@ def _map(first, last, x, kind, gain, shift, eps, weight, bias, y, activation, ad
             else:
                 for j in range(count):
                     out[j] = z[b, j]
+
+
+@compiled
+def _chosen(first, last, x, weight, chosen, y, code, blocks):  # type: ignore[no-untyped-def]
+    count, outputs = y.shape[1:]
+    for block in range(first, last):
+        row, begin = block // blocks, (block % blocks) * _OUTPUTS
+        b, i = row // count, row % count
+        given, own, out = x[b], weight[chosen[b, i]], y[b, i]
+        for j in range(begin, min(begin + _OUTPUTS, outputs)):
+            v = activated(dot(own[j], given), code)
+            out[j] = v * dot(own[outputs + j], given) if code >= GATED else v
