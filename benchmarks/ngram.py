@@ -255,6 +255,30 @@ def report(sizes: dict[str, Any], builds: dict[str, dict[str, float]], rows: lis
     return "\n".join(lines)
 
 
+def curve(tokens: Any, work: Path, points: list[tuple[float, str]]) -> str:
+    """Building and latency over the size of the corpus and the memory given; p50 / p99 of 1,000 warm queries."""
+    import orrery
+
+    lines = ["| tokens | memory | shards | build s | M tokens/s | peak MB | bytes/token | count us | inf_prob us | next us |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    for limit, memory in points:
+        documents, marked = stored(tokens, int(limit))
+        built, n = build_ours(documents, tokens.vocab_size, tokens.doc_id, work, memory), len(marked)
+        index = orrery.ngram.open(work / "ours")
+        contexts, ids = queries(marked, 1000)
+        pairs = list(zip(contexts, ids, strict=True))
+        kinds = (
+            (index.count, [([*c, i],) for c, i in pairs]),
+            (index.inf_prob, pairs),
+            (index.next, [(c,) for c in contexts[:300]]),
+        )
+        times = [[clock(call, arguments) for _ in range(2)][1][1] for call, arguments in kinds]
+        shown = " | ".join(f"{a:.1f} / {b:.1f}" for a, b in times)
+        numbers = f"{built['seconds']:.2f} | {n / built['seconds'] / 1e6:.2f} | {built['peak']:.0f} | {built['bytes'] / n:.2f}"
+        lines.append(f"| {n / 1e6:.1f} M | {memory} | {len(index.shards)} | {numbers} | {shown} |")
+    return "\n".join(["## Size of the corpus and memory", "", *lines, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", default="stdlib", help="a name, file, folder or .jsonl")
@@ -264,12 +288,20 @@ def main() -> None:
     parser.add_argument("--memory", default="4G")
     parser.add_argument("--work", type=Path, default=Path("ngram-benchmark"))
     parser.add_argument("--token-file", type=Path, help="a token file made before, instead of --corpus")
-    parser.add_argument("--stage", choices=["all", "build", "query"], default="all", help="do one part; state is in --work")
+    parser.add_argument("--stage", choices=["all", "build", "query", "curve"], default="all", help="do one part; state is in --work")
     parser.add_argument("--dry", action="store_true", help="print; do not append to NGRAM.md")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     folder = options.token_file or options.work / "tokens"
     tokens = tokens_of(options.corpus, options.tokenizer, folder)
+    if options.stage == "curve":
+        sizes = [size for size in (1e6, 3e6, 10e6, 30e6, 100e6, 300e6) if size <= len(tokens)]
+        text = curve(tokens, options.work, [*((size, "4G") for size in sizes), (sizes[-1], "400M"), (sizes[-1], "300M")])
+        print(text)
+        if not options.dry:
+            with open(ROWS, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        return
     documents, marked = stored(tokens, int(options.tokens))
     state = options.work / "builds.json"
     if options.stage != "query":
