@@ -251,3 +251,27 @@ def test_class_weights_count():
     nats = -torch.log_softmax(scores, -1)[range(6), targets]
     assert head.loss(scores, targets, weights=weights).item() == pytest.approx(float((nats * weights[targets]).sum() / 8), rel=1e-5)
     assert math.isfinite(float(np.float64(head.flops(7))))
+
+
+# ---------------------------------------------------------------- an encoder taken from a language model
+
+
+def test_a_language_model_encodes_for_a_small_decoder():
+    lm = orrery.create_model("transformer", width=64, depth=4, vocab_size=257, seed=5)
+    model = orrery.create_model("lamate", seed=1, frozen=True).eval()
+    model.take(lm)
+    source = torch.randint(0, 257, (2, 7), generator=torch.Generator().manual_seed(0))
+    h, layers = lm.embed(source), []
+    for layer in range(4):
+        h, _ = lm.run(h, layer, layer + 1, None, orrery.nn.contract.Context(time=orrery.nn.timeline.plan(None, None, 2, 7, h.device)[0]))
+        layers.append(h)
+    with torch.no_grad():
+        fused = (torch.sigmoid(model.gates[0]) * layers[1] + torch.sigmoid(model.gates[1]) * layers[3]) / 2
+        want = model.encoder(embeds=model.narrow(model.fused(fused))).hidden
+        assert torch.allclose(model.encode(source).hidden, want, atol=1e-6)
+    assert not any(p.requires_grad for p in model.lm.parameters()) and any(p.requires_grad for p in model.decoder.parameters())
+    held = model(source, source).state
+    assert orrery.nn.state.state_bytes(held) / 2 == model.decoder.state_bytes(7) == (1 - model.cache_saving(7)) * lm.state_bytes(14)
+    assert model.cache_saving(100) == 0.75  # half the layers at half the width
+    with pytest.raises(ConfigError, match="group 5 must lie between 1"):
+        orrery.create_model("lamate", group=5)

@@ -70,10 +70,10 @@ def _steps(model: EncoderDecoder, source: Tensor, segments: Tensor | None, count
         if state is None:
             out = model.decode(target, model.encode(source, segments))
             state = out.state
-            return model.head(out.hidden[:, -1])  # type: ignore[no-any-return]
+            return model.head(out.hidden[:, -1])
         if step is None:
             step = model.stepper(state, count + 1) or _one_by_one(model, reserve(state, count + 1))
-        return step(target[:, -1])  # type: ignore[no-any-return]
+        return step(target[:, -1])
 
     return read
 
@@ -85,13 +85,13 @@ def _one_by_one(model: EncoderDecoder, state: Any) -> Callable[[Tensor], Tensor]
         nonlocal state
         out = model.decode(tokens[:, None], None, state=state, ctx=Context(donate=True))
         state = out.state
-        return model.head(out.hidden[:, -1])  # type: ignore[no-any-return]
+        return model.head(out.hidden[:, -1])
 
     return step
 
 
 def _again(model: EncoderDecoder, source: Tensor, segments: Tensor | None) -> Step:
-    return lambda target: model.head(model(source, target, source_segments=segments).hidden[:, -1])  # type: ignore[no-any-return]
+    return lambda target: model.head(model(source, target, source_segments=segments).hidden[:, -1])
 
 
 @torch.inference_mode()

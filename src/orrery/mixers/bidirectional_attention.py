@@ -123,6 +123,7 @@ class BidirectionalAttention(Mixer):
         return self.out(y.flatten(2)), None
 
     def prepared(self) -> Callable[[Tensor, Tensor, Context], Tensor] | None:
+        """Both projections laid out once, the way out onto the residual."""
         if not plain_linear(self.inputs.linear, self.out):
             return None
         inputs = PackedLinear(self.inputs.linear.weight, self.inputs.linear.bias)

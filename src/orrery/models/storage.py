@@ -75,7 +75,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """The JSON that rebuilds a model without its weights."""
-    if isinstance(model, (DecoderLM, Encoder, EncoderDecoder)):
+    if isinstance(model, (DecoderLM, Encoder, EncoderDecoder)) and not hasattr(model, "registered_name"):
         kind = next(kind for kind, (_, frame) in _FRAMES.items() if isinstance(model, frame))
         name, config = model.config.architecture, model.config.to_dict()
     elif hasattr(model, "registered_name") and hasattr(model, "config"):

@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, tuple[str, str]] = {
 
 def available() -> bool:
     """Whether torch was built with oneDNN and offers its fused linear maps."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class PackedLinear:
@@ -57,7 +57,7 @@ class PackedLinear:
 def packed_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "", residual: Tensor | None = None) -> Tensor:
     """The same by torch's own operations."""
     y = F.linear(x, weight, bias)
-    known = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+    known: dict[str, Any] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
     if activation == "gelu-tanh":
         y = F.gelu(y, approximate="tanh")
     elif activation:

@@ -318,9 +318,10 @@ def cached(subject: Subject) -> None:
     """Target by token, by the state alone, equals the target at once; with padding in the source too."""
     model, target = subject.build(), subject.tokens(4, 12)
     source, marks = _padded(_texts(subject), [0, 7, 3, 5], 20)
+    state: Any = None
     with torch.no_grad():
         whole = model(source, target, source_segments=marks).logits
-        memory, state, found = model.encode(source, marks), None, []
+        memory, found = model.encode(source, marks), []
         for step in range(12):
             out = model.decode(target[:, step : step + 1], memory if state is None else None, state=state)
             state = out.state
