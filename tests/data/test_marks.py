@@ -68,7 +68,7 @@ def test_a_role_that_does_not_exist_or_is_taken_is_refused(wordpiece):
 
 def test_wordpiece_has_bert_s_marks_and_cuts_words(wordpiece, tmp_path):
     assert wordpiece.marks == {"pad": 0, "unknown": 1, "class": 2, "separator": 3, "mask": 4}
-    assert wordpiece.doc_id == 3 and frame_ids(wordpiece) == (2, 3) and wordpiece.unknown_id == 1
+    assert wordpiece.doc_id == 2 and frame_ids(wordpiece) == (2, 3) and wordpiece.unknown_id == 1
     assert frame_ids(ByteTokenizer()) == (256, 256)
     assert not wordpiece.lossless
     ids = wordpiece.encode("the [MASK] fox")

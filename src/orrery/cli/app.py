@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from orrery.cli import catalogue, comparing, doctor, finetune, new, papers, runs, serve, text, tokenizer, training
+from orrery.cli import (
+    catalogue,
+    comparing,
+    doctor,
+    finetune,
+    new,
+    papers,
+    pretrain,
+    runs,
+    serve,
+    text,
+    tokenizer,
+    training,
+)
 
 app = typer.Typer(
     name="orrery",
@@ -32,6 +45,7 @@ app.command("train")(training.train)
 app.command("eval")(training.evaluate)
 app.command("generate")(text.generate)
 app.command("compare")(comparing.compare)
+app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("predict")(finetune.predict)
 app.command("evaluate")(finetune.evaluate)

@@ -78,9 +78,10 @@ def recorded_rate(model: str, size: str) -> float:
 
 def print_result(result: dict[str, Any], out: Path) -> None:
     """The end of a run in a few lines, every number with its unit."""
+    held_out = (result.get("validation") or {}).get("loss")  # of a pretext task
     rows = [
         ("status", result.get("status")),
-        ("validation", _number(result.get("bits_per_byte"), "{:.4f} bits per byte")),
+        ("validation", _number(result.get("bits_per_byte"), "{:.4f} bits per byte") or _number(held_out, "{:.4f} nats per target")),
         ("trained on", _number(result.get("tokens"), "{:,.0f} tokens") + _number(result.get("steps"), " in {:,.0f} steps")),
         ("speed", _number(result.get("tokens_per_second"), "{:,.0f} tokens/s, measured without warm-up")),
         ("time", _number(result.get("seconds"), "{:,.1f} s")),

@@ -28,6 +28,7 @@ from orrery.core.progress import Progress, progress
 from orrery.core.registry import load, names
 from orrery.data import split as splitting
 from orrery.data.corpora import Corpus, Facts, open_corpus
+from orrery.data.marks import parse_roles, with_marks
 from orrery.data.shards import FORMAT, TokenFile, TokenWriter, token_writer
 from orrery.data.split import Hash, head, parts, tail
 from orrery.data.text import Document, Tally
@@ -119,8 +120,11 @@ def build_tokenizer(spec: str, corpus: str | Path | Corpus, quiet: bool = False)
     Raises:
         DataError: an unknown spec, or a file that is no tokenizer.
     """
-    kind, argument = parse_spec(spec)
     known = names(kind="tokenizer")
+    if "+" in spec and not Path(spec).expanduser().exists():
+        base, *roles = spec.split("+")
+        return with_marks(build_tokenizer(base, corpus, quiet), parse_roles(roles))
+    kind, argument = parse_spec(spec)
     if kind not in known:
         path = Path(spec).expanduser()
         if path.is_file() or any((path / name).is_file() for name in (LIBRARY_FILE, "orrery-tokenizer.json")):

@@ -5,6 +5,8 @@ text), `separator` (after it), `mask`, and for span corruption one `span-0`, `sp
 bring some (`[MASK]`, `<mask>`); :func:`with_marks` gives any tokenizer those that it lacks, behind its own ids, so that
 ids of text stay what they were.
 
+A spec of a tokenizer names them behind plus signs: `bpe:8192+mask`, `bytes+spans-100`.
+
 Roles: pad, unknown, class, separator, mask, span-N. `class` and `separator` are never missing in practice: the
 document's id takes their place where a tokenizer has none of its own (:func:`frame_ids`).
 """
@@ -66,6 +68,15 @@ class MarkedTokenizer(Tokenizer):
 def spans(count: int) -> tuple[str, ...]:
     """The roles of `count` gaps."""
     return tuple(f"{SPAN}{number}" for number in range(count))
+
+
+def parse_roles(written: Sequence[str]) -> tuple[str, ...]:
+    """Roles as a tokenizer's spec has them behind plus signs: `mask`, `pad`, and `spans-100` for a hundred gaps."""
+    found: list[str] = []
+    for role in written:
+        count = role.removeprefix("spans-")
+        found += spans(int(count)) if count != role and count.isdecimal() else [role]
+    return tuple(found)
 
 
 def with_marks(tokenizer: Tokenizer, roles: Sequence[str]) -> Tokenizer:

@@ -121,9 +121,9 @@ def read_table(
 
 def _form(text: str) -> tuple[str, dict[str, str]]:
     """The format of a source, and its files by column."""
-    form, colon, file = text.partition(":")
-    if colon and form in FORMATS and not os.path.exists(text):
-        return form, {"": file}
+    named, colon, file = text.partition(":")
+    if colon and named in FORMATS and not os.path.exists(text):
+        return named, {"": file}
     if not os.path.exists(text) and "=" in text:
         pairs = [item.partition("=") for item in text.split(",")]
         if all(name and path for name, _, path in pairs):

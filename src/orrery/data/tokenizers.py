@@ -62,6 +62,18 @@ class Tokenizer(ABC):
         """Ids by role that text never produces, such as `mask` (:mod:`orrery.data.marks`); the document id is not listed."""
         return {}
 
+    def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """(begins, ends) (V,) bool: whether an id's text begins, ends inside a word; two ids are of one word when the first
+        ends and the second begins so."""
+        import numpy as np
+
+        pieces = [self.decode([number]) for number in range(self.vocab_size)]
+        inside = [
+            [piece[place].isalnum() or piece[place] == _UNKNOWN if piece else False for piece in pieces]
+            for place in (0, -1)
+        ]
+        return np.array(inside[0]), np.array(inside[1])
+
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, (n,), in the smallest unsigned type that holds the vocabulary."""
@@ -245,6 +257,16 @@ class LibraryTokenizer(Tokenizer):
         spelled = {token.content: number for number, token in self._inner.get_added_tokens_decoder().items()}
         found = {role: [spelled[mark] for mark in known if mark in spelled] for role, known in ROLES.items()}
         return {role: ids[0] for role, ids in found.items() if ids}
+
+    def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """As of any tokenizer; of WordPiece, whose pieces say themselves that they go on."""
+        import numpy as np
+
+        library = json.loads(self._library)
+        if (library.get("decoder") or {}).get("type") != "WordPiece":
+            return super().word_edges()
+        pieces = [self._inner.id_to_token(number) or "" for number in range(self.vocab_size)]
+        return np.array([piece.startswith("##") for piece in pieces]), np.ones(self.vocab_size, dtype=bool)
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, (n,)."""

@@ -5,7 +5,7 @@
 
 Words are split at white space and punctuation, Chinese characters stand alone, pieces inside a word begin with `##`.
 What cannot be cut into known pieces is one `[UNK]`; white space is not kept. Ids 0 to 4 are [PAD], [UNK], [CLS], [SEP]
-and [MASK]; [SEP] is the document id.
+and [MASK]; [CLS] is the document id, since both stand before a text.
 
 Papers: 1609.08144, section 4.1; 1810.04805. Training counts pieces as byte-pair encoding does (the library's trainer), not
 by the likelihood of the first paper, whose trainer was never published.
@@ -44,7 +44,7 @@ class WordPieceTokenizer(LibraryTokenizer):
         inner.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(MARKS), show_progress=False)
         inner.train_from_iterator(texts, trainer)
-        return cls(inner.to_str(), f"wordpiece:{size}" + (",lower" if form else ""), MARKS.index("[SEP]"))
+        return cls(inner.to_str(), f"wordpiece:{size}" + (",lower" if form else ""), MARKS.index("[CLS]"))
 
 
 register(

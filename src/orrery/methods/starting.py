@@ -67,9 +67,9 @@ def start(
         DataError, StorageError: a tokenizer that is missing or does not match the model.
     """
     given = dict(settings or {})
-    if isinstance(source, nn.Module) or _is_folder(source):
+    if isinstance(source, nn.Module) or is_folder(source):
         name = type(source).__name__ if isinstance(source, nn.Module) else str(source)
-        model, own = (source, None) if isinstance(source, nn.Module) else _open(Path(source))
+        model, own = (source, None) if isinstance(source, nn.Module) else open_model(Path(source))
         if isinstance(tokenizer, str):
             tokenizer = build_tokenizer(tokenizer, _texts(train, spec), quiet)
         tokenizer = tokenizer or own or _beside(model)
@@ -146,11 +146,12 @@ def _texts(table: Table, spec: TaskSpec) -> MemoryCorpus:
     return MemoryCorpus([text for text in texts if text.strip()], name=f"texts of {table.name}")
 
 
-def _is_folder(source: str | Path | nn.Module) -> bool:
+def is_folder(source: str | Path | nn.Module) -> bool:
+    """Whether a source is a folder that exists."""
     return isinstance(source, str | Path) and Path(source).expanduser().is_dir()
 
 
-def _open(folder: Path) -> tuple[nn.Module, Tokenizer | None]:
+def open_model(folder: Path) -> tuple[nn.Module, Tokenizer | None]:
     """A model and its tokenizer from a folder of ours, of a run, or of transformers."""
     folder = folder.expanduser()
     for path in (folder, folder / "weights"):

@@ -72,7 +72,7 @@ class Emo(nn.Module):
         self.register_buffer("costs", None if costs is None else unit_rows(costs))
         self.costs: Tensor | None
 
-    def meet(self, model: nn.Module) -> None:
+    def meet(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Take the fixed costs from a model before it is trained.
 
         Raises:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from orrery.core.config import Config, require
 from orrery.core.errors import ConfigError
 from orrery.core.registry import register
+from orrery.models.corruption import shifted
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import score
 from orrery.nn.contract import Aux, Context
@@ -50,11 +52,9 @@ class TextToText:
             raise ConfigError(f"{type(model).__name__} is no encoder-decoder; text-to-text needs one, such as t5")
         answer: Tensor = batch["answer"]
         marks: Tensor | None = batch.get("answer_segments")
-        target = answer.roll(1, 1)
-        target[:, 0] = start
+        target, wanted = shifted(answer, torch.zeros_like(answer) if marks is None else marks, start)
         aux = Aux()
         out = model(batch["tokens"], target, batch.get("segments"), marks, ctx=Context(aux=aux))
-        wanted = answer if marks is None else answer.masked_fill(marks < 0, IGNORE)
         result = score(model, out, wanted, z_loss=self.config.z_loss, ignore_index=None if marks is None else IGNORE)
         return report(Reading(out, wanted, IGNORE, aux, False), result)
 

@@ -47,6 +47,7 @@ DISABLED: dict[str, dict[str, str]] = {
         "nan_future": "a product with a masked zero carries NaN; `causality` shows the same by gradient and by value"
     },
     "stochastic": {
+        "accumulation": _RANDOM,
         "split": _RANDOM,
         "steps": _RANDOM,
         "lengths": _RANDOM,

@@ -28,12 +28,12 @@ from orrery.optim.groups import set_learning_rate
 class Pair(nn.Module):
     """Model and objective as one module `batch -> (loss, metrics)`: what parallel wrappers wrap, and what is saved."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, tokenizer: Any = None) -> None:
         super().__init__()
         self.model = model
         self.objective = objective  # registered as a submodule when it has parameters of its own
-        if hasattr(objective, "meet"):  # it keeps something of the untrained model
-            objective.meet(model)
+        if hasattr(objective, "meet"):  # it keeps something of the untrained model, or needs ids of the tokenizer
+            objective.meet(model, tokenizer)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         loss, metrics = self.objective(self.model, batch)

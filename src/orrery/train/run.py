@@ -28,6 +28,7 @@ from orrery.core.progress import Progress, progress
 from orrery.core.seeds import seed_everything
 from orrery.data import Dataset, Loader, StreamLoader, Tokenizer, prepare, validation_windows
 from orrery.evaluate.carried import carried_bits_per_byte
+from orrery.evaluate.held_out import held_out_loss
 from orrery.evaluate.language import bits_per_byte
 from orrery.models.build import create_model
 from orrery.models.carry import check_streams
@@ -57,6 +58,7 @@ Parallel = Callable[[nn.Module], nn.Module]
 
 LOG_LINES = 1000  # about as many lines of the learning curve as a run writes
 _CALIBRATION = (WARMUP, 5, 2.0)  # steps not timed, steps timed at least, seconds timed at least
+_VALIDATED = ("bits_per_byte", "nats", "bytes", "loss", "targets", "tokens")  # of a validation, in the log
 _SAVE_SHARE, _SAVE_LEAST, _SAVE_MOST = 0.01, 15.0, 600.0  # chosen interval: cost at most 1 %, between 15 s and 10 min
 
 
@@ -139,9 +141,9 @@ class _Work:
         loader = StreamLoader if config.data.stream else Loader
         self.loader = loader(self.data.train, config.data.batch, config.data.length, config.seed, rank, world)
         self.model.to(self.device)
-        self.pair: Pair = Pair(self.model, create_objective(config.objective.name, **config.objective.settings)).to(
-            self.device
-        )
+        objective = create_objective(config.objective.name, **config.objective.settings)
+        self.predicts = "causal" in registry.lookup(config.objective.name, "objective").tags  # the next token
+        self.pair: Pair = Pair(self.model, objective, self.data.tokenizer).to(self.device)
         self.fingerprint = config_hash([config, _shapes(self.pair), self.data.hash])
         self.parallel = parallel
         flops = getattr(self.model, "flops", None)
@@ -311,21 +313,30 @@ class _Loop:
             self._validate(done)
 
     def _validate(self, done: int) -> dict[str, Any]:
+        begin = time.perf_counter()
+        dtype = torch.bfloat16 if self.config.system.dtype == "bfloat16" else torch.float32
+        result = self._bits(dtype) if self.work.predicts else self._pretext(dtype)
+        numbers = {key: result[key] for key in _VALIDATED if key in result}
+        took = round(time.perf_counter() - begin, 3)
+        self._tell("validation", step=done, trained_tokens=self.meters.tokens, **numbers, seconds=took)
+        return result
+
+    def _bits(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Bits per byte of a model that predicts the next token."""
         spec = self.config.validation
         if self.windows is None:
             limit = spec.bytes or None
             self.windows = validation_windows(self.work.data.validation, self.config.data.length, spec.batch, limit)
-        begin = time.perf_counter()
-        dtype = torch.bfloat16 if self.config.system.dtype == "bfloat16" else torch.float32
         if self.config.data.stream:  # as it is trained: documents are read with the state carried through them
             held = (self.windows.tokens, self.windows.documents, self.config.data.length, spec.batch)
-            result = carried_bits_per_byte(self.work.model, *held, dtype=dtype)
-        else:
-            result = bits_per_byte(self.work.model, self.windows, dtype=dtype)
-        numbers = {key: result[key] for key in ("bits_per_byte", "nats", "bytes", "tokens")}
-        took = round(time.perf_counter() - begin, 3)
-        self._tell("validation", step=done, trained_tokens=self.meters.tokens, **numbers, seconds=took)
-        return result
+            return carried_bits_per_byte(self.work.model, *held, dtype=dtype)
+        return bits_per_byte(self.work.model, self.windows, dtype=dtype)
+
+    def _pretext(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The pretext task's own loss, of a model that does not predict the next token."""
+        spec, file = self.config.validation, self.work.data.validation
+        tokens = min(len(file), spec.bytes or len(file))
+        return held_out_loss(self.work.pair, file, self.config.data.length, spec.batch, tokens, dtype)
 
     def _save_now_and_then(self, done: int) -> None:
         if done == self.steps:
@@ -374,7 +385,7 @@ class _Loop:
             "planned_steps": self.steps,
             "tokens": self.meters.tokens,
             "loss": steps[-1]["loss"] if steps else None,
-            "bits_per_byte": None if self.validation is None else self.validation["bits_per_byte"],
+            "bits_per_byte": None if self.validation is None else self.validation.get("bits_per_byte"),
             "validation": self.validation,
             "seconds": self.meters.seconds,
             "warmup_seconds": self.meters.warmup_seconds,
