@@ -331,6 +331,13 @@ def test_loopback_is_known() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "example.org", "10.0.0.1", "")))
 
 
+def test_answers_are_not_held_back() -> None:
+    """asyncio turns off Nagle's algorithm only where the socket names its protocol."""
+    bound, known = listen(Settings(port=0))
+    with bound:
+        assert bound.proto == socket.IPPROTO_TCP and known.port > 0
+
+
 def test_a_port_in_use_is_a_sentence(server: Background) -> None:
     with pytest.raises(OrreryError, match="choose another"):
         listen(Settings(port=server.settings.port))

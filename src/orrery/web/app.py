@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from orrery.catalogue import search
 from orrery.core.errors import OrreryError
 from orrery.core.version import VERSION
 from orrery.web import api, feeds, forms, pages
@@ -71,13 +70,12 @@ def create_app(store: Store, settings: Settings | None = None, clock: Callable[[
 
 
 def _warm(store: Store) -> None:
-    """Count and index once before the first reader asks; what goes wrong here goes wrong again where somebody sees it."""
+    """Count once before the first reader asks; what goes wrong here goes wrong again where somebody sees it."""
     with contextlib.suppress(OrreryError, sqlite3.Error):
         views = Views(store, None, dt.datetime.now(dt.timezone.utc))
         views.counts()
         views.topics()
         views.years()
-        search.prepare(store)
 
 
 def _sentences(app: FastAPI, site: Site) -> None:
