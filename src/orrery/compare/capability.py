@@ -25,7 +25,7 @@ from orrery.compare.analyse import band
 from orrery.compare.result import CapabilityRow, CapabilityTask
 from orrery.core import registry
 from orrery.core.config import config_hash
-from orrery.core.errors import CorruptionError
+from orrery.core.errors import ConfigError, CorruptionError
 from orrery.data.task import Task, accuracy, create_task
 from orrery.models.build import create_model
 from orrery.objectives import create_objective
@@ -119,7 +119,14 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def build(name: str, setting: Setting, seed: int) -> nn.Module:
-    """The small model of an architecture for a task."""
+    """The small model of an architecture for a task.
+
+    Raises:
+        ConfigError: for a model whose tables are counted: it learns nothing by steps.
+    """
+    plain = name.partition("(")[0].strip()
+    if plain in registry.names() and "counted" in registry.lookup(plain).tags:
+        raise ConfigError(f"{plain} counts and is not trained by steps, so it takes no part in {setting.task}")
     vocabulary = create_task(setting.task).vocab_size
     return create_model(name, vocab_size=vocabulary, width=WIDTH, depth=DEPTH, seed=seed)
 
