@@ -281,7 +281,7 @@ def _count(config: Resolved) -> int:
     """Parameters without embedding and head, from blocks on the meta device."""
     if isinstance(config, EncoderDecoderConfig):
         return _count(config.encoder) + _count(config.decoder)
-    norm, total = 2 if config.norm == "layernorm" else 1, 0
+    norm, total = {"layernorm": 2, "none": 0, "simple-rmsnorm": 0}.get(config.norm, 1), 0
     if isinstance(config, EncoderConfig):
         own = config.embedding.width or config.width
         total += norm * (config.width * config.final_norm + own * config.embedding.norm)

@@ -33,6 +33,8 @@ def head_settings(config: Mapping[str, Any], head: HeadMap | None) -> dict[str, 
     if head is None or head.head is None:
         return None
     spec = dict(head.head)
+    if head.read is not None:
+        spec.update(head.read(dict(config)))
     if not head.labelled:
         return spec
     names = config.get("id2label") or {}

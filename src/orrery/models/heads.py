@@ -47,7 +47,7 @@ IGNORE = -100
 class HeadConfig(Config):
     """labels: C. names: of the labels, in order, or none. pool: which vector stands for a document (first, last, mean, max).
     transform: activation of a layer D -> D before the last one; "": no such layer. norm: of the model's kind behind it.
-    bias: of the last layer. dropout: before it. std: of the initialisation."""
+    bias: of the last layer; transform_bias: of the one before. dropout: before it. std: of the initialisation."""
 
     labels: int = 2
     names: tuple[str, ...] = ()
@@ -55,6 +55,7 @@ class HeadConfig(Config):
     transform: str = ""
     norm: bool = False
     bias: bool = True
+    transform_bias: bool = True
     dropout: float = 0.0
     std: float = 0.02
 
@@ -75,7 +76,7 @@ class TaskHead(nn.Module):
         super().__init__()
         self.config, self.width = config, frame.width
         out = self._transform_width(frame)
-        self.dense = nn.Linear(frame.width, out) if config.transform else None
+        self.dense = nn.Linear(frame.width, out, bias=config.transform_bias) if config.transform else None
         self.act = activation(config.transform) if config.transform else None
         self.norm = make_norm(frame.norm, out, frame.eps) if config.norm else None
         self.out = self._out(out, frame, embed)

@@ -41,7 +41,8 @@ class BlockConfig(Config):
     """One layer. `mixer` and `channel` are {"name": registered name, **settings of its config}; channel None: no such part.
 
     scales: a, b, c, d of the placement "normed"; 1 elsewhere. gate, gate_bias: of the placement "gated"
-    (:mod:`orrery.nn.residual_gate`). cross: a mixer that reads `ctx.memory`, or None.
+    (:mod:`orrery.nn.residual_gate`). cross: a mixer that reads `ctx.memory`, or None. first_norm: False takes the norm before the
+    mixer from the model's first layer, whose input has been normed (ModernBERT).
     """
 
     mixer: dict[str, Any]
@@ -55,6 +56,7 @@ class BlockConfig(Config):
     gate: str = "gru"
     gate_bias: float = 2.0
     cross: dict[str, Any] | None = None
+    first_norm: bool = True
 
     def __post_init__(self) -> None:
         require(
@@ -67,6 +69,7 @@ class BlockConfig(Config):
         )
         require(self.placement in PLACEMENTS, f"placement '{self.placement}' must be one of {', '.join(PLACEMENTS)}")
         require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
+        require(self.first_norm or self.placement == "pre", "only a norm before its part (placement 'pre') can be left out")
 
 
 def part_config(spec: dict[str, Any], kind: str) -> PartConfig:
@@ -120,7 +123,7 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.place = config, place
         place = place.replace(canon=config.canon)
-        self.mixer_norm = make_norm(config.norm, place.width, config.eps)
+        self.mixer_norm = make_norm(config.norm if config.first_norm or place.layer else "none", place.width, config.eps)
         self.mixer = make_part(config.mixer, "mixer", place)
         self.cross = make_part(config.cross, "mixer", place) if config.cross else None
         self.cross_norm = make_norm(config.norm, place.width, config.eps) if config.cross else None

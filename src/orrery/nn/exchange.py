@@ -56,7 +56,8 @@ class HeadMap:
     """A class of theirs that has a head on the same body.
 
     cls: their class. head: our head, {"name": ..., **settings}, or None. rules, ignored: as of :class:`ExchangeMap`, for the
-    head alone. labelled: their config names the labels. needs: a tensor without which this is not the head.
+    head alone. labelled: their config names the labels. needs: a tensor without which this is not the head. read: their config
+    (dict) -> settings of the head that it decides.
     """
 
     cls: str
@@ -65,6 +66,7 @@ class HeadMap:
     ignored: tuple[str, ...] = ()
     labelled: bool = False
     needs: str = ""
+    read: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,13 @@
 RMSNorm (arXiv 1910.07467):  y = x / sqrt(mean(x^2) + eps) * w
 LayerNorm (arXiv 1607.06450): y = (x - mean(x)) / sqrt(var(x) + eps) * w + b
 SimpleRMSNorm (TransNormerLLM, arXiv 2307.14995): RMSNorm without weight.
+"layernorm-unbiased": LayerNorm without b. "none": y = x.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +71,27 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "simple-rmsnorm": SimpleRMSNorm}
+class NoNorm(nn.Module):
+    """The place of a norm where there is none."""
+
+    def __init__(self, width: int, eps: float = 0.0) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (..., D) as it is."""
+        return x
+
+    def reset_parameters(self) -> None:
+        """Nothing to draw."""
+
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+    "rmsnorm": RMSNorm,
+    "layernorm": LayerNorm,
+    "layernorm-unbiased": functools.partial(LayerNorm, bias=False),
+    "simple-rmsnorm": SimpleRMSNorm,
+    "none": NoNorm,
+}
 
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:

@@ -1,0 +1,121 @@
+"""ModernBERT, DistilBERT, ELECTRA, DeBERTa exchanged with transformers: equal outputs of every head, both ways, in float64.
+
+Parameters are all drawn anew, norms and biases too, and windows and buckets are shorter than the texts.
+"""
+
+import pytest
+import torch
+
+import orrery
+from orrery.core.errors import ConfigError
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `hf`)")
+V = 61
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": V}
+LEARNED = {"max_position_embeddings": 40, "pad_token_id": 0}
+MODERN = {**SIZES, "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0}
+BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
+EVERY_SECOND = {"global_attn_every_n_layers": 2, "decoder_bias": False, "classifier_pooling": "mean"}
+CASES = {
+    "modernbert": ("ModernBert", MODERN),
+    "modernbert-biased": ("ModernBert", {**MODERN, **BIASED, **EVERY_SECOND}),
+}
+CLASSES = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+TOKENS = torch.randint(3, V, (3, 12), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones_like(TOKENS)
+MASK[1, 7:] = 0
+MASK[2, 3:] = 0
+SEGMENTS = MASK - 1
+
+
+def theirs(case, cls, **settings):
+    kind, own = CASES[case]
+    config = getattr(transformers, f"{kind}Config")(**{**own, "num_labels": 2 if "Question" in cls else 3, **settings})
+    model = getattr(transformers, kind + cls)(config)
+    torch.manual_seed(0)
+    for p in model.parameters():  # default norms and biases would hide mistakes
+        torch.nn.init.normal_(p, std=0.25)
+    return model.double().eval()
+
+
+def answers(model):
+    """What their model says, zero at padding."""
+    out = model(TOKENS, attention_mask=MASK)
+    if "start_logits" in out:
+        return torch.stack([out.start_logits, out.end_logits], -1) * MASK[..., None]
+    return _zeroed(out[0])
+
+
+def ours(model):
+    out = model.eval()(TOKENS, segments=SEGMENTS)
+    return _zeroed(out.hidden if model.head is None else out.logits)
+
+
+def _zeroed(x):
+    if x.shape[:2] != MASK.shape:
+        return x
+    return x * (MASK[..., None] if x.dim() == 3 else MASK)
+
+
+def exchanged(case, cls, folder, **settings):
+    """Their model becomes ours and theirs again; all say the same."""
+    hf = theirs(case, cls, **settings)
+    own, want = orrery.from_transformers(hf), answers(hf)
+    found = ours(own)
+    assert found.dtype == torch.float64 and float((found - want).abs().max()) < 5e-8  # their softmax or rotation is float32 at times
+    orrery.to_transformers(own, folder / "hf")
+    back = type(hf).from_pretrained(folder / "hf").eval()
+    assert float((answers(back) - want).abs().max()) < 1e-12
+    again = orrery.from_transformers(folder / "hf")
+    assert again.config == own.config and torch.equal(ours(again), found)
+    return own
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_every_head_is_equal_there_and_back(case, cls, tmp_path):
+    exchanged(case, cls, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "settings"),
+    [
+        ("modernbert-base", "ModernBert", {}),
+        ("modernbert-large", "ModernBert", {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624}),
+    ],
+)
+def test_published_sizes(preset, kind, settings):
+    """As many parameters as transformers' model for masked words has."""
+    with torch.device("meta"):
+        want = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(**settings))
+        found = orrery.create_model(preset, head="masked-lm")
+    assert found.num_parameters(embedding=True) == sum(p.numel() for p in want.parameters())
+
+
+def test_what_cannot_be_exchanged_is_named(tmp_path):
+    model = orrery.create_model("modernbert", width=32, depth=3, rope=0.5)
+    with pytest.raises(ConfigError, match="ModernBERT has rotary attention and GeGLU"):
+        orrery.to_transformers(model, tmp_path / "hf")
+    scaled = {kind: {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+    with pytest.raises(ConfigError, match="rope type 'linear' has no counterpart"):
+        orrery.from_transformers(theirs("modernbert", "Model", rope_parameters=scaled))
+
+
+def test_modernbert_learns_masked_words():
+    """Forty steps of masked-lm on a short text lower the loss; global and local layers alternate, and only the first has no norm."""
+    model, objective = orrery.create_model("modernbert", size="nano", seed=0), orrery.create_objective("masked-lm")
+    assert [block.mixer.config.window for block in model.blocks] == [None, 64, 64]
+    assert [block.mixer.config.rope_theta for block in model.blocks] == [160000.0, 10000.0, 10000.0]
+    assert [len(list(block.mixer_norm.parameters())) for block in model.blocks] == [0, 1, 1]
+    text = torch.tensor(list(b"the quick brown fox jumps over the lazy dog and runs away from the angry bear. " * 20))
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    torch.manual_seed(0)
+    for _ in range(40):
+        rows = torch.stack([text[k : k + 32] for k in torch.randint(len(text) - 32, (4,))])
+        loss, _ = objective(model, {"tokens": rows})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) / 5 < 0.65 * losses[0]
