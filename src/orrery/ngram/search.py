@@ -40,7 +40,8 @@ def page_sum(W, first, last, page):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _check(W, ok, sums, page):  # type: ignore[no-untyped-def]
+def check_page(W, ok, sums, page):  # type: ignore[no-untyped-def]
+    """Compare a page with its checksum."""
     if page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG, page) != W[sums + page]:
         ok[len(ok) - 1] = 1
     ok[page] = 1
@@ -50,7 +51,7 @@ def _check(W, ok, sums, page):  # type: ignore[no-untyped-def]
 def _word(W, ok, sums, k):  # type: ignore[no-untyped-def]
     page = k >> PAGE_LOG
     if ok[page] == 0:
-        _check(W, ok, sums, page)
+        check_page(W, ok, sums, page)
     return W[k]
 
 
@@ -82,10 +83,8 @@ def suffix_at(W, ok, g, rank):  # type: ignore[no-untyped-def]
 
 @inlined
 def _unpack(meta):  # type: ignore[no-untyped-def]
-    return (
-        meta[0], meta[1], meta[2], meta[3], meta[4], meta[5], meta[6], meta[7],
-        meta[8], meta[9], meta[10], meta[11], meta[12], meta[13], meta[14],
-    )  # fmt: skip
+    a = (meta[0], meta[1], meta[2], meta[3], meta[4], meta[5], meta[6])
+    return a + (meta[7], meta[8], meta[9], meta[10], meta[11], meta[12], meta[13])
 
 
 @tiny
@@ -148,8 +147,7 @@ def _holds(W, ok, g, q, start, stop, rank, least):  # type: ignore[no-untyped-de
 def _bracket(W, g, q, start, stop):  # type: ignore[no-untyped-def]
     """What the guide says: ranks between which the lower bound lies, and those of the upper (from -1: not known)."""
     n, length, per, bits = g[0], stop - start, g[13], 64 // g[13]
-    half = 1 << (bits - 1)
-    least = _query(q, start, g) - half  # keys are signed, so that their order is that of int64
+    least = _query(q, start, g) - (1 << (bits - 1))  # keys are signed, so that their order is that of int64
     most = least
     for d in range(1, per):
         least = (least << bits) + (_query(q, start + d, g) if d < length else 0)
@@ -249,7 +247,7 @@ def child(W, ok, g, low, high, depth, token):  # type: ignore[no-untyped-def]
             a = middle + 1
         else:
             b = middle
-    first, b, step = a, high, 1
+    first, step = a, 1
     while first + step < high and token_at(W, ok, g, suffix_at(W, ok, g, first + step) + depth) <= token:
         a = first + step
         step <<= 1
@@ -301,8 +299,7 @@ def longest(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
             break
     limit = stop - start
     known, low, high = 0, 0, g[0]
-    step = 4
-    bad = limit + 1  # the shortest length that is known not to occur
+    step, bad = 4, limit + 1  # the shortest length that is known not to occur
     while known < limit and bad > known + 1:
         length = step if bad > limit else (known + bad) >> 1
         length = min(length, limit)
@@ -360,9 +357,8 @@ def find_many(W, ok, meta, q, starts, stops, across, inner, lows, highs):  # typ
             i = base + k
             lows[i], b[k] = 0, 0
             if kept[k]:
-                lows[i], a[k], b[k] = _settle_low(
-                    W, ok, g, q, starts[i], stops[i], a[k], firsts[k], lasts[k], edges[0, k], edges[1, k]
-                )
+                u, v = edges[0, k], edges[1, k]
+                lows[i], a[k], b[k] = _settle_low(W, ok, g, q, starts[i], stops[i], a[k], firsts[k], lasts[k], u, v)
             firsts[k], lasts[k] = a[k], b[k]
         _bounds(W, ok, g, q, starts, stops, base, m, a, b, places, 1)
         for k in range(m):
@@ -425,8 +421,7 @@ def prob(W, ok, meta, q, across):  # type: ignore[no-untyped-def]
 @inlined
 def _inf_prob(W, ok, g, q, start, stop):  # type: ignore[no-untyped-def]
     low, high, begin = longest(W, ok, g, q, start, stop - 1)
-    token = _query(q, stop - 1, g)
-    length = stop - 1 - begin
+    token, length = _query(q, stop - 1, g), stop - 1 - begin
     a, b = 0, 0
     if token >= 0:
         a, b = search(W, ok, g, q, begin, stop) if length < g[13] else child(W, ok, g, low, high, length, token)
@@ -485,11 +480,9 @@ def _continuations(W, ok, g, low, high, depth):  # type: ignore[no-untyped-def]
 
     Galloping: the end of a token's run is found by steps of 1, 2, 4 ..., then by halving.
     """
-    tokens = np.empty(min(high - low, g[12]), np.int64)
-    counts = np.empty(min(high - low, g[12]), np.int64)
-    found, i, t = 0, low, -1
-    if low < high:
-        t = token_at(W, ok, g, suffix_at(W, ok, g, i) + depth)
+    tokens, counts = np.empty(min(high - low, g[12]), np.int64), np.empty(min(high - low, g[12]), np.int64)
+    found, i = 0, low
+    t = token_at(W, ok, g, suffix_at(W, ok, g, i) + depth) if low < high else -1
     while i < high and found < len(tokens):
         a, step, b, behind = i, 1, high, -1
         while a + step < high:
@@ -604,18 +597,3 @@ def read(W, ok, meta, start, stop):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         found[i - start] = token_at(W, ok, g, i)
     return found
-
-
-@kernel
-def sum_pages(W, sums, pages, number):  # type: ignore[no-untyped-def]
-    """The checksum of every page of W, the first of which is page `number` of the file."""
-    for page in range(pages):
-        sums[page] = page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG, number + page)
-
-
-@kernel
-def check_words(W, ok, meta, first, last):  # type: ignore[no-untyped-def]
-    """Check the pages of words first..last."""
-    for page in range(first >> PAGE_LOG, ((last - 1) >> PAGE_LOG) + 1):
-        if ok[page] == 0:
-            _check(W, ok, meta[7], page)

@@ -26,12 +26,13 @@ import numpy as np
 from orrery.core.errors import CorruptionError, StorageError
 from orrery.ngram import search
 from orrery.ngram.compiled import Kernel, available, kernel
+from orrery.ngram.search import PAGE_LOG, check_page, page_sum
 from orrery.ngram.threads import spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PAGE = 1 << search.PAGE_LOG  # words
+PAGE = 1 << PAGE_LOG  # words
 GUIDE_LOG = 7
 CROWD = 1 << 14  # occurrences
 _CROWD_LEAST = 256  # different continuations
@@ -220,7 +221,7 @@ class Shard:
         """Items first..last of a section, checked."""
         size = np.dtype(kind).itemsize
         if last > first:
-            self.run(search.check_words, word + first * size // 8, word - (-last * size // 8))
+            self.run(check_words, word + first * size // 8, word - (-last * size // 8))
         return np.frombuffer(self.words, dtype=kind, count=last - first, offset=8 * word + first * size)
 
     def check(self) -> None:
@@ -233,7 +234,7 @@ class Shard:
         for first in range(0, self.layout.pages, 4096):
             last = min(self.layout.pages, first + 4096)
             sums = np.empty(last - first, dtype=np.int64)
-            _run(search.sum_pages, np.asarray(words[first * PAGE : last * PAGE]), sums, last - first, first)
+            _run(sum_pages, np.asarray(words[first * PAGE : last * PAGE]), sums, last - first, first)
             if not np.array_equal(sums, words[self.layout.checksums + first : self.layout.checksums + last]):
                 self.damaged()
 
@@ -286,7 +287,7 @@ class ShardWriter:
         layout = replace(self.layout, nodes=len(crowds.keys), entries=crowds.entries)
         table = crowds.words(layout)
         more = np.empty(layout.pages - len(self._sums), dtype=np.int64)
-        _run(search.sum_pages, table, more, len(more), len(self._sums))
+        _run(sum_pages, table, more, len(more), len(self._sums))
         try:
             with open(self.path, "ab") as file:
                 for section in (table, self._sums, more, self._guide):
@@ -297,7 +298,7 @@ class ShardWriter:
 
     def _sum_tokens(self, sums: NDArray[np.int64]) -> None:
         words = np.memmap(self.path, dtype="<i8", mode="r")
-        _run(search.sum_pages, np.asarray(words), sums, self.layout.suffixes // PAGE, 0)
+        _run(sum_pages, np.asarray(words), sums, self.layout.suffixes // PAGE, 0)
 
     def _append_suffixes(
         self, file: BinaryIO, order: Iterator[NDArray[np.integer]], sums: NDArray[np.int64], guide: NDArray[np.int64]
@@ -311,7 +312,7 @@ class ShardWriter:
             last = done + len(block) == layout.n
             padded = layout.crowds - page * PAGE if last else words
             piece = buffer[:padded] if padded <= len(buffer) else np.concatenate([buffer, np.zeros(padded - len(buffer), np.int64)])
-            _run(search.sum_pages, piece, sums[page:], padded // PAGE, page)
+            _run(sum_pages, piece, sums[page:], padded // PAGE, page)
             piece.astype("<i8", copy=False).tofile(file)
             page += padded // PAGE
             first = done >> GUIDE_LOG
@@ -436,3 +437,18 @@ def flush(path: Path) -> None:
     """Hand a file's bytes to the disk."""
     with open(path, "rb+") as handle:
         os.fsync(handle.fileno())
+
+
+@kernel
+def sum_pages(W, sums, pages, number):  # type: ignore[no-untyped-def]
+    """The checksum of every page of W, the first of which is page `number` of the file."""
+    for page in range(pages):
+        sums[page] = page_sum(W, page << PAGE_LOG, (page + 1) << PAGE_LOG, number + page)
+
+
+@kernel
+def check_words(W, ok, meta, first, last):  # type: ignore[no-untyped-def]
+    """Check the pages of words first..last."""
+    for page in range(first >> PAGE_LOG, ((last - 1) >> PAGE_LOG) + 1):
+        if ok[page] == 0:
+            check_page(W, ok, meta[7], page)
