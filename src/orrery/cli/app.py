@@ -10,6 +10,7 @@ from orrery.cli import (
     doctor,
     finetune,
     new,
+    ngram_texts,
     papers,
     pretrain,
     runs,
@@ -54,4 +55,5 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(new.app, name="new")
 app.add_typer(runs.app, name="runs")
 app.add_typer(papers.app, name="papers")
+app.add_typer(ngram_texts.app, name="ngram")
 app.add_typer(tokenizer.app, name="tokenizer")

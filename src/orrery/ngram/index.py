@@ -337,7 +337,9 @@ class Index:
         """
         return provenance.attribute(self, ids, min_length, limit, context)
 
-    def count_cnf(self, clauses: Sequence[Sequence[Ids]], window: int = 100, *, cap: int | None = None) -> CnfCount:
+    def count_cnf(
+        self, clauses: Sequence[Sequence[Ids]], window: int = 100, *, cap: int | None = None, anchor: int | None = None
+    ) -> CnfCount:
         """Count places where all clauses are met: a clause is a list of n-grams, any of which will do.
 
         Counted are the occurrences of the rarest clause that have, for every other clause, an occurrence in the same
@@ -345,8 +347,9 @@ class Index:
 
         Args:
             cap: look only at about so many occurrences, evenly spread, and scale; the answer then says `exact=False`.
+            anchor: the clause whose occurrences are counted, if not the rarest (of a whole of which this is a part).
         """
-        return provenance.count_cnf(self, clauses, window, cap)
+        return provenance.count_cnf(self, clauses, window, cap, anchor)
 
     # ---------------------------------------------------------------- shared
 

@@ -147,7 +147,9 @@ def attribute(index: Index, ids: Ids, min_length: int, limit: int, context: int 
     return spans
 
 
-def count_cnf(index: Index, clauses: Sequence[Sequence[Ids]], window: int, cap: int | None) -> CnfCount:
+def count_cnf(
+    index: Index, clauses: Sequence[Sequence[Ids]], window: int, cap: int | None, anchor: int | None = None
+) -> CnfCount:
     """See :meth:`orrery.ngram.index.Index.count_cnf`."""
     from orrery.ngram.index import flatten
 
@@ -156,13 +158,15 @@ def count_cnf(index: Index, clauses: Sequence[Sequence[Ids]], window: int, cap: 
     terms = sum(map(len, clauses))
     if terms > TERMS:
         raise DataError(f"the conjunction has {terms} n-grams; at most {TERMS} are answered")
+    if anchor is not None and not 0 <= anchor < len(clauses):
+        raise ConfigError(f"anchor must be one of the {len(clauses)} clauses, counted from 0, not {anchor}")
     if window < 0 or (cap is not None and cap < 1):
         raise ConfigError(f"window must be 0 or more and cap 1 or more, not {window} and {cap}")
     flat, offsets = flatten([term for clause in clauses for term in clause])
     counts = index.count_batch([flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
     edges = np.cumsum([0, *map(len, clauses)]).astype(np.int64)
     sizes = [int(counts[a:b].sum()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    rarest = int(np.argmin(sizes))
+    rarest = int(np.argmin(sizes)) if anchor is None else anchor
     if not sizes[rarest]:
         return CnfCount(0, True)
     stride = 1 if cap is None else -(-sizes[rarest] // cap)
