@@ -19,6 +19,8 @@ EVERY_SECOND = {"global_attn_every_n_layers": 2, "decoder_bias": False, "classif
 CASES = {
     "modernbert": ("ModernBert", MODERN),
     "modernbert-biased": ("ModernBert", {**MODERN, **BIASED, **EVERY_SECOND}),
+    "distilbert": ("DistilBert", {**LEARNED, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": V}),
+    "electra": ("Electra", {**SIZES, **LEARNED, "embedding_size": 16}),
 }
 CLASSES = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 TOKENS = torch.randint(3, V, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -78,10 +80,18 @@ def test_every_head_is_equal_there_and_back(case, cls, tmp_path):
     exchanged(case, cls, tmp_path)
 
 
+@torch.no_grad()
+def test_a_discriminator_and_tables_as_wide_as_the_model(tmp_path):
+    own = exchanged("electra", "ForPreTraining", tmp_path, embedding_size=32)
+    assert own.embed_map is None and own.head.predict(ours(own)).unique().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("preset", "kind", "settings"),
     [
         ("modernbert-base", "ModernBert", {}),
+        ("distilbert-base", "DistilBert", {}),
+        ("electra-small", "Electra", {}),
         ("modernbert-large", "ModernBert", {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624}),
     ],
 )

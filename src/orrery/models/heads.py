@@ -13,6 +13,7 @@ A head is chosen by the config field `head` of an encoder: {"name": one of HEADS
     regression      (N,C)         (N,) or (N,C) float          squared error
     ordinal         (N,C) log p   (N,) int64                   -log p(y), proportional odds
     tagging         (B,T,C)       (B,T) int64, -100 elsewhere  cross-entropy, or a CRF's (crf=True)
+    replaced-tokens (B,T)         (B,T) 0, 1, -100 elsewhere   binary cross-entropy
     span            (B,T,2)       (N,2) first and last place   mean cross-entropy of both
     embedding       (N,E)         (none)                       (none: similarity objectives take the vectors)
     pairs           (B,C) or (B,) (B,) int64 or float          cross-entropy, or squared error of the cosine
@@ -313,6 +314,27 @@ def _chains(where: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
     return index, lengths
 
 
+class ReplacedTokens(TaskHead):
+    """Whether every token was put in the place of another (ELECTRA, arXiv 2003.10555); predicted above a probability of a half."""
+
+    level = "token"
+
+    def _out(self, width: int, frame: EncoderConfig, embed: nn.Embedding | None) -> nn.Linear:
+        return nn.Linear(width, 1, bias=self.config.bias)
+
+    def forward(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
+        return cast(Tensor, cast(nn.Linear, self.out)(self.transform(hidden)))[..., 0]
+
+    def loss(self, scores: Tensor, targets: Tensor, segments: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Mean over the tokens asked for. `weights` has no meaning here."""
+        asked = targets != IGNORE
+        return F.binary_cross_entropy_with_logits(scores[asked], targets[asked].to(scores.dtype))
+
+    def predict(self, scores: Tensor, segments: Tensor | None = None) -> Tensor:
+        """0 or 1 (B,T) int64."""
+        return (scores > 0).long()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpanConfig(HeadConfig):
     """longest: tokens that an answer may have."""
@@ -426,6 +448,7 @@ HEADS: dict[str, type[TaskHead]] = {
     "regression": Regression,
     "ordinal": Ordinal,
     "tagging": Tagging,
+    "replaced-tokens": ReplacedTokens,
     "span": Span,
     "embedding": EmbeddingHead,
     "pairs": Pairs,

@@ -214,7 +214,7 @@ def heads(subject: Subject) -> None:
     targets: dict[str, Tensor] = {
         "masked-lm": tokens, "classification": torch.tensor([0, 2]), "multi-label": torch.tensor([[0, 1, 1], [1, 0, 0]]),
         "regression": torch.tensor([0.5, -1.0]), "ordinal": torch.tensor([2, 0]), "tagging": tags, "span": torch.tensor([[1, 3], [0, 0]]),
-        "pairs": torch.tensor([1, 0]),
+        "pairs": torch.tensor([1, 0]), "replaced-tokens": tags.clamp(max=1),
     }  # fmt: skip
     for name in HEADS:
         settings: dict[str, Any] = {"labels": 3} if name in ("classification", "multi-label", "ordinal", "tagging", "pairs") else {}
