@@ -95,9 +95,9 @@ def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for the session."""
+    """One Chromium, closed with the file that uses it, so that its time counts for this room."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
     if path is None:
