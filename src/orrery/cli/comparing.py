@@ -14,8 +14,15 @@ from orrery.cli import output
 
 def compare(
     architectures: Optional[list[str]] = typer.Argument(None, help="Names, patterns, or files of yours; by default five architectures."),  # noqa: UP045
+    task: str = typer.Option("", "--task", help="FILE.csv, .jsonl, ...: compare over a task, fine-tuned on this table (see `orrery finetune`)."),
+    text: str = typer.Option("text", "--text", help="With --task: the column of the texts."),
+    label: str = typer.Option("label", "--label", help="With --task: the column of the labels."),
+    pair: str = typer.Option("", "--pair", help="With --task: the column of a second text."),
+    kind: str = typer.Option("", "--kind", help="With --task: classification, regression, tagging, ...; guessed otherwise."),
+    validation: str = typer.Option("", "--validation", help="With --task: a table that chooses the epoch; else held out."),
+    test: str = typer.Option("", "--test", help="With --task: a table that chooses nothing; else held out."),
     corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
-    budget: str = typer.Option("", help="Of each run: 1Mtok, 20Mtok, 1e13flop, 2min, 500steps."),
+    budget: str = typer.Option("", help="Of each run: 1Mtok, 20Mtok, 1e13flop, 2min, 500steps; with --task also 5epochs."),
     seeds: int = typer.Option(3, help="Paired seeds; a verdict needs six or more."),
     size: str = typer.Option("nano", help="nano, micro, tiny, small or base: equal parameters for all."),
     baseline: str = typer.Option("", help="Whom the others are held against; by default transformer, else the first."),
@@ -38,11 +45,18 @@ def compare(
     Example:  orrery compare     orrery compare ./my_mixer.py transformer
 
     Example:  orrery compare mamba2 transformer "mamba2*3 + attention" --budget 5Mtok --seeds 6
+
+    Example:  orrery compare bert modernbert lstm --task reviews.csv --text review --label stars --seeds 6 --out runs/stars
     """
+    if task:
+        asked = {"tune": tune, "jobs": jobs, "max-params": max_params, "max-state": max_state, "max-ms-per-token": max_ms_per_token}
+        how = (budget, seeds, size, baseline, settings)
+        over_task(architectures or [], (task, validation, test), (kind, text, pair, label), how, asked, out or root / "task", as_json)
+        return
     from orrery.compare.conduct import Parts
     from orrery.compare.protocol import Settings
     from orrery.compare.reference import nearest
-    from orrery.compare.report import LiveView, write_report
+    from orrery.compare.report import LiveView
     from orrery.compare.session import DEFAULT
     from orrery.compare.session import compare as run
     from orrery.core.config import parse_overrides
@@ -72,7 +86,85 @@ def compare(
             parts=parts,
             **parse_overrides(settings),
         )
-    paths = write_report(result, out or root / f"comparison-{result.protocol.hash}", shipped)
+    tell(result, out or root / f"comparison-{result.protocol.hash}", shipped, as_json)
+
+
+def over_task(
+    architectures: list[str], tables: tuple[str, str, str], columns: tuple[str, str, str, str], how: tuple[str, int, str, str, list[str]],
+    foreign: dict[str, Any], out: Path, as_json: bool,
+) -> None:
+    """`orrery compare ... --task`.
+
+    Args:
+        tables: training, validation and test; empty where there is none.
+        columns: kind, text, pair, label. how: budget, seeds, size, baseline, settings.
+        foreign: options that only comparisons on text know.
+    """
+    from orrery.compare.task_report import sentences, table, write_task_report
+    from orrery.compare.tasks import compare_tasks
+    from orrery.core.errors import ConfigError
+    from orrery.data.labelled import TaskSpec, guess_kind
+    from orrery.data.records import read_table
+
+    if given := next((name for name, value in foreign.items() if value), None):
+        raise ConfigError(f"--{given} belongs to comparisons on text; leave it out with --task")
+    read = [read_table(name) if name else None for name in tables]
+    assert read[0] is not None
+    kind, text, pair, label = columns
+    if not kind:
+        kind = guess_kind(read[0], label)
+        output.remark(f"the labels look like {kind}; --kind says otherwise")
+    spec = TaskSpec(kind=kind, text=text, pair=pair, label=label)
+    command = "orrery " + shlex.join(sys.argv[1:])
+    result = compare_tasks(
+        architectures, read[0], spec, out, how[1], task_settings(*how), validation=read[1], test=read[2], command=command, tell=output.remark
+    )
+    paths = write_task_report(result, out)
+    if as_json:
+        output.say_json(result.to_dict())
+    else:
+        heads, rows = table(result)
+        output.say_table(heads, rows, right=(1, 4, 5, 6, 7))
+        for sentence in [*sentences(result), *(f"note: {note}" for note in result.notes)]:
+            print(sentence)
+        print(f"\nreport   {paths['report.md']}")
+    if result.status != "complete":
+        output.remark("not complete: the same command goes on where this one stopped")
+        raise typer.Exit(130 if any(run.status == "interrupted" for run in result.runs) else 1)
+
+
+def task_settings(budget: str, seeds: int, size: str, baseline: str, settings: list[str]) -> Any:
+    """Settings of a comparison over a task from what was typed."""
+    from orrery.compare.tasks import TaskSettings
+    from orrery.core.config import parse_overrides
+    from orrery.core.errors import ConfigError, suggest
+
+    own: dict[str, Any] = {"size": size, "budget": budget, "baseline": baseline}
+    rates: dict[str, float] = {}
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    mine = ("tokenizer", "margin", "held_out", "test_share", "seconds", "isolate")
+    theirs = ("batch", "warmup", "decay", "balance", "truncate", "repair", "threads")
+    for key, value in parse_overrides(settings).items():
+        if key == "lr" or key.startswith("lr."):
+            rates[key.removeprefix("lr").removeprefix(".")] = float(value)
+        elif key.startswith("model."):
+            model[key.removeprefix("model.")] = value
+        elif key in mine:
+            own[key] = value
+        elif key in theirs:
+            training[key] = value
+        else:
+            known = ("lr", *mine, *theirs)
+            raise ConfigError(f"a comparison over a task has no setting '{key}'.{suggest(key, known)} It has {', '.join(known)} and model.KEY")
+    return TaskSettings(**own, rates=rates, model=model, finetune=training)
+
+
+def tell(result: Any, folder: Path, shipped: Any, as_json: bool) -> None:
+    """Write the report and say what it came to."""
+    from orrery.compare.report import write_report
+
+    paths = write_report(result, folder, shipped)
     if as_json:
         output.say_json(result.to_dict())
     else:

@@ -71,7 +71,7 @@ def start(
         name = type(source).__name__ if isinstance(source, nn.Module) else str(source)
         model, own = (source, None) if isinstance(source, nn.Module) else open_model(Path(source))
         if isinstance(tokenizer, str):
-            tokenizer = build_tokenizer(tokenizer, _texts(train, spec), quiet)
+            tokenizer = build_tokenizer(tokenizer, texts_of(train, spec), quiet)
         tokenizer = tokenizer or own or _beside(model)
         if tokenizer.vocab_size > int(getattr(model, "vocab_size", 0)):
             raise DataError(
@@ -82,7 +82,7 @@ def start(
     name = str(source)
     if tokenizer is None or isinstance(tokenizer, str):
         default = DEFAULT_WRITER_TOKENIZER if spec.kind == "text-to-text" else DEFAULT_TOKENIZER
-        tokenizer = build_tokenizer(tokenizer or default, _texts(train, spec), quiet)
+        tokenizer = build_tokenizer(tokenizer or default, texts_of(train, spec), quiet)
     return Source(name, _draw(name, spec, train, tokenizer, size, seed, given), tokenizer, False)
 
 
@@ -135,7 +135,7 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
     return with_head(model, spec.kind, **settings)
 
 
-def _texts(table: Table, spec: TaskSpec) -> MemoryCorpus:
+def texts_of(table: Table, spec: TaskSpec) -> MemoryCorpus:
     """What a tokenizer is trained on: the texts of a table, its answers among them."""
     columns = [spec.text, *([spec.pair] if spec.pair else []), *([spec.label] if spec.kind == "text-to-text" else [])]
     texts = []
