@@ -112,6 +112,7 @@ def evaluate(
     policy: str = typer.Option("", help="Between windows: slide:512, normalise:1.5x, normalise:40 or restart:256."),
     decay: float = typer.Option(1.0, help="Forget more: the exponent of every token's decay."),
     insertion: float = typer.Option(1.0, help="Remember less: the factor of what is written into the state."),
+    pairs: list[str] = typer.Option([], "--pairs", help="In place of a corpus: minimal pairs, FILE.jsonl[.gz] with sentence_good and sentence_bad."),
     paired: bool = typer.Option(False, "--paired", help="With --lengths and a policy or forgetting: also without, and the difference."),
     strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8."),
     as_json: bool = typer.Option(False, "--json", help="For machines, with every document's score."),
@@ -119,7 +120,11 @@ def evaluate(
     """Bits per byte of a trained model on text that it was not trained on.
 
     Example:  orrery eval runs/first --corpus stdlib     orrery eval runs/first --lengths --policy slide:512
+
+    Example:  orrery eval runs/first --pairs blimp/adjunct_island.jsonl.gz
     """
+    if pairs:
+        return evaluate_pairs(model, pairs, as_json)
     from orrery.data import prepare
     from orrery.generate.engine import saved_tokenizer
     from orrery.generate.policy import create_policy
@@ -159,6 +164,23 @@ def evaluate(
             rule = ", state carried" if score.get("rule") else ""
             text = f"({score['bytes']:,} bytes, {score['tokens']:,} tokens of the validation split{rule})"
             print(f"{score['bits_per_byte']:.4f} bits per byte  {text}")
+
+
+def evaluate_pairs(model: Path, files: list[str], as_json: bool) -> None:
+    """`orrery eval --pairs`."""
+    from orrery.evaluate.minimal_pairs import minimal_pairs, read_pairs
+    from orrery.generate.engine import saved_tokenizer
+    from orrery.models.storage import load
+
+    loaded = load(weights_folder(model))
+    found = minimal_pairs(loaded, saved_tokenizer(loaded), [pair for file in files for pair in read_pairs(file)], quiet=as_json)
+    if as_json:
+        output.say_json(found)
+        return
+    kinds = [("paradigm", one) for one in found["paradigms"]] + [("field", one) for one in found["fields"]] + [("all", {"name": "", **found})]
+    rows = [(kind, r["name"], f"{r['accuracy']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}", r["pairs"], r["ties"]) for kind, r in kinds]
+    output.say_table(("", "name", "accuracy", "95 %", "pairs", "ties"), rows, right=(2, 4, 5))
+    print(f"mean of {len(found['paradigms'])} paradigms {found['mean_of_paradigms']:.3f}, by {found['score']}; chance is 0.5")
 
 
 def _bits(model: Any, tokens: Any, sample: int, length: int, batch: int, carried: bool, policy: Any) -> dict[str, Any]:
