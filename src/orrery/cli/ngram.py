@@ -96,9 +96,11 @@ def build(
 
     Example:  orrery ngram build stdlib     orrery ngram build texts/ --out texts.idx --tokenizer bytes --memory 2G
     """
+    from orrery.ngram.builder import parse_size
     from orrery.ngram.parallel import build_over
     from orrery.ngram.sources import open_source
 
+    parse_size(memory)  # before anything is said
     folder, label = _place(corpus, out, name)
     source = open_source(corpus, tokenizer, split, quiet=quiet)
     current = None if force else _current(folder, source)
@@ -107,7 +109,8 @@ def build(
         return
     size = float(source.about["bytes"])
     what = f"{corpus}: {output.size(size)} of text, tokenizer {source.tokenizer.name if source.tokenizer else '-'}"
-    output.remark(f"{what}; the index goes to '{folder}' and takes at most {memory} of memory to build")
+    if not quiet:
+        output.remark(f"{what}; the index goes to '{folder}' and takes at most {memory} of memory to build")
     started = time.perf_counter()
     index = build_over(
         corpus, folder, memory=memory, tokenizer=source.tokenizer, shards=shards, split=split,

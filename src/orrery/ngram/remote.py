@@ -70,6 +70,7 @@ class Remote:
         self.url, self.timeout = url, timeout
         self._where = (parts.scheme, parts.hostname, port)
         self._local = threading.local()
+        self._opened: set[http.client.HTTPConnection] = set()
         about = self.ask("info")
         self.info: dict[str, Any] = {"tokenizer": about["tokenizer"], "source": about["about"]}
         self.tokens, self.documents_total = int(about["tokens"]), int(about["documents"])
@@ -80,12 +81,23 @@ class Remote:
     def __repr__(self) -> str:
         return f"<n-gram index {self.url}>"
 
+    def __del__(self) -> None:
+        if hasattr(self, "_opened"):
+            self.close()
+
     def close(self) -> None:
+        """Close all connections; a later query opens a new one."""
+        while self._opened:
+            self._opened.pop().close()
+        self._local = threading.local()
+
+    def _drop(self) -> None:
         """Close this thread's connection."""
         connection = getattr(self._local, "connection", None)
         if connection is not None:
             connection.close()
             self._local.connection = None
+            self._opened.discard(connection)
 
     def _connection(self) -> http.client.HTTPConnection:
         found: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
@@ -93,6 +105,7 @@ class Remote:
             scheme, host, port = self._where
             kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
             found = self._local.connection = kind(host, port, timeout=self.timeout)
+            self._opened.add(found)
         return found
 
     def ask(self, query_type: str, **fields: Any) -> dict[str, Any]:
@@ -124,7 +137,7 @@ class Remote:
                 response = connection.getresponse()
                 return response.status, response.read()
             except (OSError, http.client.HTTPException) as error:
-                self.close()
+                self._drop()
                 stale = isinstance(error, ConnectionError | http.client.BadStatusLine)
                 if attempt or not (kept and stale):
                     raise StorageError(f"nobody answers at {self.url}: {str(error) or type(error).__name__}") from error

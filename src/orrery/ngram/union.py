@@ -61,6 +61,14 @@ class Union:
         if any(getattr(member, "remote", False) for member in self.members) and len(self.members) > 1:
             self._pool = ThreadPoolExecutor(len(self.members), thread_name_prefix="orrery-union")
 
+    def close(self) -> None:
+        """End the threads, and the connections of remote members."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        for member in self.members:
+            if getattr(member, "remote", False):
+                member.close()
+
     def __repr__(self) -> str:
         return f"<n-gram indexes: {self.tokens:,} tokens in {len(self.members)} parts>"
 
