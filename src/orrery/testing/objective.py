@@ -103,6 +103,7 @@ CAUSAL = Feed("transformer", make_batch)
 FEEDS = {  # by tag, the first that an objective has
     "encoder-decoder": Feed("t5", make_pairs, padded={"tokens": "segments", "answer": "answer_segments"}),
     "labels": Feed("bert", make_labelled, {"head": "classification", "labels": CLASSES}),
+    "discriminator": Feed("electra", make_batch),
     "bidirectional": Feed("bert", make_batch),
 }
 

@@ -21,8 +21,10 @@ KNOWN_TAGS = {
     "rectified": "has kinks (rectified features, maxima); of bfloat16 only the outputs are compared",
     "surrogate": "has thresholds, whose gradients are surrogates",
     "labels": "learns from examples with labels or answers, one text a row",
+    "discriminator": "trains an encoder whose head finds replaced tokens",
     "stopped": "holds parts of its value constant when it is differentiated",
     "memory": "reads a memory beside its input (cross-attention)",
+    "bytes": "reads UTF-8 bytes, which it makes words of itself",
     "encoder": "builds an encoder",
     "encoder-decoder": "builds an encoder and a decoder that reads it",
 }
@@ -97,6 +99,10 @@ MODELS_DISABLED: dict[str, dict[str, str]] = {
         "ladder": "has a size of its own",
         "canon": _NO_BLOCKS,
         "costs": "counted by running it",
+    },
+    "bytes": {
+        "padding": "has no embedding that could stand for tokens; its own tests pad it",
+        "heads": "has no vocabulary to fill in and pools itself; its own tests try its heads",
     },
     "counted": {
         "every_parameter": _NO_GRADIENT,
