@@ -24,7 +24,7 @@ def compare(
     corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
     budget: str = typer.Option("", help="Of each run: 1Mtok, 20Mtok, 1e13flop, 2min, 500steps; with --task also 5epochs."),
     seeds: int = typer.Option(3, help="Paired seeds; a verdict needs six or more."),
-    size: str = typer.Option("nano", help="nano, micro, tiny, small or base: equal parameters for all."),
+    size: str = typer.Option("", help="nano, micro, tiny, small or base: equal parameters for all; by default nano, with --task micro."),
     baseline: str = typer.Option("", help="Whom the others are held against; by default transformer, else the first."),
     max_params: Optional[float] = typer.Option(None, help="Your limit: all parameters."),  # noqa: UP045
     max_state: Optional[float] = typer.Option(None, help="Your limit: bytes of state per sequence at the longest length."),  # noqa: UP045
@@ -50,9 +50,10 @@ def compare(
     """
     if task:
         asked = {"tune": tune, "jobs": jobs, "max-params": max_params, "max-state": max_state, "max-ms-per-token": max_ms_per_token}
-        how = (budget, seeds, size, baseline, settings)
+        how = (budget, seeds, size or "micro", baseline, settings)
         over_task(architectures or [], (task, validation, test), (kind, text, pair, label), how, asked, out or root / "task", as_json)
         return
+    size = size or "nano"
     from orrery.compare.conduct import Parts
     from orrery.compare.protocol import Settings
     from orrery.compare.reference import nearest

@@ -65,7 +65,7 @@ class TaskSettings:
     isolate: every run in a process of its own (peak memory is known only so). seconds: of timing predictions.
     """
 
-    size: str | None = "nano"
+    size: str | None = "micro"
     budget: str = ""
     tokenizer: str = ""
     baseline: str = ""
