@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from orrery.core import registry
 from orrery.core.errors import ConfigError, DataError, StorageError
 from orrery.core.files import read_json
 from orrery.data.corpora import MemoryCorpus
@@ -81,9 +82,19 @@ def start(
         return Source(name, _fit_head(model, spec, train, given), tokenizer, True)
     name = str(source)
     if tokenizer is None or isinstance(tokenizer, str):
-        default = DEFAULT_WRITER_TOKENIZER if spec.kind == "text-to-text" else DEFAULT_TOKENIZER
+        default = DEFAULT_WRITER_TOKENIZER if spec.kind == "text-to-text" else reads(name) or DEFAULT_TOKENIZER
         tokenizer = build_tokenizer(tokenizer or default, texts_of(train, spec), quiet)
+    if reads(name) not in ("", tokenizer.name):
+        raise ConfigError(f"'{name}' reads {reads(name)}, not the ids of '{tokenizer.name}'; leave the tokenizer out")
     return Source(name, _draw(name, spec, train, tokenizer, size, seed, given), tokenizer, False)
+
+
+def reads(name: str) -> str:
+    """The tokenizer that a whole model is made for (its class says so); empty for all others."""
+    plain = name.split("(")[0].strip()
+    if plain not in registry.names(kind="model"):
+        return ""
+    return str(getattr(registry.load(plain, "model"), "tokenizer", ""))
 
 
 def head_settings(spec: TaskSpec, train: Table) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
         return as_encoder(model, spec.kind, **settings)
     if isinstance(model, EncoderDecoder):
         model = model.encoder
-    if not isinstance(model, Encoder):
+    if not isinstance(model, Encoder) and not hasattr(model, "with_head"):
         raise ConfigError(f"{type(model).__name__} cannot be given a head for {spec.kind}")
     return with_head(model, spec.kind, **settings)
 

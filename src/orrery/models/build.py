@@ -70,7 +70,8 @@ def create_model(
     whole = _whole_model(name)
     if whole is not None:
         given = {key: value for key, value in (("width", width), ("depth", depth)) if value}
-        return _build_whole(name, whole, vocab_size, seed, {**overrides, **given})
+        sized = getattr(registry.load(whole.name, "model"), "sized", None)  # of a model that comes in sizes
+        return _build_whole(name, whole, vocab_size, seed, {**(sized(size) if sized and size else {}), **overrides, **given})
     config = resolve(name, size, vocab_size=vocab_size, width=width, depth=depth, overrides=overrides, frame=frame)
     return build(config, seed)
 
