@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -27,6 +28,7 @@ from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import EncoderDecoder
 from orrery.models.ladder import rung, solve
 from orrery.models.patterns import Branch, Layer, parse_pattern
+from orrery.models.shapes import shapes_only
 from orrery.nn.architecture import Architecture, default_architecture
 from orrery.nn.block import Block, BlockConfig
 from orrery.nn.contract import Place
@@ -151,8 +153,10 @@ class _Draft:
         depth = depth or self.depth(step.depth)
         multiples = [a.width_step or step.head_dim for kind in self.kinds for a in self.architectures[kind]]
 
+        known: dict[str, int] = {}  # scales that round to the same fine dimension are counted once
+
         def count(w: int, scale: float) -> int:
-            return _count(self.config(w, depth, step.head_dim, scale))
+            return _count(self.config(w, depth, step.head_dim, scale), known)
 
         width, scale = solve(functools.cache(count), step.parameters, math.lcm(*multiples), width)
         return self.config(width, depth, step.head_dim, scale)
@@ -278,10 +282,10 @@ def _fine(architecture: Architecture, width: int, scale: float) -> int:
     return max(1, round(scale * natural / architecture.fine_step)) * architecture.fine_step
 
 
-def _count(config: Resolved) -> int:
-    """Parameters without embedding and head, from blocks on the meta device."""
+def _count(config: Resolved, known: dict[str, int]) -> int:
+    """Parameters without embedding and head, from blocks on the meta device; `known` collects those of single blocks."""
     if isinstance(config, EncoderDecoderConfig):
-        return _count(config.encoder) + _count(config.decoder)
+        return _count(config.encoder, known) + _count(config.decoder, known)
     norm, total = {"layernorm": 2, "none": 0, "simple-rmsnorm": 0}.get(config.norm, 1), 0
     if isinstance(config, EncoderConfig):
         own = config.embedding.width or config.width
@@ -289,15 +293,21 @@ def _count(config: Resolved) -> int:
         total += (own + 1) * config.width if own != config.width else 0
     else:
         total += norm * config.width * (1 + config.embed_norm)
-    with torch.device("meta"):
-        for index, block in enumerate(config.blocks):
-            layers = config.layout.count(index)
-            if layers:
-                first = int(config.layout[0] == index)  # the first layer may lack what refers to an earlier one
-                for layer, number in ((0, first), (config.depth - 1, layers - first)):
-                    place = Place(width=config.width, layer=layer, depth=config.depth)
-                    total += number * sum(p.numel() for p in Block(block, place).parameters()) if number else 0
+    for index, block in enumerate(config.blocks):
+        layers = config.layout.count(index)
+        first = int(config.layout[0] == index)  # the first layer may lack what refers to an earlier one
+        for layer, number in ((0, first), (config.depth - 1, layers - first)):
+            if number > 0:
+                total += number * _count_block(block, Place(width=config.width, layer=layer, depth=config.depth), known)
     return total
+
+
+def _count_block(block: BlockConfig, place: Place, known: dict[str, int]) -> int:
+    key = json.dumps([block.to_dict(), place.to_dict()], sort_keys=True)
+    if key not in known:
+        with shapes_only():
+            known[key] = sum(p.numel() for p in Block(block, place).parameters())
+    return known[key]
 
 
 def _spell_out(written: list[Layer], own: str | None) -> list[Layer]:

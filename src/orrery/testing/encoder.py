@@ -19,6 +19,7 @@ from orrery.models.build import build, resolve
 from orrery.models.convert import with_head
 from orrery.models.heads import HEADS
 from orrery.models.ladder import LADDER, TOLERANCE
+from orrery.models.shapes import shapes_only
 from orrery.models.storage import load, save
 from orrery.nn.contract import Context
 from orrery.nn.state import state_bytes
@@ -255,7 +256,7 @@ def ladder(subject: Subject) -> None:
     """Every rung of the size ladder is met within its tolerance."""
     for size, step in LADDER.items():
         config = resolve(subject.name, size, vocab_size=subject.vocab)
-        with torch.device("meta"):
+        with shapes_only():
             count = cast(Any, build(config)).num_parameters()
         share = count / step.parameters - 1
         assert abs(share) <= TOLERANCE, f"size {size} has {count} parameters, {100 * share:+.1f} % from {step.parameters}"
