@@ -75,7 +75,7 @@ def save_load(subject: Subject) -> None:
 
 def compile_(subject: Subject) -> None:
     """One block goes through torch.compile(backend="aot_eager") with the same outputs and gradients."""
-    model, x = _block(subject), inputs(subject, 2, 20, torch.float32)
+    model, x = _block(subject), inputs(subject, 2, 7, torch.float32)
     torch._dynamo.reset()
     try:
         compiled = torch.compile(model, backend="aot_eager")
