@@ -77,9 +77,9 @@ def test_what_has_no_counterpart_is_named(tmp_path):
         orrery.to_transformers(orrery.create_model("transformer", width=32, window=4), tmp_path / "x")
     with pytest.raises(ConfigError, match="one kind of block"):
         orrery.to_transformers(orrery.create_model("gpt2", width=32, canon="a"), tmp_path / "x")
-    bert = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    albert = transformers.AlbertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     with pytest.raises(ConfigError, match="no exchange for the model type"):
-        orrery.from_transformers(transformers.BertModel(bert))
+        orrery.from_transformers(transformers.AlbertModel(albert))
     with pytest.raises(ConfigError, match=r"config\.json"):
         orrery.from_transformers(tmp_path)
     assert not (tmp_path / "x").exists()
