@@ -13,10 +13,14 @@ from typing import Any
 
 _HOME = {
     "build": "builder:build_index",
+    "build_over": "parallel:build_over",
     "open": "index:open_index",
+    "open_any": "homes:open_any",
     "diff": "difference:diff",
     "Index": "index:Index",
     "Difference": "difference:Difference",
+    "Union": "union:Union",
+    "Remote": "remote:Remote",
     "Document": "answers:Document",
     "Span": "answers:Span",
     "BackoffModel": "counts:BackoffModel",
