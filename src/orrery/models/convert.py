@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ def with_head(model: Encoder, head: str | dict[str, Any] | None, **settings: Any
     Raises:
         ConfigError: for an unknown head or setting, or a model that is no encoder.
     """
+    own = getattr(model, "with_head", None)  # a whole model that is an encoder of its own kind
+    if own is not None:
+        return cast(Encoder, own(head, **settings))
     if not isinstance(model, Encoder):
         raise ConfigError(f"{type(model).__name__} is no encoder; `as_encoder` makes one of a decoder language model")
     keys = {key if key == "labels" else f"head.{key}": value for key, value in settings.items()}
