@@ -26,6 +26,9 @@ def test_list_and_show():
     assert shown["sizes"][0]["parameters"] == orrery.create_model("transformer", size="nano").num_parameters()
     text = run("show", "gpt2").stdout
     assert "learned positions" in text and "state at" in text and "channel.activation" in text
+    pair = json.loads(run("show", "t5", "--size", "nano", "--json").stdout)
+    assert {"encoder.mixer.head_dim", "decoder.channel.hidden"} <= {setting["name"] for setting in pair["parts"][0]["settings"]}
+    assert pair["sizes"][0]["depth"] == 4  # two layers on each side
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def _settings(name: str) -> list[dict[str, Any]]:
     """Settings with their defaults, and whose they are."""
     from orrery.core import registry
     from orrery.models.build import resolve
+    from orrery.models.config import EncoderDecoderConfig
     from orrery.nn.block import part_config
 
     entry = registry.lookup(name)
@@ -110,27 +111,34 @@ def _settings(name: str) -> list[dict[str, Any]]:
         config = getattr(registry.load(entry.name, kind), "Config", None)
         fields = dataclasses.fields(config) if config else ()
         return [{"name": f.name, "default": None if f.default is dataclasses.MISSING else f.default, "of": entry.name} for f in fields]
-    block = resolve(entry.name, "tiny").blocks[0]
-    found = [{"name": key, "default": value, "of": "block"} for key, value in block.to_dict().items() if key not in ("mixer", "channel")]
-    for kind, spec in (("mixer", block.mixer), ("channel", block.channel)):
-        if spec:
-            resolved = part_config(spec, kind).to_dict()
-            found += [{"name": f"{kind}.{key}", "default": value, "of": spec["name"]} for key, value in resolved.items()]
+    config = resolve(entry.name, "tiny")
+    if isinstance(config, EncoderDecoderConfig):
+        stacks = {"encoder.": config.encoder.blocks[0], "decoder.": config.decoder.blocks[0]}
+    else:
+        stacks = {"": config.blocks[0]}
+    found = []
+    for side, block in stacks.items():
+        whole = block.to_dict()
+        found += [{"name": side + key, "default": value, "of": "block"} for key, value in whole.items() if key not in ("mixer", "channel")]
+        for kind, spec in (("mixer", block.mixer), ("channel", block.channel)):
+            if spec:
+                resolved = part_config(spec, kind).to_dict()
+                found += [{"name": f"{side}{kind}.{key}", "default": value, "of": spec["name"]} for key, value in resolved.items()]
     return found
 
 
 def _size_facts(name: str, size: str) -> dict[str, Any]:
-    import torch
-
     from orrery.models.build import build, resolve
+    from orrery.models.config import EncoderDecoderConfig
+    from orrery.models.shapes import shapes_only
 
     config = resolve(name, size)
-    with torch.device("meta"):
-        model = build(config)
+    with shapes_only():
+        model = cast(Any, build(config))
     return {
         "size": size,
         "width": config.width,
-        "depth": config.depth,
+        "depth": config.encoder.depth + config.decoder.depth if isinstance(config, EncoderDecoderConfig) else config.depth,
         "parameters": model.num_parameters(),
         "active": model.num_parameters(active=True),
         "train_flops_per_token": 3 * model.flops(1024, head=False) / 1024,

@@ -17,7 +17,7 @@ from orrery.compare.analyse import band
 from orrery.compare.protocol import STREAM, bytes_per_token
 from orrery.compare.result import Floor
 from orrery.data import Dataset, Loader, ValidationWindows
-from orrery.ngram.counts import KneserNey
+from orrery.ngram.counts import BackoffModel, KneserNey
 
 MOST = 4_000_000  # training tokens counted at most: more would take longer than the line is worth
 ORDERS = (("bigram", 2), ("Kneser-Ney 5-gram", 5))
@@ -56,12 +56,12 @@ def floors(data: Dataset, windows: ValidationWindows, tokens: int, batch: int, l
     return found
 
 
-def nats(counts: KneserNey, rows: np.ndarray) -> float:
+def nats(counts: BackoffModel, rows: np.ndarray) -> float:
     """Nats of every token but the first of each row (R,T+1)."""
     return -sum(float(counts.log_probabilities(row)[1:].sum()) for row in rows)
 
 
-def score(counts: KneserNey, windows: ValidationWindows) -> float:
+def score(counts: BackoffModel, windows: ValidationWindows) -> float:
     """Bits per byte over validation windows."""
     nats = 0.0
     for number in range(len(windows)):
