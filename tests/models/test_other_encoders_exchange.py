@@ -16,13 +16,18 @@ LEARNED = {"max_position_embeddings": 40, "pad_token_id": 0}
 MODERN = {**SIZES, "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0}
 BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 EVERY_SECOND = {"global_attn_every_n_layers": 2, "decoder_bias": False, "classifier_pooling": "mean"}
+DISENTANGLED = {**SIZES, **LEARNED, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
 CASES = {
     "modernbert": ("ModernBert", MODERN),
     "modernbert-biased": ("ModernBert", {**MODERN, **BIASED, **EVERY_SECOND}),
     "distilbert": ("DistilBert", {**LEARNED, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": V}),
+    "deberta": ("DebertaV2", {**DISENTANGLED, "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 4}),
+    "deberta-v2": ("DebertaV2", {**DISENTANGLED, "type_vocab_size": 2, "position_biased_input": True, "max_relative_positions": 5}),
     "electra": ("Electra", {**SIZES, **LEARNED, "embedding_size": 16}),
 }
 CLASSES = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "position_buckets": 256, "share_att_key": True,
+      "norm_rel_ebd": "layer_norm"}  # fmt: skip
 TOKENS = torch.randint(3, V, (3, 12), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(TOKENS)
 MASK[1, 7:] = 0
@@ -81,6 +86,15 @@ def test_every_head_is_equal_there_and_back(case, cls, tmp_path):
 
 
 @torch.no_grad()
+def test_the_newer_head_of_deberta():
+    """Version 3's own masked-lm head, and what its checkpoints hold beside it."""
+    hf = theirs("deberta", "ForMaskedLM", legacy=False)
+    assert float((ours(orrery.from_transformers(hf)) - answers(hf)).abs().max()) < 5e-8
+    with pytest.raises(ConfigError, match="convolution beside DeBERTa's first layer"):
+        orrery.from_transformers(theirs("deberta", "Model", conv_kernel_size=3, conv_act="gelu"))
+
+
+@torch.no_grad()
 def test_a_discriminator_and_tables_as_wide_as_the_model(tmp_path):
     own = exchanged("electra", "ForPreTraining", tmp_path, embedding_size=32)
     assert own.embed_map is None and own.head.predict(ours(own)).unique().tolist() == [0, 1]
@@ -92,6 +106,7 @@ def test_a_discriminator_and_tables_as_wide_as_the_model(tmp_path):
         ("modernbert-base", "ModernBert", {}),
         ("distilbert-base", "DistilBert", {}),
         ("electra-small", "Electra", {}),
+        ("deberta-v3-base", "DebertaV2", {**V3, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}),
         ("modernbert-large", "ModernBert", {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624}),
     ],
 )
@@ -129,3 +144,49 @@ def test_modernbert_learns_masked_words():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-5:]) / 5 < 0.65 * losses[0]
+
+
+# ---------------------------------------------------------------- BART
+
+TARGET = torch.randint(3, V, (3, 9), generator=torch.Generator().manual_seed(1))
+
+
+def bart(**settings):
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
+    sizes |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "max_position_embeddings": 40, "vocab_size": V, "forced_eos_token_id": None}
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**{**sizes, **settings}))
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.double().eval()
+
+
+@torch.no_grad()
+def test_bart_is_equal_there_and_back(tmp_path):
+    hf = bart()
+    own = orrery.from_transformers(hf).eval()
+    want = hf(TOKENS, attention_mask=MASK, decoder_input_ids=TARGET).logits
+    assert float((own(TOKENS, TARGET, source_segments=SEGMENTS).logits - want).abs().max()) < 1e-8
+    orrery.to_transformers(own, tmp_path / "hf")
+    back = type(hf).from_pretrained(tmp_path / "hf").eval()
+    assert float((back(TOKENS, attention_mask=MASK, decoder_input_ids=TARGET).logits - want).abs().max()) < 1e-12
+    assert orrery.from_transformers(tmp_path / "hf").config == own.config
+    hf.final_logits_bias[0, 3] = 1.0
+    with pytest.raises(ConfigError, match="a bias of its logits"):
+        orrery.from_transformers(hf)
+    with pytest.raises(ConfigError, match="embedding that is scaled"):
+        orrery.from_transformers(bart(scale_embedding=True))
+
+
+@torch.no_grad()
+def test_bart_writes_what_theirs_writes():
+    """Greedy generation."""
+    hf = bart(vocab_size=7)
+    hf.model.decoder.layers[-1].final_layer_norm.bias.zero_()  # else it alone decides what is written
+    hf = hf.float()
+    own, source = orrery.from_transformers(hf).eval(), TOKENS % 4 + 3
+    want = hf.generate(source, attention_mask=MASK, max_new_tokens=12, do_sample=False, num_beams=1)[:, 1:]
+    for row in range(3):
+        found = orrery.generate(own, source[row : row + 1, : int(MASK[row].sum())], 12, temperature=0)[0].tolist()
+        ids = want[row].tolist()
+        assert found[: found.index(2) if 2 in found else None] == ids[: ids.index(2) if 2 in ids else None]

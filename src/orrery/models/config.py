@@ -19,7 +19,7 @@ class DecoderConfig(Config):
     vocab_size, width: V and D.
     blocks: the distinct layers; layout: which of them stands at each depth.
     tied: the head shares the embedding's matrix.
-    norm, eps: the final norm; embed_norm: a norm of the same kind after the embedding.
+    norm, eps: the final norm ("none": there is none); embed_norm: a norm of the same kind (LayerNorm for "none") after the embedding.
     positions: "none" (the mixer knows) or "learned", up to max_positions.
     dropout: on the embedding. embed_std: of the embedding's normal initialisation.
     softcap: logits are s tanh(z / s) with this s; None: z as they are.

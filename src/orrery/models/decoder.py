@@ -57,7 +57,8 @@ class DecoderLM(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.width)
         learned = config.positions == "learned"
         self.position_embed = nn.Embedding(config.max_positions, config.width) if learned else None
-        self.embed_norm = make_norm(config.norm, config.width, config.eps) if config.embed_norm else None
+        kind = "layernorm" if config.norm == "none" else config.norm
+        self.embed_norm = make_norm(kind, config.width, config.eps) if config.embed_norm else None
         self.blocks = nn.ModuleList(
             Block(config.blocks[kind], Place(width=config.width, layer=layer, depth=config.depth))
             for layer, kind in enumerate(config.layout)

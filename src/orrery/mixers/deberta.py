@@ -1,0 +1,198 @@
+"""DeBERTa (versions 2 and 3): an encoder whose layers look at content and at relative position apart.
+
+Paper: DeBERTa (arXiv 2006.03654); DeBERTaV3 (2111.09543), which is pre-trained by the objective `replaced-tokens` with disentangled
+    embeddings. mDeBERTa and CamemBERTa (2306.01497) are the same architecture.
+
+Equation: h = LN(E[token]);  x = LN(x + disentangled(x));  x = LN(x + W2 gelu(W1 x));  the first layer holds the table of positions
+    classification:  W2 gelu(W1 h_first) + b;   masked-lm:  logits = E LN(gelu(W h)) + b
+
+Shapes: B batch, T time, D width, H heads, K head dimension 64, F hidden size 4 D.
+
+Cost: that of BERT, and two position terms in every layer (mixers/disentangled_attention.py); no learned absolute positions.
+
+Differs from the paper: no enhanced mask decoder (absolute positions before the vocabulary head), which replaced-token
+    pre-training does not use and the published checkpoints of version 3 do not hold; no convolution beside the first layer
+    (version 2, xlarge and xxlarge), whose checkpoints are refused. Dropout is 0 unless asked for.
+
+Oracle: transformers' DeBERTa-v2 with all its heads (equal outputs through the exchange map);
+    tests/oracles/disentangled_attention.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orrery.core.config import require
+from orrery.core.registry import register
+from orrery.nn.architecture import Architecture
+from orrery.nn.block import BlockConfig
+from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, bert_rules, bert_settings, linear_rules, norm_rules
+
+
+def _read(hf: dict[str, Any]) -> dict[str, Any]:
+    require(bool(hf.get("relative_attention")), "a DeBERTa without relative attention has no counterpart")
+    require(not hf.get("conv_kernel_size"), "the convolution beside DeBERTa's first layer (v2-xlarge) has no counterpart")
+    require(hf.get("embedding_size", hf["hidden_size"]) == hf["hidden_size"], "DeBERTa's tables must be as wide as the model")
+    terms = hf.get("pos_att_type") or []
+    terms = [part.strip() for part in terms.lower().split("|")] if isinstance(terms, str) else list(terms)
+    most = int(hf.get("max_relative_positions", -1))
+    return {
+        **bert_settings(hf),
+        "embedding.types": hf.get("type_vocab_size", 0),
+        "embedding.positions": "learned" if hf.get("position_biased_input", True) else "none",
+        "mixer.terms": terms,
+        "mixer.buckets": max(0, int(hf.get("position_buckets", -1))),
+        "mixer.max_positions": most if most > 0 else hf["max_position_embeddings"],
+        "mixer.shared_key": bool(hf.get("share_att_key", False)),
+        "mixer.norm_positions": "layer_norm" in str(hf.get("norm_rel_ebd", "none")),
+        "mixer.eps": hf.get("layer_norm_eps", 1e-7),
+    }
+
+
+def _write(own: dict[str, Any]) -> dict[str, Any]:
+    block, embedding = own["blocks"][0], own["embedding"]
+    mixer, channel = block["mixer"], block["channel"] or {}
+    one = own["layout"] == [0] * len(own["layout"]) and block["placement"] == "post" and not block["canon"] and not own["final_norm"]
+    plain = mixer["name"] == "disentangled-attention" and channel.get("name") == "mlp" and channel.get("activation") == "gelu"
+    require(one and plain and embedding["norm"] and embedding["width"] is None, "DeBERTa has one kind of block, with GELU")
+    require(mixer.get("shared_table", False), "DeBERTa's layers share one table of positions")
+    require(mixer.get("bias", True) and mixer.get("eps", own["eps"]) == own["eps"], "DeBERTa's maps have biases, and its norms one eps")
+    head = own["head"] or {}
+    return {
+        "hidden_size": own["width"],
+        "num_hidden_layers": len(own["layout"]),
+        "num_attention_heads": own["width"] // mixer["head_dim"],
+        "intermediate_size": channel["hidden"],
+        "vocab_size": own["vocab_size"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": own["eps"],
+        "hidden_dropout_prob": block["dropout"],
+        "attention_probs_dropout_prob": mixer.get("dropout", 0.0),
+        "cls_dropout": head.get("dropout"),
+        "max_position_embeddings": embedding["max_positions"],
+        "position_biased_input": embedding["positions"] == "learned",
+        "type_vocab_size": embedding["types"],
+        "initializer_range": embedding["std"],
+        "relative_attention": True,
+        "max_relative_positions": mixer.get("max_positions", 512),
+        "position_buckets": mixer.get("buckets", 256) or -1,
+        "pos_att_type": list(mixer.get("terms", ["c2p", "p2c"])),
+        "share_att_key": mixer.get("shared_key", True),
+        "norm_rel_ebd": "layer_norm" if mixer.get("norm_positions", True) else "none",
+        "pooler_hidden_size": own["width"],
+        "pooler_hidden_act": "gelu",
+        "pooler_dropout": 0.0,
+        "legacy": True,
+        "tie_word_embeddings": head.get("tied", True),
+    }
+
+
+def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """Their map of position keys has a bias, which changes nothing."""
+    added = {f"{name.removesuffix('weight')}bias": t.new_zeros(len(t)) for name, t in tensors.items() if name.endswith("pos_key_proj.weight")}
+    return {**tensors, **added}
+
+
+_OWN = "deberta.encoder.layer.{i}.attention.self"
+_MLM = {"name": "masked-lm", "transform": "gelu", "norm": True}
+
+EXCHANGE = ExchangeMap(
+    model_type="deberta-v2",
+    cls="DebertaV2Model",
+    read=_read,
+    write=_write,
+    rules=(
+        *(rule for rule in bert_rules("deberta") if ".inputs." not in rule.ours),
+        *linear_rules("blocks.{i}.mixer.inputs.linear", tuple(f"{_OWN}.{part}_proj" for part in ("query", "key", "value"))),
+        Rule("blocks.{i}.mixer.position_key.weight", (f"{_OWN}.pos_key_proj.weight",)),
+        *linear_rules("blocks.{i}.mixer.position_query", f"{_OWN}.pos_query_proj"),
+        Rule("blocks.0.mixer.positions", ("deberta.encoder.rel_embeddings.weight",)),
+        *norm_rules("blocks.0.mixer.position_norm", "deberta.encoder.LayerNorm"),
+    ),
+    ignored=(
+        ".embeddings.position_ids",
+        ".pos_key_proj.bias",  # adds the same to all scores of a query
+        *(f"mask_predictions.{part}.{kind}" for part in ("dense", "LayerNorm", "classifier") for kind in ("weight", "bias")),
+    ),
+    prefixes=("deberta.",),
+    finish=_finish,
+    heads=(
+        HeadMap(
+            "DebertaV2ForMaskedLM",
+            _MLM,
+            (
+                *linear_rules("head.dense", "cls.predictions.transform.dense"),
+                *norm_rules("head.norm", "cls.predictions.transform.LayerNorm"),
+                Rule("head.out.weight", ("cls.predictions.decoder.weight",)),
+                Rule("head.out.bias", ("cls.predictions.bias",)),
+            ),
+            ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+            needs="cls.predictions.bias",
+        ),
+        HeadMap(
+            "DebertaV2ForMaskedLM",
+            _MLM,
+            (
+                *linear_rules("head.dense", "lm_predictions.lm_head.dense"),
+                *norm_rules("head.norm", "lm_predictions.lm_head.LayerNorm"),
+                Rule("head.out.bias", ("lm_predictions.lm_head.bias",)),
+            ),
+            needs="lm_predictions.lm_head.bias",
+        ),
+        HeadMap(
+            "DebertaV2ForSequenceClassification",
+            {"name": "classification", "pool": "first", "transform": "gelu", "norm": False},
+            (*linear_rules("head.dense", "pooler.dense"), *linear_rules("head.out", "classifier")),
+            labelled=True,
+        ),
+        HeadMap(
+            "DebertaV2ForTokenClassification",
+            {"name": "tagging", "crf": False, "transform": ""},
+            linear_rules("head.out", "classifier"),
+            labelled=True,
+        ),
+        HeadMap("DebertaV2ForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs")),
+    ),
+)
+
+_POOLED = {"pool": "first", "transform": "gelu"}
+
+ARCHITECTURE = Architecture(
+    block=BlockConfig(
+        mixer={"name": "disentangled-attention", "shared_table": True},
+        channel={"name": "mlp", "activation": "gelu", "bias": True, "init_std": 0.02, "init_scaled": False},
+        norm="layernorm",
+        eps=1e-7,
+        placement="post",
+    ),
+    kind="encoder",
+    frame={"norm": "layernorm", "eps": 1e-7, "final_norm": False, "embedding.norm": True},
+    heads={
+        "masked-lm": {"transform": "gelu", "norm": True},
+        "replaced-tokens": {"transform": "gelu"},
+        "classification": _POOLED,
+        "multi-label": _POOLED,
+        "regression": _POOLED,
+        "ordinal": _POOLED,
+    },
+    head="mixer.head_dim",
+    fine_ratio=4.0,
+    presets={
+        "deberta-v3-xsmall": {"width": 384, "depth": 12, "vocab_size": 128100},
+        "deberta-v3-small": {"width": 768, "depth": 6, "vocab_size": 128100},
+        "deberta-v3-base": {"width": 768, "depth": 12, "vocab_size": 128100},
+        "deberta-v3-large": {"width": 1024, "depth": 24, "vocab_size": 128100},
+    },
+    exchange=(EXCHANGE,),
+)
+
+register(
+    "deberta",
+    architecture="ARCHITECTURE",
+    summary="DeBERTa v2 and v3: disentangled attention to content and relative position",
+    paper="2006.03654",
+    year=2020,
+    tags=("bidirectional", "parallel", "encoder"),
+    presets=("deberta-v3-xsmall", "deberta-v3-small", "deberta-v3-base", "deberta-v3-large"),
+    exchange=("deberta-v2",),
+)
