@@ -11,6 +11,13 @@ engine). Theirs does what Trainer.training_step and its loop do (padding collato
 torch's fused AdamW, linear schedule) without the rest of the Trainer. Rounds are interleaved on the same batches; the ratio is
 the median of the rounds'. Before that both losses on the first batch are compared. Memory: the peak of a fresh process
 over a pass through the batches above what it held with the model alone.
+
+Medians of one run on two cores of a shared machine (the tenth and ninetieth percentile of the rounds' ratios):
+
+                 ours  transformers                        ours  transformers
+    bert       123 ms        235 ms   1.84x [1.26, 2.51]   184 MB       503 MB   0.37x
+    modernbert 169 ms        311 ms   1.84x [0.97, 2.85]   223 MB       684 MB   0.33x
+    t5         621 ms      1,019 ms   1.56x [1.24, 1.89]   878 MB     3,170 MB   0.28x
 """
 
 from __future__ import annotations
@@ -79,7 +86,12 @@ def their_step(name: str, model: Any, data: Examples) -> Step:
     """What the Trainer does with batch `number`."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
+    from transformers import (
+        DataCollatorForSeq2Seq,
+        DataCollatorWithPadding,
+        PreTrainedTokenizerFast,
+        get_linear_schedule_with_warmup,
+    )
 
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1}, "[UNK]")), pad_token="[PAD]")
     pad = DataCollatorForSeq2Seq(words, model) if name == "t5" else DataCollatorWithPadding(words)

@@ -230,6 +230,7 @@ def test_many_documents_come_back_in_their_order(name):
             parameter.mul_(1.5)  # what was laid out before is of no use any more
         want = torch.cat([model(row[None]).logits for row in rows])
     assert torch.allclose(encode(model, rows), want, atol=1e-4)
+    assert torch.allclose(encode(model, rows[7:8]), want[7:8], atol=1e-4) and not model.prepare
     for bad, words in (([], "no document"), ([[1], []], "document 1 has no tokens")):
         with pytest.raises(DataError, match=words):
             encode(model, bad)

@@ -29,6 +29,7 @@ from orrery.core import registry
 from orrery.core.config import Config, config_hash, require
 from orrery.core.errors import ConfigError, DataError
 from orrery.core.files import write_json, write_text
+from orrery.core.memory import keep_large_blocks
 from orrery.core.progress import progress
 from orrery.core.seeds import seed_everything
 from orrery.data.labelled import (
@@ -126,6 +127,7 @@ def finetune(
         OrreryError: in one sentence.
     """
     config = config or FinetuneConfig()
+    keep_large_blocks()
     with threads(config.threads):
         job = _Job(source, train, Path(out), config, validation, test, tokenizer, size, settings, quiet)
         run, finished = job.open(command)

@@ -42,15 +42,17 @@ def encode(model: Encoder, documents: Sequence[Tensor | Sequence[int]], tokens: 
     lengths = [len(row) for row in rows]
     if 0 in lengths:
         raise DataError(f"document {lengths.index(0)} has no tokens")
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    was_training, before = model.training, model.prepare
+    own, was_training, before = vars(model), model.training, model.prepare
     if was_training:
         model.eval()
-    model.prepare = True
+    own["prepare"] = True  # a module's way of setting an attribute takes longer than some of its layers' operations
     try:
+        if len(rows) == 1:
+            return _call(model, rows)
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
         found = torch.cat([_call(model, [rows[i] for i in part]) for part in _parts(order, lengths, tokens)])
     finally:
-        model.prepare = before
+        own["prepare"] = before
         if was_training:
             model.train()
     back = torch.empty(len(order), dtype=torch.int64)
@@ -73,10 +75,11 @@ def _parts(order: list[int], lengths: list[int], tokens: int) -> list[list[int]]
 
 def _call(model: Encoder, rows: list[Tensor]) -> Tensor:
     device = next(model.parameters()).device
-    sizes = torch.tensor([len(row) for row in rows])
-    if len(set(sizes.tolist())) == 1:  # a batch without padding as it is
-        batch: tuple[Tensor, Any] = torch.stack(rows).to(device), None
+    lengths = [len(row) for row in rows]
+    if len(set(lengths)) == 1:  # a batch without padding as it is
+        batch: tuple[Tensor, Any] = (torch.stack(rows) if len(rows) > 1 else rows[0][None]).to(device), None
     else:
+        sizes = torch.tensor(lengths)
         batch = torch.cat(rows)[None].to(device), torch.repeat_interleave(torch.arange(len(rows)), sizes)[None].to(device)
     out = model(batch[0], segments=batch[1])
     return pool(out.hidden, batch[1], "mean") if out.logits is None else out.logits
