@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -143,7 +143,7 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
         model = model.encoder
     if not isinstance(model, Encoder) and not hasattr(model, "with_head"):
         raise ConfigError(f"{type(model).__name__} cannot be given a head for {spec.kind}")
-    return with_head(model, spec.kind, **settings)
+    return with_head(cast(Encoder, model), spec.kind, **settings)
 
 
 def texts_of(table: Table, spec: TaskSpec) -> MemoryCorpus:

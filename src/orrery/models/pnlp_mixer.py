@@ -107,13 +107,13 @@ class PNLPMixerConfig(Config):
 
 class Reading(NamedTuple):
     """A batch as words. place (B,T): word of every byte, -1 at padding. document (W,), origin (W,): first token. buckets (W,n).
-    count: documents. piece, position (W,): where a word stands in the pieces; pieces, longest: their number and length."""
+    total: documents. piece, position (W,): where a word stands in the pieces; pieces, longest: their number and length."""
 
     place: Tensor
     document: Tensor
     origin: Tensor
     buckets: Tensor
-    count: int
+    total: int
     piece: Tensor
     position: Tensor
     pieces: int
@@ -285,7 +285,7 @@ class PNLPMixer(nn.Module):
         """Vectors of documents (N,D): sum over words of softmax(A x) * (F x), feature by feature."""
         index = reading.document[:, None].expand_as(words)
         scores = self.attend(words)
-        most = scores.detach().new_full((reading.count, words.shape[1]), -torch.inf)
+        most = scores.detach().new_full((reading.total, words.shape[1]), -torch.inf)
         most = most.scatter_reduce(0, index, scores.detach(), "amax")
         weights = (scores - most[reading.document]).exp()
         total = weights.new_zeros(most.shape).index_add(0, reading.document, weights)
@@ -298,8 +298,8 @@ class PNLPMixer(nn.Module):
             return None
         if head.level == "token":
             return lambda hidden: head(hidden, torch.where(reading.place < 0, -1, 0))
-        pairs = head.level == "pair" and reading.count == 2 * batch
-        shape = (batch, 2) if pairs else (reading.count, 1)
+        pairs = head.level == "pair" and reading.total == 2 * batch
+        shape = (batch, 2) if pairs else (reading.total, 1)
         marks = reading.place.new_tensor([[0, 1]]).expand(batch, -1) if pairs else None
         return lambda hidden: head(self.pool(words, reading).unflatten(0, shape), marks)
 
