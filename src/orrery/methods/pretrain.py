@@ -1,8 +1,8 @@
 """Pre-training of encoders and encoder-decoders: which pretext task, which marks, which rate, unless one says otherwise.
 
-    encoder           masked-lm                          marks: mask
-    encoder-decoder   span-corruption; bart: denoising   marks: spans (as many as a row can need), or mask
-    decoder           next-token                         none
+    encoder           masked-lm; electra: replaced-tokens  marks: mask
+    encoder-decoder   span-corruption; bart: denoising     marks: a hundred spans, or mask
+    decoder           next-token                           none
 
 Everything else is :func:`orrery.train.train`: budgets, exact resume, the run's folder. Continued pre-training on a domain is
 the same with a folder in place of a name: its weights go on, with its own tokenizer.
@@ -29,8 +29,8 @@ from orrery.train import TrainConfig, train
 
 SPANS = 100
 OBJECTIVES = {"encoder": "masked-lm", "encoder-decoder": "span-corruption", "decoder": "next-token"}
-OWN = {"bart": "denoising", "mbart": "denoising"}
-MARKS = {"masked-lm": "mask", "denoising": "mask", "span-corruption": f"spans-{SPANS}"}
+OWN = {"bart": "denoising", "electra": "replaced-tokens"}
+MARKS = {"masked-lm": "mask", "replaced-tokens": "mask", "denoising": "mask", "span-corruption": f"spans-{SPANS}"}
 
 
 def pretrain(

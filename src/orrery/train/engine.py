@@ -39,6 +39,11 @@ class Pair(nn.Module):
         loss, metrics = self.objective(self.model, batch)
         return loss, metrics
 
+    def settle(self) -> None:
+        """Let the objective bring the model up to date behind the last step, where it keeps a part of it."""
+        if hasattr(self.objective, "settle"):
+            self.objective.settle(self.model)
+
 
 class Step(NamedTuple):
     """What a step was."""

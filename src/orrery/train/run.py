@@ -365,6 +365,7 @@ class _Loop:
         return result
 
     def _end(self) -> dict[str, Any]:
+        self.work.pair.settle()
         if self.config.validation.every >= 0:
             self.validation = self._validate(self.steps)
         _save_weights(self.work.model, self.work.data.tokenizer, self.run.path / "weights")
