@@ -124,7 +124,8 @@ def evaluate(
     Example:  orrery eval runs/first --pairs blimp/adjunct_island.jsonl.gz
     """
     if pairs:
-        return evaluate_pairs(model, pairs, as_json)
+        evaluate_pairs(model, pairs, as_json)
+        return
     from orrery.data import prepare
     from orrery.generate.engine import saved_tokenizer
     from orrery.generate.policy import create_policy

@@ -197,10 +197,10 @@ def _summarise(row: TaskRow, runs: list[TaskRun], answers: Answers) -> None:
     row.quality = Quality(seeds, interval.estimate, deviation, bounded(interval.low), bounded(interval.high), "")
     row.figures = {name: float(np.mean([run.figures[name] for run in done])) for name in done[0].figures}
     row.learning_rate = done[0].learning_rate
-    row.seconds, row.rate, row.memory = (
+    row.seconds, row.rate, memory = (
         _median([getattr(run, key) for run in done]) for key in ("seconds", "rate", "memory")
     )
-    row.memory = None if row.memory is None else int(row.memory)
+    row.memory = None if memory is None else int(memory)
     first = next(iter(answers.values()))
     _, low, high = over_items(first.figures[first.main], [each.items for each in answers.values()])
     row.items_low, row.items_high = bounded(low), bounded(high)

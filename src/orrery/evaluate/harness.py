@@ -209,10 +209,10 @@ def _adapter() -> Any:
         def tokenizer_name(self) -> str:
             return f"orrery-{self.asked.tokenizer.hash}"
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
             return list(self.asked.tokenizer.encode(string).tolist())
 
-        def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[Likelihood]:
+        def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False) -> list[Likelihood]:
             found = self.asked.likelihoods([(context, continuation) for _, context, continuation in requests])
             for (key, _, _), answer in zip(requests, found, strict=True):
                 self.cache_hook.add_partial("loglikelihood", key, answer)
