@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from orrery.core.errors import CorruptionError, DataError
 from orrery.data.fertility import compare_tokenizers, held_out, measure
 from orrery.data.marks import MarkedTokenizer, frame_ids, spans, with_marks
-from orrery.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
+from orrery.data.tokenizer_files import load_tokenizer
+from orrery.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from orrery.data.wordpiece import MARKS, WordPieceTokenizer
 
 TEXT = [

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orrery.core.errors import CorruptionError, DataError, StorageError
 from orrery.data import build_tokenizer, load_tokenizer
+from orrery.data.tokenizer_files import open_tokenizer_file
 from orrery.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -23,7 +24,6 @@ from orrery.data.tokenizers import (
     Tokenizer,
     UnigramTokenizer,
     iter_decoded,
-    open_tokenizer_file,
 )
 
 TEXTS = [

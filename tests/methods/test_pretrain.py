@@ -52,7 +52,7 @@ def test_the_task_and_its_marks_follow_the_model(corpus, tmp_path, name, objecti
         result["bits_per_byte"] is None and 0 < result["validation"]["loss"] < 60
     )  # electra weighs its discriminator 50 times
     assert result["validation"]["targets"] > 0
-    from orrery.data.tokenizers import load_tokenizer
+    from orrery.data.tokenizer_files import load_tokenizer
 
     assert mark in load_tokenizer(tmp_path / "run" / "weights" / "tokenizer").marks
 

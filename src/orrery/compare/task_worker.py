@@ -19,7 +19,7 @@ from orrery.core.errors import OrreryError
 from orrery.core.files import read_json, write_json
 from orrery.core.seeds import seed_everything
 from orrery.data.records import read_table
-from orrery.data.tokenizers import load_tokenizer
+from orrery.data.tokenizer_files import load_tokenizer
 from orrery.methods.finetune import FinetuneConfig, finetune
 from orrery.methods.fitted import load_fitted
 from orrery.runs.folder import outcome

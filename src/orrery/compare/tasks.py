@@ -39,7 +39,8 @@ from orrery.core.files import read_json, write_bytes, write_json
 from orrery.data.dataset import build_tokenizer
 from orrery.data.labelled import TaskSpec, encode, learn_names, read_label, split_table
 from orrery.data.records import Table
-from orrery.data.tokenizers import Tokenizer, load_tokenizer
+from orrery.data.tokenizer_files import load_tokenizer
+from orrery.data.tokenizers import Tokenizer
 from orrery.evaluate.statistics import least_seeds
 from orrery.evaluate.tasks import LOWER, Judged, judge
 from orrery.methods import starting

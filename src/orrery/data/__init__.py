@@ -27,7 +27,7 @@ _HOME = {
     "Task": "task",
     "create_task": "task",
     "Tokenizer": "tokenizers",
-    "load_tokenizer": "tokenizers",
+    "load_tokenizer": "tokenizer_files",
     "ValidationWindows": "validation",
     "validation_windows": "validation",
 }

@@ -32,7 +32,8 @@ from orrery.data.marks import parse_roles, with_marks
 from orrery.data.shards import FORMAT, TokenFile, TokenWriter, token_writer
 from orrery.data.split import Hash, head, parts, tail
 from orrery.data.text import Document, Tally
-from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer, load_tokenizer, open_tokenizer_file, parse_spec
+from orrery.data.tokenizer_files import load_tokenizer, open_tokenizer_file
+from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer, parse_spec
 
 TRAINING_TEXT = 1 << 26  # bytes that a tokenizer is trained on at most: an even sample of the training split's pieces
 _HELD = (

@@ -326,6 +326,6 @@ def saved_tokenizer(model: nn.Module) -> Any:
     folder = cast(Path | None, getattr(model, "folder", None))
     if folder is None or not (folder / "tokenizer").is_dir():
         raise ConfigError("this model was loaded without a tokenizer; pass tokenizer=..., or ids (B,T) in place of text")
-    from orrery.data.tokenizers import load_tokenizer
+    from orrery.data.tokenizer_files import load_tokenizer
 
     return load_tokenizer(folder / "tokenizer")

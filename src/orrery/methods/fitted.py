@@ -21,7 +21,8 @@ from orrery.core.files import read_json
 from orrery.core.progress import progress
 from orrery.data.labelled import Examples, TaskSpec, collate, encode, sorted_batches
 from orrery.data.records import Row, Table
-from orrery.data.tokenizers import Tokenizer, load_tokenizer
+from orrery.data.tokenizer_files import load_tokenizer
+from orrery.data.tokenizers import Tokenizer
 from orrery.evaluate.tasks import Judged, judge
 from orrery.generate.pairs import target_steps
 from orrery.generate.sampling import Sampling

@@ -19,7 +19,8 @@ from orrery.data.dataset import build_tokenizer
 from orrery.data.labelled import NAMED, TaskSpec
 from orrery.data.marks import frame_ids
 from orrery.data.records import Table
-from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer, load_tokenizer, open_tokenizer_file
+from orrery.data.tokenizer_files import load_tokenizer, open_tokenizer_file
+from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer
 from orrery.evaluate.spans import scheme_of
 from orrery.models.build import create_model, find_architecture
 from orrery.models.convert import as_encoder, with_head

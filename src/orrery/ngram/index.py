@@ -102,7 +102,7 @@ class Index:
         wanted = self.info["tokenizer"]
         if wanted is None:
             return None
-        from orrery.data.tokenizers import load_tokenizer
+        from orrery.data.tokenizer_files import load_tokenizer
 
         found = load_tokenizer(self.folder / "tokenizer")
         if found.hash != wanted["hash"]:
