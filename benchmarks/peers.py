@@ -91,6 +91,13 @@ class Pair:
     decode: float | None = None
     fraction: float | None = None  # of the matmul rate, in training
     memory: float | None = None  # at most so many times the peer's
+    needs: str = ""  # a package without which the row is kept as it was
+    unless: str = ""  # a package whose row takes this one's place
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the row can and should be measured here."""
+        return (not self.needs or bool(find_spec(self.needs))) and not (self.unless and find_spec(self.unless))
 
 
 def _hf(cls: str, **settings: object) -> nn.Module:
@@ -233,9 +240,8 @@ PAIRS = (
     Pair("gpt2", "transformers gpt2", "hf", _gpt2, train=1.1, prefill=1.0, decode=3.0, fraction=0.75, memory=0.65),
     Pair("gpt2", "plain SDPA GPT", "gpt", _plain_gpt, decode=1.5),
     Pair("mamba2", "transformers mamba2", "hf", _mamba2, train=1.4, prefill=1.4, decode=3.0, fraction=0.45, memory=0.65),
-    Pair("mamba", "transformers mamba with mambapy", "hf", _mambapy, train=4.0, prefill=4.0, decode=4.0, memory=0.65)
-    if find_spec("mambapy")
-    else Pair("mamba", "transformers mamba", "hf", _mamba, train=40.0, prefill=4.0, decode=4.0, memory=0.65),
+    Pair("mamba", "transformers mamba with mambapy", "hf", _mambapy, train=4.0, prefill=4.0, decode=4.0, memory=0.65, needs="mambapy"),
+    Pair("mamba", "transformers mamba", "hf", _mamba, train=40.0, prefill=4.0, decode=4.0, memory=0.65, unless="mambapy"),
     Pair("griffin", "transformers recurrent_gemma", "hf", _recurrent_gemma, train=2.5, prefill=1.15, decode=4.0, memory=0.65),
     Pair("falcon-h1", "transformers falcon_h1", "hf", _falcon_h1, train=1.6, prefill=1.15, decode=4.0, memory=0.65),
     Pair("bamba", "transformers bamba", "hf", _bamba, train=1.4, prefill=1.15, decode=4.0, memory=0.65),

@@ -269,7 +269,7 @@ def main() -> None:
     keep_large_blocks()  # for both sides: they share this process
     rows: dict[str, Any] = read_json(ROWS) if ROWS.exists() and not options.dry else {}
     for index, pair in enumerate(PAIRS):
-        if options.only and pair.name not in options.only:
+        if not pair.measurable or (options.only and pair.name not in options.only):
             continue
         sides = ("own", "peer") if pair.peer else ("own",)
         row = measure(pair, options.rounds)
