@@ -305,7 +305,7 @@ class _Job:
             if interrupted():
                 return None
         checkpoints.remove()
-        return max(self.history, key=lambda item: (item["value"], -item["epoch"]))
+        return max(self.history, key=lambda item: (_rank(item), -item["epoch"]))
 
     def _epoch(self, engine: Engine, epoch: int, interrupted: Any) -> bool:
         """One pass over the examples; whether it came to its end."""
@@ -321,18 +321,19 @@ class _Job:
     def _validate(self, run: Run, epoch: int) -> None:
         judged = self.fitted.judge(self.examples["validation"])
         figures = {name: figure(judged.items) for name, figure in judged.figures.items()}
-        best = max((item["value"] for item in self.history), default=-np.inf)
+        best = max(map(_rank, self.history), default=(-np.inf, 0.0))
         self.history.append({"epoch": epoch + 1, "value": judged.value, "figures": figures})
+        better = _rank(self.history[-1]) > best
         run.log("validation", epoch=epoch + 1, **figures)
-        if judged.value > best:
+        if better:
             save(self.model, self.out / BEST)
         if not self.quiet:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in list(figures.items())[:3])
-            print(f"epoch {epoch + 1}: {shown}{'  (best so far)' if judged.value > best else ''}")
+            print(f"epoch {epoch + 1}: {shown}{'  (best so far)' if better else ''}")
 
     def _exhausted(self) -> bool:
-        values = [item["value"] for item in self.history]
-        return bool(self.config.patience) and len(values) - 1 - int(np.argmax(values)) >= self.config.patience
+        ranks = [_rank(item) for item in self.history]
+        return bool(self.config.patience) and len(ranks) - 1 - ranks.index(max(ranks)) >= self.config.patience
 
     def stop(self, run: Run) -> dict[str, Any]:
         """End as interrupted: the same command goes on from the last whole epoch."""
@@ -397,6 +398,11 @@ class _Job:
             files = {f"tokenizer/{file.name}": file.read_bytes() for file in sorted(Path(scratch).iterdir())}
         save(self.model, self.out / "weights", files)
         write_json(self.out / TASK, self.fitted.record())
+
+
+def _rank(item: dict[str, Any]) -> tuple[float, float]:
+    """What an epoch is chosen by: the main figure, and where that ties, the probability that truth was given."""
+    return item["value"], -item["figures"].get("nats", 0.0)
 
 
 def _figures(judged: Judged) -> dict[str, Any]:
