@@ -32,6 +32,7 @@ from orrery.ngram.service import Refused, Service
 _HEAD = 16 << 10  # bytes of a head
 _SENDING = 10.0  # seconds that a request may take to arrive, and an answer to be read
 _IDLE = 75.0  # seconds that a connection is kept without a request
+_LINGER = 0.5  # seconds that a refused connection may go on sending
 _LOOK = 2.0  # seconds between looks at whether an index was built anew
 _REASONS = {
     200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 411: "Length Required",
@@ -79,7 +80,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self.buffer = bytearray()
         self.deadline = time.monotonic() + _SENDING
-        self.busy = self.blocked = self.told = False
+        self.busy = self.blocked = self.told = self.refused = False
         self.peer = ""
         self.transport: Any = None
 
@@ -89,6 +90,7 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if peer else ""
         if len(self.server.connections) >= self.server.service.limits.connections:
+            self.refused = True
             self._send(503, {"error": "too many connections are open; try again in a moment"}, close=True)
             return
         self.server.connections.add(self)
@@ -109,7 +111,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """A part of a request, or several of them."""
-        if self.transport.is_closing():
+        if self.refused or self.transport.is_closing():
             return
         if not self.buffer and not self.busy:
             self.deadline = time.monotonic() + _SENDING
@@ -207,7 +209,10 @@ class Connection(asyncio.Protocol):
         ).encode()
         self.transport.write(head if bare else head + data)
         self.deadline = time.monotonic() + (_SENDING if self.blocked else _IDLE)
-        if close:
+        if self.refused:  # closed at once, what the other side is still sending would reset the line before the answer is read
+            self.transport.write_eof()
+            self.server.loop.call_later(_LINGER, self.transport.close)
+        elif close:
             self.transport.close()
 
     def late(self, now: float) -> bool:
