@@ -3,6 +3,8 @@
 Unlike :mod:`orrery.ops.compiled`, which serves torch operations, nothing here imports torch, and a loop may return
 numbers. A kernel holds only integers and arrays of integers, so that it means the same in both worlds: compiled over
 numpy arrays, or as it stands over memoryviews, whose items are Python integers.
+
+A kernel may call functions of other files: where one of them changes, the kernel is compiled anew (:mod:`orrery.core.kernels`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, TypeVar, cast
+
+from orrery.core.kernels import renamed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +68,7 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     while _pending:
         called, always = _pending.pop()
         extending.register_jitable(error_model="numpy", forceinline=always)(called)
+    function = renamed(cast("FunctionType", function))
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # no folder that numba may write its cache into

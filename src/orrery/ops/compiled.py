@@ -22,19 +22,18 @@ memory gives it.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import inspect
 import math
 import os
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+
+from orrery.core.kernels import renamed
 
 _LOG2_HIGH, _LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # their sum is log 2 to 90 bits
 _INVERSE_LOG2 = 1.0 / math.log(2.0)
@@ -198,10 +197,9 @@ class _Kernel:
 
     @functools.cached_property
     def spread(self) -> Callable[..., None]:
-        """`spread(threads, blocks, *args)`. numba caches it under a name with a hash of the file that the kernel is from."""
-        source = Path(inspect.getfile(self._function)).read_bytes()
+        """`spread(threads, blocks, *args)`, kept on the disk like the kernel, whose file is one of its parts."""
         own = types.FunctionType(_spread.__code__, {"kernel": self.compiled, "prange": _numba().prange})
-        own.__qualname__ = f"_spread_{self._function.__name__}_{hashlib.sha256(source).hexdigest()[:12]}"
+        own.__qualname__ = f"_spread_{self._function.__name__}"
         own.__module__ = __name__
         return _compile(own, parallel=True)
 
@@ -216,7 +214,7 @@ _pending: list[Any] = []  # functions that kernels call and that numba does not 
 
 
 def inlined(function: Any) -> Any:
-    """Mark a function that kernels of the same file call; outside of them it stays what it is."""
+    """Mark a function that kernels call; outside of them it stays what it is."""
     _pending.append(function)
     return function
 
@@ -226,6 +224,7 @@ def _compile(function: Callable[..., None], parallel: bool = False) -> Callable[
     while _pending:
         numba.extending.register_jitable(fastmath={"contract"}, error_model="numpy")(_pending.pop())
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy", "parallel": parallel}
+    function = renamed(cast("types.FunctionType", function))  # a kernel is compiled anew when a file of its parts changes
     try:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder that numba may write its cache into
