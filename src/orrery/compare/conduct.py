@@ -39,7 +39,7 @@ from orrery.compare.result import (
 )
 from orrery.core.environment import environment
 from orrery.core.errors import ConfigError, OrreryError, suggest
-from orrery.core.progress import duration
+from orrery.core.progress import counted, duration
 from orrery.data import Dataset, prepare, validation_windows
 from orrery.runs import Run
 from orrery.train.budget import parse_budget
@@ -164,8 +164,8 @@ class Session:
         extra += machine.TASK_SECONDS * tasks / machine.cores()
         total = seconds + extra
         sentences = [
-            f"{len(self.labels)} architectures, {len(self.settings.seeds)} seeds, {count} runs of {self.settings.budget} each "
-            f"on {self.settings.corpus}; roughly {duration(total)} in all (a guess until speeds are measured)",
+            f"{counted(len(self.labels), 'architecture')}, {counted(len(self.settings.seeds), 'seed')}, "
+            f"{counted(count, 'run')} of {self.settings.budget} each on {self.settings.corpus}; roughly {duration(total)} in all (a guess until speeds are measured)",
             f"results and checkpoints go to {self.parts.root}; Ctrl-C keeps them, the same command goes on",
         ]
         plan = Plan(self.labels, list(self.settings.seeds), count, 0, {k: v * tokens for k, v in steps.items()}, steps, total, sentences)

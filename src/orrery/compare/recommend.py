@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orrery.compare.result import ArchitectureRow, ComparisonResult, Contrast, Exclusion, Recommendation, Series
+from orrery.core.progress import counted
 from orrery.evaluate.statistics import NO_DIFFERENCE, TOO_FEW, WORSE
 
 OVERTAKES_WITHIN = 4.0  # extrapolating the last half of a curve beyond four times its tokens would be fortune telling
@@ -134,7 +135,7 @@ def _doubt(
     n, needed = len(result.protocol.seeds), result.protocol.needed_seeds
     few = [label for label, item in contrasts.items() if item.verdict == TOO_FEW]
     if few and n < needed:
-        doubts.append(f"{n} seed{'s' if n != 1 else ''} cannot decide (a verdict needs {needed})")
+        doubts.append(f"{counted(n, 'seed')} cannot decide (a verdict needs {needed})")
     elif few:  # secondary contrasts are a larger family
         doubts.append(f"{n} seeds cannot decide between it and {' or '.join(few)}")
     else:

@@ -109,3 +109,8 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `1,200 seeds`: a count with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -6,7 +6,7 @@ The rule, first match wins:
 2. `with use_backend("torch"):` around it;
 3. on a CUDA device `fla` (Triton kernels of fla-core), on a CPU in 32 bits or less `numba` (compiled loops), each only
    where the operation offers it and its package is installed;
-4. `torch`, which every operation offers on every device.
+4. `torch`, which every operation offers on every device, and which is all that a traced graph (`torch.compile`) holds.
 
 What is asked for by name and cannot run is an error. Where the automatic choice has to pass over a faster backend
 because its package is missing, a warning says so once. Every choice is logged once (logger `orrery.ops`) and kept for
@@ -54,6 +54,8 @@ def choose(requested: str | None, tensor: Tensor, *, op: str, offered: Sequence[
     Raises:
         ConfigError: a backend asked for by name is not offered, not installed, or made for another device.
     """
+    if torch.compiler.is_compiling() and requested is None:
+        return "torch"  # what a compiler traces; the look-ups below would cut its graph in two at every operation
     if requested is not None:
         name = _required(requested, tensor, op, offered)
     else:
@@ -85,7 +87,7 @@ def _required(name: str, tensor: Tensor, op: str, offered: Sequence[str]) -> str
 def _automatic(tensor: Tensor, op: str, offered: Sequence[str]) -> str:
     device = tensor.device.type
     best = next((name for name in offered if DEVICES.get(name) == device), "torch")
-    if best == "torch" or tensor.dtype == torch.float64 or torch.compiler.is_compiling():
+    if best == "torch" or tensor.dtype == torch.float64:
         return "torch"
     if installed(best):
         return best

@@ -21,6 +21,7 @@ from orrery.compare.report.series import Panel, capability, cost_axes, indices, 
 from orrery.compare.report.svg import clean, mark_path
 from orrery.compare.report.terminal import table_notes
 from orrery.compare.result import ArchitectureRow, ComparisonResult
+from orrery.core.progress import counted
 
 LIGHT = {
     "paper": palette.PAPER_LIGHT, "raise": "#ffffff", "ink": "#23262e", "quiet": "#5c626d", "hair": "#e6e2d9", "hair-strong": "#bdb8ac",
@@ -112,7 +113,7 @@ def eyebrow(result: ComparisonResult) -> str:
     """What kind of page this is, above the sentence."""
     many = len(result.architectures)
     kind = "Reference comparison" if result.kind == "reference" else "Comparison"
-    parts = [f"{kind} of {many} language-model architecture{'s' if many != 1 else ''}", facts.date(result.created)]
+    parts = [f"{kind} of {counted(many, 'language-model architecture')}", facts.date(result.created)]
     return " · ".join(part for part in parts if part)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from orrery.compare.report import digits
 from orrery.compare.report.columns import STATUS
 from orrery.compare.result import ComparisonResult, Contrast, RunRow
+from orrery.core.progress import counted
 
 CAVEAT = "early in training: ranks data efficiency, not final quality"
 LONG_RUN = 20.0  # training tokens per parameter from which a run is no longer called early (arXiv 2203.15556)
@@ -43,7 +44,7 @@ def setting(result: ComparisonResult) -> list[str]:
     elif p.budget:
         facts.append(f"{p.budget} per run")
     if p.seeds:
-        facts.append(f"{len(p.seeds)} seed{'s' if len(p.seeds) > 1 else ''}")
+        facts.append(counted(len(p.seeds), "seed"))
     if result.seconds:
         facts.append(f"{digits.seconds(result.seconds)} in all")
     return facts
@@ -103,8 +104,8 @@ def verdict_rule(result: ComparisonResult) -> str:
     family = p.family_size or len(result.contrasts)
     text = (
         f"A difference counts as better or worse when its whole {100 * (1 - p.alpha):.0f} % interval lies beyond the margin of "
-        f"{p.margin:g} bits per byte and the exact sign-flip test over the family of {family} "
-        f"primary contrast{'s' if family != 1 else ''} agrees"
+        f"{p.margin:g} bits per byte and the exact sign-flip test over the family of "
+        f"{counted(family, 'primary contrast')} agrees"
     )
     if needed:
         text += f", which takes at least {needed} seeds"
