@@ -165,7 +165,8 @@ class Session:
         total = seconds + extra
         sentences = [
             f"{counted(len(self.labels), 'architecture')}, {counted(len(self.settings.seeds), 'seed')}, "
-            f"{counted(count, 'run')} of {self.settings.budget} each on {self.settings.corpus}; roughly {duration(total)} in all (a guess until speeds are measured)",
+            f"{counted(count, 'run')} of {self.settings.budget} each on {self.settings.corpus}; "
+            f"roughly {duration(total)} in all (a guess until speeds are measured)",
             f"results and checkpoints go to {self.parts.root}; Ctrl-C keeps them, the same command goes on",
         ]
         plan = Plan(self.labels, list(self.settings.seeds), count, 0, {k: v * tokens for k, v in steps.items()}, steps, total, sentences)
