@@ -17,12 +17,14 @@ from typing import Any
 
 from orrery.catalogue import keys
 from orrery.catalogue.events import Event, Unchanged
-from orrery.catalogue.record import CONTENT, digest
+from orrery.catalogue.record import CONTENT, TEXTS, digest
 from orrery.core.errors import DataError, UnknownNameError, suggest
 
 COLUMNS = (*CONTENT, "upvotes", "curated")
 _INSERT = f"INSERT INTO papers ({', '.join(COLUMNS)}, digest) VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
 _UPDATE = f"UPDATE papers SET {', '.join(f'{name} = ?' for name in (*COLUMNS, 'digest'))} WHERE id = ?"
+_INDEX = f"INSERT INTO papers_fts (rowid, {', '.join(TEXTS)}) VALUES (?{', ?' * len(TEXTS)})"
+_UNINDEX = f"INSERT INTO papers_fts (papers_fts, rowid, {', '.join(TEXTS)}) VALUES ('delete', ?{', ?' * len(TEXTS)})"
 _OURS = ("title", "title_key", "kind", "core", "sentence", "rooms", "names", "shipped")
 _FIRST = ("arxiv", "doi", "url", "year", "date", "kind", "sentence", "rooms", "names")  # the first value stays
 _TEXTUAL = ("title", "sentence", "abstract", "kind")  # what topics are found by
@@ -72,6 +74,7 @@ def put(connection: sqlite3.Connection, fields: Mapping[str, Any], *, at: str, s
         new["slug"] = free_slug(connection, fields.get("slug") or keys.slug(new["title"]))
         cursor = connection.execute(_INSERT, (*(new[name] for name in COLUMNS), digest(new)))
         number = int(cursor.lastrowid or 0)
+        connection.execute(_INDEX, (number, *(new[name] for name in TEXTS)))
         _assign_topics(connection, number, new, fresh=True)
         return Put(number, new["slug"], ADDED)
     (paper, why), *others = matches
@@ -193,6 +196,9 @@ def _store(connection: sqlite3.Connection, old: Mapping[str, Any], row: Mapping[
     if all(old[name] == row[name] for name in COLUMNS):
         return False
     connection.execute(_UPDATE, (*(row[name] for name in COLUMNS), digest(row), old["id"]))
+    if any(old[name] != row[name] for name in TEXTS):
+        connection.execute(_UNINDEX, (old["id"], *(old[name] for name in TEXTS)))
+        connection.execute(_INDEX, (old["id"], *(row[name] for name in TEXTS)))
     if any(old[name] != row[name] for name in _TEXTUAL):
         _assign_topics(connection, old["id"], row)
     return True
@@ -228,6 +234,7 @@ def _join(connection: sqlite3.Connection, gone: int, kept: int) -> dict[str, Any
     for table in ("submissions", "verdicts", "aliases"):
         connection.execute(f"UPDATE {table} SET paper = ? WHERE paper = ?", (kept, gone))
     connection.execute("DELETE FROM paper_topics WHERE paper = ?", (gone,))
+    connection.execute(_UNINDEX, (gone, *(row[name] for name in TEXTS)))
     connection.execute("DELETE FROM papers WHERE id = ?", (gone,))
     connection.execute("INSERT INTO aliases (slug, paper) VALUES (?, ?)", (row["slug"], kept))
     connection.execute("UPDATE papers SET votes = (SELECT COUNT(*) FROM votes WHERE paper = ?) WHERE id = ?", (kept, kept))

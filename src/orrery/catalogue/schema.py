@@ -1,8 +1,13 @@
-"""The tables of the papers' index. They can be made again at any time from the shipped data and the journal."""
+"""The tables of the papers' index. They can be made again at any time from the shipped data and the journal.
+
+The full-text index is kept by :mod:`orrery.catalogue.merge`, which alone writes papers, and not by triggers: a statement
+with a trigger opens a savepoint, and FTS5 flushes its pending words at every savepoint, so that each paper would be
+written to the disk as a segment of its own (half of an import's time). `Store.verify` checks the index against the table.
+"""
 
 from __future__ import annotations
 
-VERSION = 1  # another version in a database: it is built anew
+VERSION = 2  # another version in a database: it is built anew
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -56,18 +61,4 @@ CREATE VIRTUAL TABLE papers_fts USING fts5(
     title, sentence, abstract, authors, names, content='papers', content_rowid='id',
     tokenize='porter unicode61 remove_diacritics 2', prefix='2 3'
 );
-CREATE TRIGGER papers_fts_added AFTER INSERT ON papers BEGIN
-    INSERT INTO papers_fts (rowid, title, sentence, abstract, authors, names)
-    VALUES (new.id, new.title, new.sentence, new.abstract, new.authors, new.names);
-END;
-CREATE TRIGGER papers_fts_gone AFTER DELETE ON papers BEGIN
-    INSERT INTO papers_fts (papers_fts, rowid, title, sentence, abstract, authors, names)
-    VALUES ('delete', old.id, old.title, old.sentence, old.abstract, old.authors, old.names);
-END;
-CREATE TRIGGER papers_fts_changed AFTER UPDATE OF title, sentence, abstract, authors, names ON papers BEGIN
-    INSERT INTO papers_fts (papers_fts, rowid, title, sentence, abstract, authors, names)
-    VALUES ('delete', old.id, old.title, old.sentence, old.abstract, old.authors, old.names);
-    INSERT INTO papers_fts (rowid, title, sentence, abstract, authors, names)
-    VALUES (new.id, new.title, new.sentence, new.abstract, new.authors, new.names);
-END;
 """

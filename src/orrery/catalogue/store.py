@@ -268,7 +268,7 @@ class Store:
             state = self._state()
         version, position, known = state
         if version != schema.VERSION:
-            self.rebuild(f"it has version {version}, this version of orrery uses {schema.VERSION}")
+            self.rebuild(f"it has version {version}, this version of orrery uses {schema.VERSION}", damaged=False)
         elif not self.journal.ends_at(position):
             with self._writing() as connection:
                 self._catch_up(connection)
@@ -289,8 +289,12 @@ class Store:
         known = connection.execute("SELECT value FROM meta WHERE key = 'shipped'").fetchone()
         return version, _position(connection), known[0] if known else ""
 
-    def rebuild(self, why: str) -> None:
+    def rebuild(self, why: str, *, damaged: bool = True) -> None:
         """Move the index aside under a dated name and make it anew from the shipped papers and the journal.
+
+        Args:
+            why: for the note that the user gets.
+            damaged: False: it is whole, but of another version.
 
         Raises:
             CorruptionError: when a line of the journal is damaged; the index stays as it is then.
@@ -300,9 +304,9 @@ class Store:
             with self.journal.locked():
                 if before is not None and before != _place(self.path):
                     return  # another process has just done it
-                self._build(why)
+                self._build(why, damaged)
 
-    def _build(self, why: str = "") -> None:
+    def _build(self, why: str = "", damaged: bool = True) -> None:
         """Make the index under a temporary name and rename it into place. The caller holds the journal's lock."""
         building = self.path.with_name(f".{FILE}.building")
         _remove(building)
@@ -322,7 +326,7 @@ class Store:
         if why:
             aside = self._move_aside()
             self.notes.append(
-                f"the papers' index was damaged ({why}); it was kept as '{aside.name}' and made anew from the shipped papers "
+                f"the papers' index was {'damaged' if damaged else 'made by another orrery'} ({why}); it was kept as '{aside.name}' and made anew from the shipped papers "
                 f"and {position.seq:,} events of the journal"
             )
         os.replace(building, self.path)

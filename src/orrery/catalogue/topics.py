@@ -181,37 +181,29 @@ _BY_SLUG = {rule.slug: rule for rule in RULES}
 
 
 @functools.cache
-def _terms() -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Stems of every term -> slugs of its topics."""
+def _terms() -> dict[str, tuple[tuple[list[str], tuple[str, ...]], ...]]:
+    """First stem of a term -> the terms that begin with it: their other stems, and slugs of their topics."""
     found: dict[tuple[str, ...], list[str]] = {}
     for rule in RULES:
         for term in rule.terms.split(","):
             slugs = found.setdefault(tuple(stems(term)), [])
             if rule.slug not in slugs:
                 slugs.append(rule.slug)
-    return {term: tuple(slugs) for term, slugs in found.items() if 0 < len(term) <= _LONGEST_TERM}
-
-
-@functools.cache
-def _lengths() -> dict[str, int]:
-    """First stem of a term -> the longest term that begins with it, so that most words cost one look."""
-    longest: dict[str, int] = {}
-    for term in _terms():
-        longest[term[0]] = max(longest.get(term[0], 0), len(term))
-    return longest
+    begins: dict[str, list[tuple[list[str], tuple[str, ...]]]] = {}
+    for (first, *rest), topics in ((term, tuple(slugs)) for term, slugs in found.items() if 0 < len(term) <= _LONGEST_TERM):
+        begins.setdefault(first, []).append((rest, topics))
+    return {first: tuple(terms) for first, terms in begins.items()}
 
 
 def _mentions(text: str) -> dict[str, int]:
-    """How often the terms of every topic stand in a text."""
-    found = stems(text)
-    terms, lengths = _terms(), _lengths()
+    """How often the terms of every topic stand in a text; at one place a topic is counted once."""
+    found, terms = stems(text), _terms()
     counts: dict[str, int] = {}
-    for place, word in enumerate(found):
-        if (longest := lengths.get(word)) is None:
-            continue
+    for place in [place for place, word in enumerate(found) if word in terms]:
         seen: set[str] = set()
-        for length in range(1, longest + 1):
-            seen.update(terms.get(tuple(found[place : place + length]), ()))
+        for rest, slugs in terms[found[place]]:
+            if not rest or found[place + 1 : place + 1 + len(rest)] == rest:
+                seen.update(slugs)
         for slug in seen:
             counts[slug] = counts.get(slug, 0) + 1
     return counts

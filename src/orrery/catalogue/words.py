@@ -7,7 +7,6 @@ applies on its own, and quick, since every distinct word is stemmed once.
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 
@@ -27,6 +26,8 @@ _ENDINGS = (
     "ically", "ical", "ions", "ings", "ible", "able", "ness", "ated", "ates", "ion", "ing", "ers", "ors", "ies", "ity", "ive", "ful", "ate",
     "ics", "ic", "ed", "er", "or", "ly", "es", "s", "y", "e",
 )  # fmt: skip
+_BY_LAST = {last: tuple(each for each in _ENDINGS if each[-1] == last) for last in {each[-1] for each in _ENDINGS}}
+MOST_STEMS = 1 << 18  # words whose stems are remembered: some 40 MB
 LONGEST = 40  # letters of a word that is still a word; longer runs are data
 
 
@@ -46,14 +47,13 @@ def words(text: str) -> list[str]:
     return [word for word in _WORD.findall(fold(text)) if len(word) <= LONGEST]
 
 
-@functools.lru_cache(maxsize=1 << 17)
 def stem(word: str) -> str:
     """`word` without one English ending: distillation, distilled and distilling are all `distil`."""
     if len(word) < 4 or not word.isalpha() or not word.isascii():
         return word
     if word.endswith(("ss", "us", "is")):
         return word
-    for ending in _ENDINGS:
+    for ending in _BY_LAST.get(word[-1], ()):
         if word.endswith(ending):
             rest = word[: -len(ending)]
             if len(rest) >= (3 if ending in ("s", "es", "ies", "y") else 4):
@@ -65,6 +65,20 @@ def _undouble(word: str) -> str:
     return word[:-1] if word[-1] == word[-2] and word[-1] in "bdglmnprt" else word
 
 
+class _Stems(dict[str, str]):
+    """Word -> stem, made when a word is first met; nothing for words that carry no meaning. Begun anew when it is large."""
+
+    def __missing__(self, word: str) -> str:
+        if len(self) >= MOST_STEMS:
+            self.clear()
+        found = self[word] = "" if word in STOP or len(word) > LONGEST else stem(word)
+        return found
+
+
+_stems = _Stems()
+
+
 def stems(text: str) -> list[str]:
     """Stems of the words that carry meaning, in order."""
-    return [stem(word) for word in words(text) if word not in STOP]
+    known = _stems
+    return [found for word in _WORD.findall(fold(text)) if (found := known[word])]
