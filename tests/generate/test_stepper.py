@@ -14,6 +14,14 @@ MODELS = [
     "transformer(window=6)",
     "transformer(kv_heads=1,qk_norm=True,rope=0.5,bias=True)",
     "transformer(canon=abcd)",
+    "gpt2(canon=acd)",
+    "gla(canon=abc)",
+    "lstm(canon=ab)",
+    "gru(canon=b)",
+    "retnet(canon=bd)",
+    "hgrn2(canon=b)",
+    "lightning(canon=b)",
+    "xlstm-large(canon=bc)",
     "mamba2",
     "gated-deltanet",
     "rwkv4",
@@ -64,6 +72,13 @@ def test_scores_are_those_of_the_model(name):
         assert stepper is not None
         for t, scores in enumerate(wanted):
             assert torch.allclose(stepper(rows[:, t]), scores, atol=2e-4 * float(scores.abs().max())), t
+
+
+@pytest.mark.parametrize("name", ["transformer(canon=abcd)", "gpt2(canon=acd)", "lstm(canon=ab)"])
+@torch.inference_mode()
+def test_canon_layers_have_a_form_of_their_own(name):
+    model = build(name)
+    assert not model.stepper(model(torch.ones(1, 3, dtype=torch.int64)).state, 9).run.general  # nothing is called as always
 
 
 def test_it_stands_back_where_it_cannot_answer_for_the_result():

@@ -211,7 +211,7 @@ class Attention(Mixer):
         return ctx.bias if own is None else own if ctx.bias is None else own + ctx.bias
 
     def stepper(self, norm: RowNorm, state: AttentionState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or self.config.relative is not None or not plain_linear(self.inputs.linear, self.out):
+        if self.config.relative is not None or not plain_linear(self.inputs.linear, self.out):
             return None
         batch = len(run.x)
         p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)
@@ -221,7 +221,7 @@ class Attention(Mixer):
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
-        project = linear_step(run.x, self.inputs.linear, p, norm)
+        project = self.inputs.step(run.x, state.conv, p, norm)
         attend = attention_step(p, k, v, run.positions, table, y, norms)
         out = linear_step(y, self.out, run.x, add=True)
 

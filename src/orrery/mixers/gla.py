@@ -130,11 +130,11 @@ class GLA(Mixer):
         return self.out(o), GLAState(inputs, memory, time.clock)
 
     def stepper(self, norm: RowNorm, state: GLAState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out, self.gate):
+        if not plain_linear(self.inputs.linear, self.out, self.gate):
             return None
         p, y = run.x.new_empty(len(run.x), sum(self._parts)), run.x.new_empty(len(run.x), self.out.in_features)
         memory, gate = state.memory.float().contiguous().clone(), (self.gate.weight, self.gate.bias)
-        project = linear_step(run.x, self.inputs.linear, p, norm)
+        project = self.inputs.step(run.x, state.inputs, p, norm)
         recur = gla_stepper(p, memory, y, gate, self.norm.weight, self.config.norm_eps, self.config.gate_norm)
         out = linear_step(y, self.out, run.x, add=True)
 

@@ -102,11 +102,11 @@ class GRU(Mixer):
         return (y if self.out is None else self.out(y)), GRUState(h, last, time.clock)
 
     def stepper(self, norm: RowNorm, state: GRUState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
+        if not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
             return None
         gates, product = run.x.new_empty(2, len(run.x), 3 * self.hidden)
         h = state.h.contiguous().clone()
-        project = linear_step(run.x, self.inputs.linear, gates, norm)
+        project = self.inputs.step(run.x, state.inputs, gates, norm)
         recur = row_linear(h, self.recurrent, F.pad(self.inner_bias.detach(), (2 * self.hidden, 0)), product)
         return in_order(project, recur, gru_stepper(gates, product, h), self._way_out(h, run))
 

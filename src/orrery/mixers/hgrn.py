@@ -119,12 +119,12 @@ class HGRN(Mixer):
         return self.out(y), HGRNState(after, last, time.clock)
 
     def stepper(self, norm: RowNorm, state: HGRNState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+        if not plain_linear(self.inputs.linear, self.out):
             return None
         x, h = run.x, state.h.float().contiguous().clone()
         p, y = x.new_empty(len(x), 5 * self.hidden), torch.empty_like(h)
         recur = hgrn_step(p, h, self.angle, self.bound, y)
-        project = linear_step(x, self.inputs.linear, p, norm)
+        project = self.inputs.step(x, state.inputs, p, norm)
         return in_order(project, recur, linear_step(y, self.out, x, norm_of(self.norm), add=True))
 
     def _turns(self, steps: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -108,12 +108,12 @@ class HGRN2(Mixer):
         return self.out(self.norm(o.flatten(2))), HGRN2State(inputs, memory, time.clock)
 
     def stepper(self, norm: RowNorm, state: HGRN2State, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+        if not plain_linear(self.inputs.linear, self.out):
             return None
         p, y = run.x.new_empty(len(run.x), 3 * self.place.width), torch.empty_like(run.x)
         memory = state.memory.float().contiguous().clone()
         bound = run.x.new_zeros(self.place.width) if self.bound is None else torch.sigmoid(self._bound_logit())
-        project = linear_step(run.x, self.inputs.linear, p, norm)
+        project = self.inputs.step(run.x, state.inputs, p, norm)
         recur = hgrn2_stepper(p, memory, y, bound)
         own = RowNorm("rmsnorm", self.norm.weight, None, self.config.norm_eps)
         out = linear_step(y, self.out, run.x, own, add=True)

@@ -140,11 +140,11 @@ class Lightning(Mixer):
         return self.out(y), LightningState(memory, conv, time.clock)
 
     def stepper(self, norm: RowNorm, state: LightningState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+        if not plain_linear(self.inputs.linear, self.out):
             return None
         config, x = self.config, run.x
         p, y = x.new_empty(len(x), 4 * self.inner), x.new_empty(len(x), self.inner)
-        project = linear_step(x, self.inputs.linear, p, norm)
+        project = self.inputs.step(x, state.conv, p, norm)
         recur = lightning_stepper(
             p, state.memory.float().contiguous().clone(), y, self.decays, run.positions, self.theta_log, self.norm, config.eps,
             config.activate_values, config.output_gate == "sigmoid",

@@ -99,11 +99,11 @@ class LSTM(Mixer):
         return (y if self.out is None else self.out(y)), LSTMState(h, c, last, time.clock)
 
     def stepper(self, norm: RowNorm, state: LSTMState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
+        if not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
             return None
         gates = run.x.new_empty(len(run.x), 4 * self.hidden)
         h, c = (held.contiguous().clone() for held in (state.h, state.c))
-        project = linear_step(run.x, self.inputs.linear, gates, norm)
+        project = self.inputs.step(run.x, state.inputs, gates, norm)
         recur = row_linear(h, self.recurrent, None, gates, add=True)
         return in_order(project, recur, lstm_stepper(gates, h, c), self._way_out(h, run))
 

@@ -129,12 +129,12 @@ class RetNet(Mixer):
         return self.out(y), RetNetState(memory, conv, time.clock)
 
     def stepper(self, norm: RowNorm, state: RetNetState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+        if not plain_linear(self.inputs.linear, self.out):
             return None
         config, x = self.config, run.x
         p, y = x.new_empty(len(x), sum(self.parts)), x.new_empty(len(x), self.heads * self.value)
         memory = state.memory.float().contiguous().clone()
-        project = linear_step(x, self.inputs.linear, p, norm)
+        project = self.inputs.step(x, state.conv, p, norm)
         recur = retnet_stepper(p, memory, y, self.decays, run.positions, config.rope_theta, self.norm, config.eps)
         out = linear_step(y, self.out, x, add=True)
 

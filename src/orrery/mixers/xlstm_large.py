@@ -129,12 +129,12 @@ class XLSTMLarge(Mixer):
         return self.out(y), XLSTMLargeState(memory, peak, conv, time.clock)
 
     def stepper(self, norm: RowNorm, state: XLSTMLargeState, run: Stepping) -> Step | None:
-        if self.inputs.conv is not None or not plain_linear(self.inputs.linear, self.out):
+        if not plain_linear(self.inputs.linear, self.out):
             return None
         config, x = self.config, run.x
         p, y = x.new_empty(len(x), sum(self.parts)), x.new_empty(len(x), self.values)
         memory, peak = (held.float().contiguous().clone() for held in (state.memory, state.peak))
-        project = linear_step(x, self.inputs.linear, p, norm)
+        project = self.inputs.step(x, state.conv, p, norm)
         recur = large_stepper(p, memory, peak, y, self.gate_bias, self.norm, self.key, config.gate_cap, config.eps, config.norm_eps)
         out = linear_step(y, self.out, x, add=True)
 

@@ -29,7 +29,8 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 from orrery.nn.residual_gate import ResidualGate
-from orrery.nn.stepping import Step, Stepping, block_step, in_order, norm_of, part_step
+from orrery.nn.stepping import Beside, Step, Stepping, block_step, in_order, norm_of, part_step
+from orrery.ops.canon_step import add_change, canon_step
 from orrery.ops.row_linear import blend, norm_in_place, row_norm
 
 PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
@@ -114,6 +115,15 @@ def _output_step(norm: nn.Module, inner: Step, run: Stepping) -> Step:
         torch.add(x, normed(), out=run.x)
 
     return step
+
+
+def _canon_step(canon: Canon, held: Any, norm: nn.Module | None, part: nn.Module, state: Any, run: Stepping) -> Step:
+    """x += part(canon(norm(x))): the part works on a stream of its own, whose change is added."""
+    room, known = Beside(run), norm_of(norm)
+    assert known is not None
+    kept, window = torch.empty_like(run.x), held.inputs.float().contiguous().clone()
+    before = canon_step(run.x, known, window, canon.conv.weight, room.x, kept)
+    return in_order(before, part_step(part, None, state, room), add_change(run.x, room.x, kept))
 
 
 class Block(nn.Module):
@@ -217,14 +227,19 @@ class Block(nn.Module):
         if self.config.placement == "output" and not canon and type(self) is Block:
             return self._output_steps(state, run)
         serial = self.config.placement == "pre" or (self.config.placement == "parallel" and self.channel is None)
-        if canon or not serial or type(self) is not Block:
+        unknown = canon and (norm_of(self.mixer_norm) is None or norm_of(self.channel_norm) is None)
+        if unknown or not serial or type(self) is not Block:
             return [block_step(self, state, run)]
-        steps = [part_step(self.mixer, self.mixer_norm, state[1], run)]
+        steps = [self._part_step(self.canon_a, state[0], self.mixer_norm, self.mixer, state[1], run)]
         if self.cross is not None:
             steps.append(part_step(self.cross, self.cross_norm, state[4], run))
         if self.channel is not None:
-            steps.append(part_step(self.channel, self.channel_norm, state[3], run))
+            steps.append(self._part_step(self.canon_c, state[2], self.channel_norm, self.channel, state[3], run))
         return steps
+
+    @staticmethod
+    def _part_step(canon: Canon | None, held: Any, norm: nn.Module | None, part: nn.Module, state: Any, run: Stepping) -> Step:
+        return part_step(part, norm, state, run) if canon is None else _canon_step(canon, held, norm, part, state, run)
 
     def _normed_steps(self, state: BlockState, run: Stepping) -> list[Step]:
         parts = [(self.mixer, self.mixer_norm, state[1]), (self.channel, self.channel_norm, state[3])]

@@ -24,8 +24,9 @@ from orrery.core.errors import ConfigError, suggest
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import ConvState, ShortConv
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.canon_step import activate_step, residual_conv_step
 from orrery.ops.packed_linear import ACTIVATIONS as FUSED
 from orrery.ops.packed_linear import PackedLinear
 from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
@@ -121,10 +122,12 @@ class _FeedForward(Part):
     def stepper(self, norm: RowNorm, state: Any, run: Stepping) -> Step | None:
         code = {"identity": ""}.get(self.config.activation, self.config.activation)
         code = GATED_CODES.get(code, code) if self.branches == 2 else code
-        if self.conv is not None or code not in ACTIVATION_CODES or not plain_linear(self.wide, self.out):
+        if code not in ACTIVATION_CODES or not plain_linear(self.wide, self.out):
             return None
         h = run.x.new_empty(len(run.x), self.hidden)
         out = linear_step(h, self.out, run.x, add=True)
+        if self.conv is not None:
+            return None if self.branches == 2 and code not in GATED_CODES.values() else self._canon_step(norm, state, run, h, code, out)
         if self.branches == 1 or code in GATED_CODES.values():
             wide = linear_step(run.x, self.wide, h, norm, code)
 
@@ -146,6 +149,22 @@ class _FeedForward(Part):
             out()
 
         return gated
+
+    def _canon_step(self, norm: RowNorm, state: ConvState, run: Stepping, h: Tensor, code: str, out: Step) -> Step:
+        assert self.conv is not None
+        raw, p = run.x.new_empty(2, len(run.x), self.wide.out_features)
+        window = state.inputs.float().contiguous().clone()
+        convolve = residual_conv_step(raw, window, self.conv.weight, p)
+        return in_order(linear_step(run.x, self.wide, raw, norm), convolve, activate_step(p, h, code), out)
+
+    def prepared(self) -> Callable[[Tensor, Tensor, Context], Tensor] | None:
+        if self.conv is not None or not plain_linear(self.wide, self.out):
+            return None
+        fused = self.config.activation if self.branches == 1 and self.config.activation in FUSED else ""
+        wide, out = PackedLinear(self.wide.weight, self.wide.bias, fused), PackedLinear(self.out.weight, self.out.bias)
+        if fused:
+            return lambda x, residual, ctx: out.onto(wide(x), residual)
+        return lambda x, residual, ctx: out.onto(self.activate(wide(x)), residual)
 
     def prepared(self) -> Callable[[Tensor, Tensor, Context], Tensor] | None:
         if self.conv is not None or not plain_linear(self.wide, self.out):

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from orrery.nn.contract import Context, Place
 from orrery.nn.conv import ShortConv
+from orrery.nn.stepping import Step, in_order, linear_step
+from orrery.ops.canon_step import residual_conv_step
+from orrery.ops.row_linear import RowNorm
 
 
 class Projection(nn.Module):
@@ -38,6 +41,13 @@ class Projection(nn.Module):
         if self.conv is None:
             return p, p.new_empty(len(p), 0, 0)
         return self.conv(p, inputs, ctx)
+
+    def step(self, x: Tensor, inputs: Tensor, y: Tensor, norm: RowNorm | None = None) -> Step:
+        """One token as a step (:mod:`orrery.nn.stepping`): y (B,E) from norm(x) (B,D), the last inputs copied and then kept."""
+        if self.conv is None:
+            return linear_step(x, self.linear, y, norm)
+        raw, window = torch.empty_like(y), inputs.float().contiguous().clone()
+        return in_order(linear_step(x, self.linear, raw, norm), residual_conv_step(raw, window, self.conv.weight, y))
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Last inputs before the first token."""
