@@ -19,6 +19,7 @@ Oracle: tests/oracles/bidirectional_attention.py (float64 loops); transformers' 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,11 +31,12 @@ from torch import Tensor, nn
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
-from orrery.nn.document_attention import attend_documents, band, pairs_seen
+from orrery.nn.document_attention import attend_documents, band, pairs_seen, short_attention
 from orrery.nn.packing import pack_timeline
 from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
 from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import plain_linear
 from orrery.ops.packed_linear import PackedLinear
 
@@ -138,6 +140,37 @@ class BidirectionalAttention(Mixer):
 
         return attend
 
+    def short(self) -> Callable[[ShortText], Callable[[], Any]] | None:
+        maps = short_linears(self.inputs.linear, self.out)
+        if maps is None:
+            return None
+        inputs, out = maps
+
+        def bind(run: ShortText) -> Callable[[], Any]:
+            length, x, p, y = run.length, run.given, run.buffer("projected", inputs.size), run.y
+            heads = p.view(length, -1, self.head_dim)
+            turn = self._turn_in_place(heads) if self.rotated else None
+            if self.relative is not None:
+                run.shared["relative"] = self.relative.square(length).detach()
+            attend = short_attention(heads, self._sizes, run.shared.get("relative"), self.config.window)
+
+            def step() -> None:
+                inputs(x, p)
+                if turn is not None:
+                    turn()
+                out(attend(), y)
+
+            return step
+
+        return bind
+
+    def _turn_in_place(self, heads: Tensor) -> Callable[[], Any]:
+        """Queries and keys of heads (N,H+2G,K), turned where they lie."""
+        positions = torch.arange(len(heads))
+        table = cached_table(positions, len(heads), self.rotated, self.config.rope_theta, heads.dtype)[:, None]
+        turned = heads[:, : self.heads + self.kv_heads, : self.rotated]
+        return functools.partial(torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_, table)
+
     @property
     def _sizes(self) -> tuple[int, int, int]:
         return self.heads, self.kv_heads, self.kv_heads
@@ -166,6 +199,10 @@ class BidirectionalAttention(Mixer):
         bias = ctx.bias.masked_fill(~seen[:, None], -math.inf)
         heads = self._project(x, ctx)
         return self.out(attend_documents(heads, self._sizes, None, bias, None, self.config.dropout if self.training else 0.0).flatten(2))
+
+    def queries_keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
+        """Queries (B,T,H*K), keys and values (B,T,G*K) before they are rotated; what distillation compares."""
+        return self.inputs.linear(x).split([size * self.head_dim for size in self._sizes], -1)
 
     def _project(self, x: Tensor, ctx: Context) -> Tensor:
         """Queries, keys and values (B,T,H+2G,K), the first two rotated."""

@@ -222,6 +222,11 @@ class Part(nn.Module):
         """
         return None
 
+    def short(self) -> Callable[[Any], Callable[[], Any]] | None:
+        """A function that binds the part to a :class:`~orrery.nn.short_text.ShortText` and gives one that does
+        `run.y = part(run.given)` for one text of `run.length` tokens; None: no such form. As for `prepared`."""
+        return None
+
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
         """The state before the first token, for `batch` rows (None for a stateless part)."""
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,6 +65,18 @@ def _attend(heads: Tensor, sizes: tuple[int, int, int], bias: Tensor | None, win
             q[:, :, begin:stop], k[:, :, low:high], v[:, :, low:high], seen, dropout, enable_gqa=grouped
         ))  # fmt: skip
     return (torch.cat(found, 2) if len(found) > 1 else found[0]).transpose(1, 2)
+
+
+def short_attention(heads: Tensor, sizes: tuple[int, int, int], bias: Tensor | None, window: int | None) -> Callable[[], Tensor]:
+    """Attention of one text as a function of what heads (T,H+2G,K) hold then; (T,H K) each time, its views made once."""
+    length, grouped = len(heads), sizes[0] != sizes[1]
+    if window is not None and length > window + 1:
+        return lambda: _attend(heads[None], sizes, bias, window, 0.0)[0].flatten(1)
+    q, k, v = heads.transpose(0, 1)[None].split(sizes, 1)
+    attend = F.scaled_dot_product_attention
+    if grouped:
+        return lambda: attend(q, k, v, bias, enable_gqa=True).transpose(1, 2).reshape(length, -1)
+    return lambda: attend(q, k, v, bias).transpose(1, 2).reshape(length, -1)
 
 
 def _chunks(length: int, window: int) -> list[tuple[int, int, int, int]]:

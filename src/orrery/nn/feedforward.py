@@ -24,6 +24,7 @@ from orrery.core.errors import ConfigError, suggest
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import ConvState, ShortConv
+from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.canon_step import activate_step, residual_conv_step
@@ -166,14 +167,22 @@ class _FeedForward(Part):
             return lambda x, residual, ctx: out.onto(wide(x), residual)
         return lambda x, residual, ctx: out.onto(self.activate(wide(x)), residual)
 
-    def prepared(self) -> Callable[[Tensor, Tensor, Context], Tensor] | None:
-        if self.conv is not None or not plain_linear(self.wide, self.out):
+    def short(self) -> Callable[[ShortText], Callable[[], Any]] | None:
+        maps = short_linears(self.wide, self.out) if self.conv is None else None
+        if maps is None:
             return None
-        fused = self.config.activation if self.branches == 1 and self.config.activation in FUSED else ""
-        wide, out = PackedLinear(self.wide.weight, self.wide.bias, fused), PackedLinear(self.out.weight, self.out.bias)
-        if fused:
-            return lambda x, residual, ctx: out.onto(wide(x), residual)
-        return lambda x, residual, ctx: out.onto(self.activate(wide(x)), residual)
+        wide, out = maps
+
+        def bind(run: ShortText) -> Callable[[], Any]:
+            x, h, y = run.given, run.buffer("hidden", wide.size), run.y
+
+            def step() -> None:
+                wide(x, h)
+                out(self.activate(h), y)
+
+            return step
+
+        return bind
 
     def activate(self, h: Tensor) -> Tensor:
         """H (B,T,branches*F) -> (B,T,F)."""
