@@ -36,6 +36,7 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_scan import diagonal_scan
 from orrery.ops.gated_average_step import hgrn_step
 from orrery.ops.row_linear import RowNorm
@@ -103,11 +104,7 @@ class HGRN(Mixer):
         p, last = self.inputs(x, None if state is None else state.inputs, ctx)
         kind = torch.float64 if p.dtype == torch.float64 else torch.float32
         c, f, g = p.to(kind).split([2 * self.hidden, self.hidden, 2 * self.hidden], -1)
-        a_log, write_log = F.logsigmoid(f), F.logsigmoid(-f)
-        if self.bound is not None:
-            above = F.logsigmoid(-self.bound.to(kind))
-            a_log = torch.logaddexp(F.logsigmoid(self.bound.to(kind)), above + a_log)
-            write_log = above + write_log
+        a_log, write_log = self._gates(f)
         cos, sin = self._turns(torch.arange(1, length + 1, device=x.device), kind)
         write = torch.cat([write_log, write_log], -1).exp() * _turned(F.silu(c), cos, -sin)
         h, after = diagonal_scan(  # 2311.04823 equation 3, in a frame that turns
@@ -126,6 +123,23 @@ class HGRN(Mixer):
         recur = hgrn_step(p, h, self.angle, self.bound, y)
         project = self.inputs.step(x, state.inputs, p, norm)
         return in_order(project, recur, linear_step(y, self.out, x, norm_of(self.norm), add=True))
+
+    def _gates(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """From f (B,T,H): the logarithms of what is kept and of what is written."""
+        a_log, write_log = F.logsigmoid(f), F.logsigmoid(-f)
+        if self.bound is None:
+            return a_log, write_log
+        above = F.logsigmoid(-self.bound.to(f.dtype))
+        return torch.logaddexp(F.logsigmoid(self.bound.to(f.dtype)), above + a_log), above + write_log
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The complex matrices (B,H,T,T) that map silu(c) to h, both as complex numbers, channel by channel."""
+        p, _ = self.inputs(x, None, ctx)
+        kind = torch.float64 if p.dtype == torch.float64 else torch.float32
+        a_log, write_log = self._gates(p.to(kind).split([2 * self.hidden, self.hidden, 2 * self.hidden], -1)[1])
+        matrix = decay_matrix(a_log, ctx.timeline.starts) * write_log.exp().transpose(1, 2)[:, :, None]
+        turned = torch.complex(*self._turns(torch.arange(x.shape[1], device=x.device), kind)).t()  # (H,T)
+        return matrix * turned[:, :, None] * turned[:, None].conj()
 
     def _turns(self, steps: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine (..., H) of so many steps; float64 inside, since angles grow with the length."""

@@ -37,6 +37,7 @@ from orrery.nn.conv import ShortConv
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_scan import diagonal_scan
 from orrery.ops.diagonal_step import conv_step
 from orrery.ops.gated_average_step import mingru_step
@@ -99,17 +100,27 @@ class MinGRU(Mixer):
 
     def mix(self, x: Tensor, state: MinGRUState | None, ctx: Context) -> tuple[Tensor, MinGRUState]:
         time = ctx.timeline
+        v, k, last = self._gates(x, None if state is None else state.inputs, ctx)
+        a_log, b = _Terms.apply(v, k)
+        h, after = diagonal_scan(a_log, b, None if state is None else state.h, time.starts, time.lengths)
+        return self.out(h.to(x.dtype)), MinGRUState(last, after, time.clock)
+
+    def _gates(self, x: Tensor, inputs: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """v and k (B,T,H), for minLSTM the k that makes it a minGRU, in float32 at least; and the convolution's last inputs."""
         last = x.new_empty(len(x), 0, x.shape[2])
         if self.conv is not None:
-            x, last = self.conv(x, None if state is None else state.inputs, ctx)
+            x, last = self.conv(x, inputs, ctx)
         p = self.inputs(x)
         kind = torch.float64 if p.dtype == torch.float64 else torch.float32
         v, k, *other = p.to(kind).chunk(2 if self.config.cell == "gru" else 3, -1)
         if other:  # 2410.01201 appendix B.2.2: the difference of both gates' logarithms
             k = F.softplus(-k) - F.softplus(-other[0])
-        a_log, b = _Terms.apply(v, k)
-        h, after = diagonal_scan(a_log, b, None if state is None else state.h, time.starts, time.lengths)
-        return self.out(h.to(p.dtype)), MinGRUState(last, after, time.clock)
+        return v, k, last
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices (B,H,T,T) that map g(v) to h, channel by channel."""
+        _, k, _ = self._gates(x, None, ctx)
+        return decay_matrix(-F.softplus(k), ctx.timeline.starts) * torch.sigmoid(k).transpose(1, 2)[:, :, None]
 
     def stepper(self, norm: RowNorm, state: MinGRUState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs, self.out):

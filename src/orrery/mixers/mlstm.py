@@ -121,17 +121,31 @@ class MLSTM(Mixer):
         p, _ = self.inputs(x, None, ctx)
         u, z = p.chunk(2, -1)
         c, conv = self.conv(u, None if state is None else state.conv, ctx)
-        parts = torch.cat([self._blockwise(c, self.blocks[:2]), self._blockwise(u, self.blocks[2:])], 2)
-        wide = torch.promote_types(p.dtype, torch.float32)
-        i_log, f = self.gates(parts.flatten(2)).to(wide).chunk(2, -1)
-        q, k, v = parts.unflatten(-1, (config.heads, self.head)).unbind(2)
+        q, k, v, i_log, f_log = self._memory(u, c)
         h, (memory, peak) = mlstm(
-            q, k, v, i_log, F.logsigmoid(f), None if state is None else (state.memory, state.peak), time.starts, time.lengths,
+            q, k, v, i_log, f_log, None if state is None else (state.memory, state.peak), time.starts, time.lengths,
             self.head**-0.5, config.eps, config.chunk,
         )  # fmt: skip
         h = F.layer_norm(h, (self.head,), eps=config.norm_eps).flatten(2)
         y = torch.addcmul(h * self.norm, c, self.skip) * F.silu(z)
         return self.out(y), MLSTMState(memory, peak, conv, time.clock)
+
+    def _memory(self, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """From u and c (B,T,E): q, k, v (B,T,H,K), and the logarithms of both gates (B,T,H) in float32 at least."""
+        parts = torch.cat([self._blockwise(c, self.blocks[:2]), self._blockwise(u, self.blocks[2:])], 2)
+        wide = torch.promote_types(u.dtype, torch.float32)
+        i_log, f = self.gates(parts.flatten(2)).to(wide).chunk(2, -1)
+        q, k, v = parts.unflatten(-1, (self.config.heads, self.head)).unbind(2)
+        return q, k, v, i_log, F.logsigmoid(f)
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices M (B,H,T,T) with h = M v, before the norm: the recurrence, given unit vectors as values."""
+        u = self.inputs(x, None, ctx)[0].chunk(2, -1)[0]
+        q, k, _, i_log, f_log = self._memory(u, self.conv(u, None, ctx)[0])
+        batch, length = x.shape[:2]
+        units = torch.eye(length, dtype=k.dtype, device=x.device)[None, :, None].expand(batch, -1, self.config.heads, -1)
+        h, _ = mlstm(q, k, units, i_log, f_log, None, ctx.timeline.starts, None, self.head**-0.5, self.config.eps, self.config.chunk)
+        return h.transpose(1, 2)
 
     def stepper(self, norm: RowNorm, state: MLSTMState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.gates, self.out):

@@ -34,6 +34,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_scan import diagonal_scan
 from orrery.ops.gated_average_step import qrnn_step, window_step
 from orrery.ops.row_linear import RowNorm, row_norm_into
@@ -113,6 +114,15 @@ class QRNN(Mixer):
         h = c if pooling == "f" else torch.sigmoid(rest[0].to(kind)) * c
         y = h.to(p.dtype)
         return (y if self.out is None else self.out(y)), QRNNState(last, after, time.clock)
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices (B,H,T,T) that map tanh(z) to h, channel by channel, without zoneout."""
+        time, pooling = ctx.timeline, self.config.pooling
+        p = self.inputs(windows(x, self.config.window, None, time.starts, time.lengths)[0])
+        _, f, *rest = p.chunk(_PARTS[pooling], -1)
+        write = torch.sigmoid(rest[1] if pooling == "ifo" else -f)
+        matrix = decay_matrix(F.logsigmoid(f), time.starts) * write.transpose(1, 2)[:, :, None]
+        return matrix if pooling == "f" else torch.sigmoid(rest[0]).transpose(1, 2)[..., None] * matrix
 
     def stepper(self, norm: RowNorm, state: QRNNState, run: Stepping) -> Step | None:
         maps = (self.inputs,) if self.out is None else (self.inputs, self.out)

@@ -37,8 +37,9 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_step import conv_step, rg_lru_step
-from orrery.ops.rg_lru import rg_lru
+from orrery.ops.rg_lru import rg_lru, rg_lru_terms
 from orrery.ops.row_linear import RowNorm
 
 
@@ -127,6 +128,13 @@ class RGLRU(Mixer):
         )
         y = self.out(F.gelu(g, approximate="tanh") * h)
         return y, RGLRUState(conv, after, time.clock)
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices (B,R,T,T) that map u to h, channel by channel."""
+        time = ctx.timeline
+        u, _ = self.conv(self.inputs.linear(x).chunk(2, -1)[1], None, ctx)
+        a_log, share = rg_lru_terms(torch.ones_like(u), *self._gates(u), F.softplus(self.pace), time.positions == 0)
+        return decay_matrix(a_log, time.starts) * share.transpose(1, 2)[:, :, None]
 
     def _gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Input gate and recurrence gate (B,T,R) before their sigmoids."""

@@ -32,6 +32,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.slstm import slstm, slstm_initial
 
 
@@ -94,14 +95,34 @@ class SLSTM(Mixer):
 
     def mix(self, x: Tensor, state: SLSTMState | None, ctx: Context) -> tuple[Tensor, SLSTMState]:
         time = ctx.timeline
-        smooth, conv = self.conv(x, None if state is None else state.conv, ctx)
-        rows = torch.stack([smooth, x]).flatten(1, 2).unflatten(-1, (self.config.heads, self.head))  # (2,BT,H,K)
-        raw = torch.matmul(rows.transpose(1, 2), self.gates)  # (2,H,BT,2K)
-        wide = torch.promote_types(raw.dtype, torch.float32)
-        raw = raw.permute(2, 1, 0, 3).flatten(2).to(wide).add(self.bias).unflatten(0, x.shape[:2])
+        raw, conv = self._gates(x, None if state is None else state.conv, ctx)
         h, held = slstm(raw, self.recurrent, None if state is None else state[:4], time.starts, time.lengths)
         y = F.layer_norm(h, (self.head,), eps=self.config.eps).flatten(2) * self.norm
         return y.to(x.dtype), SLSTMState(*held, conv, time.clock)
+
+    def _gates(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor]:
+        """The input's part of the gates (B,T,H,4K) in float32 at least, and the convolution's last inputs."""
+        smooth, conv = self.conv(x, conv, ctx)
+        rows = torch.stack([smooth, x]).flatten(1, 2).unflatten(-1, (self.config.heads, self.head))  # (2,BT,H,K)
+        raw = torch.matmul(rows.transpose(1, 2), self.gates)  # (2,H,BT,2K)
+        wide = torch.promote_types(raw.dtype, torch.float32)
+        return raw.permute(2, 1, 0, 3).flatten(2).to(wide).add(self.bias).unflatten(0, x.shape[:2]), conv
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices (B,D,T,T) that map the cell's inputs tanh(z) to h, given the gates that this x makes.
+
+        Gates and cell inputs hear h of the token before, so these are no matrices of x: they say what h holds of every token.
+        """
+        starts = ctx.timeline.starts
+        raw, _ = self._gates(x, None, ctx)
+        h, _ = slstm(raw, self.recurrent, None, starts)
+        heard = F.pad(h[:, :-1], (0, 0, 0, 0, 1, 0))
+        heard = heard if starts is None else heard.masked_fill(starts[..., None, None], 0.0)
+        i, f, _, o = (raw + torch.einsum("bthk,hkg->bthg", heard, self.recurrent)).chunk(4, -1)
+        i, f, o = (gate.flatten(2) for gate in (i, f, o))
+        most = i.amax(1, keepdim=True)  # of a channel; its weights are divided by their sum
+        weights = decay_matrix(F.logsigmoid(f), starts) * (i - most).exp().transpose(1, 2)[:, :, None]
+        return torch.sigmoid(o).transpose(1, 2)[..., None] * weights / weights.sum(-1, keepdim=True)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> SLSTMState:
         """Nothing seen; float32 unless `dtype` is float64."""

@@ -54,11 +54,18 @@ def rg_lru(
     Raises:
         StateError: when the state or `starts` has another shape.
     """
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    wide = (each.to(kind) for each in (x, input_gate, recurrence_gate, pace))
-    a_log, b = _Terms.apply(*wide, first)
+    a_log, b = rg_lru_terms(x, input_gate, recurrence_gate, pace, first)
     h, after = diagonal_scan(a_log, b, state, starts, lengths, backend)
     return h.to(x.dtype), after
+
+
+def rg_lru_terms(
+    x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, pace: Tensor, first: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log a and sqrt(1 - a^2) i x, both (B,T,R) in float32 at least; arguments as of :func:`rg_lru`."""
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    terms: tuple[Tensor, Tensor] = _Terms.apply(*(each.to(kind) for each in (x, input_gate, recurrence_gate, pace)), first)
+    return terms
 
 
 class _Terms(torch.autograd.Function):
