@@ -173,6 +173,11 @@ class Attention(Mixer):
         y = y if gate is None else sigmoid_gate(gate, y)
         return self.out(y), AttentionState(*kept, conv, time.clock)
 
+    def queries_keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
+        """Queries (B,T,H*K), keys and values (B,T,G*K) before they are normed and rotated; what distillation compares."""
+        p = self.inputs(x, None, ctx)[0].split(self._parts, -1)[0] if self.config.gate else self.inputs(x, None, ctx)[0]
+        return p.split([size * self.head_dim for size in (self.heads, self.kv_heads, self.kv_heads)], -1)
+
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed; the raw gate (B,T,H*K); the last inputs of Canon-B."""
         p, conv = self.inputs(x, conv, ctx)

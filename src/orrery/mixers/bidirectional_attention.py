@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
-from orrery.nn.document_attention import attend_documents, band, pairs_seen, short_attention
+from orrery.nn.document_attention import attend_documents, band, exporting, pairs_seen, short_attention
 from orrery.nn.packing import pack_timeline
 from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
-from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.rotary import cached_table, rotate, rotate_by_reals
 from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import plain_linear
 from orrery.ops.packed_linear import PackedLinear
@@ -213,6 +213,8 @@ class BidirectionalAttention(Mixer):
         if not self.rotated:
             return heads
         time = ctx.timeline
+        if exporting():
+            return rotate_by_reals(heads, time.positions, self.rotated, self.config.rope_theta, self.heads + self.kv_heads)
         length = int(ctx.positions.max()) + 1 if ctx.positions is not None else x.shape[1]
         table = cached_table(time.positions, length, self.rotated, self.config.rope_theta, x.dtype)  # 2104.09864 eq. 34
         return rotate(heads, table, self.heads + self.kv_heads)

@@ -122,6 +122,10 @@ class DisentangledAttention(Mixer):
         ]
         return self.out(torch.cat(found)[None].flatten(2)), None
 
+    def queries_keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
+        """Queries, keys and values (B,T,H*K) of contents; what distillation compares."""
+        return self.inputs.linear(x).chunk(3, -1)
+
     def _table(self, ctx: Context) -> Tensor | None:
         """The table R (2S,D), one's own or the first layer's; None in a layer that is looked at without the first, which has it."""
         shared = ctx.shared if ctx.shared is not None else {}

@@ -43,15 +43,23 @@ class ObjectiveSubject:
         return next((FEEDS[tag] for tag in FEEDS if tag in tags), CAUSAL)
 
     def objective(self) -> Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]:
-        """A fresh objective."""
-        return create_objective(self.name, **self.settings)
+        """A fresh objective; one that needs a teacher gets a deeper model of the same kind."""
+        tags = registry.lookup(self.name, "objective").tags
+        example = next((EXAMPLES[tag] for tag in tags if tag in EXAMPLES and not self.settings), {})
+        built: Any = create_objective(self.name, **{**example, **self.settings})
+        if "teacher" in tags and "teacher" not in self.settings:
+            built.teach(self._model(torch.float64, True, depth=2, seed=2))
+        return built
 
     def build(self, dtype: torch.dtype = torch.float64, randomise: bool = True) -> nn.Module:
         """A small model."""
+        return self._model(dtype, randomise)
+
+    def _model(self, dtype: torch.dtype, randomise: bool, depth: int = 1, seed: int = 1) -> nn.Module:
         feed = self.feed
-        model = create_model(self.model or feed.model, vocab_size=VOCAB, width=16, depth=1, seed=1, **feed.settings)
+        model = create_model(self.model or feed.model, vocab_size=VOCAB, width=16, depth=depth, seed=seed, **feed.settings)
         if randomise:
-            perturb(model, 1, 0.3)
+            perturb(model, seed, 0.3)
         return model.to(dtype)
 
     def call(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -99,6 +107,12 @@ class Feed:
 
 
 CLASSES = 3
+EXAMPLES: dict[str, dict[str, Any]] = {  # settings without which there is nothing to try, by tag
+    "composed": {
+        "parts": {"next-token": {}, "bounded": {"objective": "next-token", "settings": {"z_loss": 0.01}, "weight": 0.5}},
+        "weighting": "uncertainty",
+    }
+}
 CAUSAL = Feed("transformer", make_batch)
 FEEDS = {  # by tag, the first that an objective has
     "encoder-decoder": Feed("t5", make_pairs, padded={"tokens": "segments", "answer": "answer_segments"}),

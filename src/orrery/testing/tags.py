@@ -25,6 +25,8 @@ KNOWN_TAGS = {
     "stopped": "holds parts of its value constant when it is differentiated",
     "memory": "reads a memory beside its input (cross-attention)",
     "bytes": "reads UTF-8 bytes, which it makes words of itself",
+    "composed": "is made of other objectives",
+    "teacher": "learns from another, frozen model",
     "encoder": "builds an encoder",
     "encoder-decoder": "builds an encoder and a decoder that reads it",
 }
