@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from orrery.compare import task_result, task_worker
+from orrery.compare.task_page import task_page
 from orrery.compare.task_report import markdown, picture, table, write_task_report
 from orrery.compare.task_result import over_items
 from orrery.compare.tasks import TaskSettings, compare_tasks
@@ -19,6 +22,7 @@ from orrery.data.records import Row, Table
 from orrery.evaluate.predictions import FIGURES, paired_interval
 from orrery.evaluate.statistics import TOO_FEW, t_interval
 from orrery.evaluate.tasks import Judged
+from orrery.methods.baselines import simplest
 
 WORDS = ["red", "blue", "cat", "dog", "runs", "sits"]
 SPEC = TaskSpec(kind="classification")
@@ -102,7 +106,8 @@ def test_the_report_says_it(sweep, tmp_path):
     assert task_result.load(tmp_path) == result
     write_task_report(result, tmp_path)
     heads, cells = table(result)
-    assert len(cells) == 3 and all(len(row) == len(heads) for row in cells)
+    assert [row[0] for row in cells[2:]] == ["logistic regression on a bag of words", "the commonest label, always"]
+    assert all(len(row) == len(heads) for row in cells)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (
         "too few seeds to say" in text
@@ -158,3 +163,80 @@ def test_what_is_refused(tmp_path):
         ask(baseline="gru")
     with pytest.raises(ConfigError, match="at least one seed"):
         ask(seeds=0)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """One architecture whose rate is swept; the run at the middle rate fails."""
+    out, perform = tmp_path_factory.mktemp("swept"), task_worker.perform
+
+    def some(job):
+        if job["config"]["lr"] == pytest.approx(2e-3):
+            raise RuntimeError("it diverged, as it were")
+        return perform(job)
+
+    settings = replace(QUICK, rates={}, budget="1epochs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judged.measured, "__defaults__", (50,))
+        patch.setattr(task_worker, "perform", some)
+        return out, settings, compare_tasks(["gru"], rows(), SPEC, out, [3], settings)
+
+
+def test_rates_are_swept_on_the_validation_table_until_the_best_is_inside(swept):
+    out, _, result = swept
+    (one,) = result.sweeps
+    assert set(map(float, one.tried)) > {1e-3, 2e-3, 4e-3} and one.tried["0.002"] is None, "a failed rate is a record"
+    finished = {float(rate): value for rate, value in one.tried.items() if value is not None}
+    assert one.chosen == max(finished, key=lambda rate: finished[rate]) and min(map(float, one.tried)) < one.chosen < max(map(float, one.tried))
+    for rate, value in finished.items():
+        record = read_json(out / "rates" / f"gru-lr{rate:g}" / "result.json")
+        assert list(record["figures"]) == ["validation"], "the test table is not shown to a sweep"
+        assert record["figures"]["validation"]["accuracy"]["value"] == value
+        assert read_json(out / "rates" / f"gru-lr{rate:g}" / "run.json")["config"]["finetune"]["seed"] == 0
+    (run,) = result.runs
+    assert run.learning_rate == one.chosen and len(run.history) == 1
+    assert "taken" in markdown(result) and "each architecture's own" in markdown(result)
+
+
+def test_a_sweep_that_was_interrupted_goes_on(swept, monkeypatch):
+    out, settings, result = swept
+    (out / "rates" / f"gru-lr{result.sweeps[0].chosen:g}" / "result.json").unlink()
+
+    def stop(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task_worker, "perform", stop)
+    again = compare_tasks(["gru"], rows(), SPEC, out, [3], settings)
+    assert again.status == "partial" and [run.status for run in again.runs] == ["done"], "what was finished is shown"
+    with pytest.raises(ConfigError, match="another comparison"):
+        compare_tasks(["gru"], rows(), SPEC, out, [3], replace(settings, tune=False))
+
+
+def test_the_page_says_it_and_survives_hostile_names(sweep, swept):
+    _, result = sweep
+    text = task_page(result)
+    assert "default-src" in text and "What may be said" in text and "the commonest label, always" in text
+    assert 'data-chart="learning"' in text and 'data-chart="differences"' in text and 'data-chart="qualities"' in text
+    assert 'data-chart="rates"' in task_page(swept[2]) and "Learning rates that were tried" in task_page(swept[2])
+    assert "No run has finished yet" in task_page(task_result.TaskComparison())
+    bad = copy.deepcopy(result)
+    for row in bad.architectures:
+        row.label = row.source = f"<script>{row.label}</script>"
+    for run in bad.runs:
+        run.architecture, run.error = f"<script>{run.architecture}</script>", "</script><img src=x>"
+    bad.floor.label = "<b>words</b>"
+    page = task_page(bad)
+    assert page.count("<script") == 2 and "<img src=x" not in page and "<b>words" not in page
+
+
+def test_the_plainest_answer_by_kind():
+    table = Table("t", ("text", "label"), [Row("", {"text": f"a{i}", "label": str(v)}) for i, v in enumerate([1, 1, 2, 5])])
+    expected = {"classification": ("predicted", 0), "ordinal": ("predicted", 0), "regression": ("predicted", 2.25), "text-to-text": ("texts", "1")}
+    for kind, (key, value) in expected.items():
+        spec = TaskSpec(kind=kind, names=("1", "2", "5") if kind in ("classification", "ordinal") else ())
+        assert list(simplest(spec, table, table)[1][key]) == [value] * 4
+    words = Table("t", ("text", "label"), [Row("", {"text": ["a", "b"], "label": ["X", "O"]}), Row("", {"text": ["c"], "label": ["O"]})])
+    assert simplest(TaskSpec(kind="tagging", names=("O", "X")), words, words)[1]["tags"] == [["O", "O"], ["O"]]
+    several = Table("t", ("text", "label"), [Row("", {"text": "a", "label": v}) for v in ("x;y", "x", "x")])
+    given = simplest(TaskSpec(kind="multi-label", names=("x", "y")), several, several)[1]["probabilities"]
+    assert given == pytest.approx(np.tile([1.0, 1 / 3], (3, 1)))

@@ -244,3 +244,13 @@ def test_mistakes_are_named():
         dplr(**(inputs | {"state": inputs["state"][:1]}))
     with pytest.raises(ConfigError, match="no backend 'nmba'"):
         dplr(**inputs, backend="nmba")
+
+
+def test_gates_that_forget_all_beside_document_starts():
+    """A document that ends in a chunk has decayed further than the one that follows it there."""
+    inputs = make(40)
+    with torch.no_grad():
+        inputs["g_log"][torch.rand(inputs["g_log"].shape, generator=torch.Generator().manual_seed(3)) < 0.1] = -torch.inf
+    starts = some_starts(40)
+    for found, wanted in zip(gradients(dplr_chunked, inputs, starts=starts), gradients(dplr_reference, inputs, starts=starts), strict=True):
+        close(found, wanted, 1e-11)

@@ -30,7 +30,7 @@ def compare(
     max_state: Optional[float] = typer.Option(None, help="Your limit: bytes of state per sequence at the longest length."),  # noqa: UP045
     max_ms_per_token: Optional[float] = typer.Option(None, help="Your limit: milliseconds per decoded token."),  # noqa: UP045
     jobs: Optional[int] = typer.Option(None, help="Worker processes; by default whatever is measured to be quicker."),  # noqa: UP045
-    tune: bool = typer.Option(False, "--tune", help="Sweep every architecture's learning rate now."),
+    tune: Optional[bool] = typer.Option(None, "--tune/--no-tune", help="Sweep every architecture's learning rate now; with --task by default."),  # noqa: UP045
     settings: list[str] = typer.Option([], "--set", help="tokenizer, length, batch, margin, sample, noise, as key=value."),
     root: Path = typer.Option(Path("runs"), "--root", help="Where runs and results are kept; the same command continues them."),
     out: Optional[Path] = typer.Option(None, "--out", help="Folder of the report."),  # noqa: UP045
@@ -49,8 +49,8 @@ def compare(
     Example:  orrery compare bert modernbert lstm --task reviews.csv --text review --label stars --seeds 6 --out runs/stars
     """
     if task:
-        asked = {"tune": tune, "jobs": jobs, "max-params": max_params, "max-state": max_state, "max-ms-per-token": max_ms_per_token}
-        how = (budget, seeds, size or "micro", baseline, settings)
+        asked = {"jobs": jobs, "max-params": max_params, "max-state": max_state, "max-ms-per-token": max_ms_per_token}
+        how = (budget, seeds, size or "micro", baseline, settings, tune is not False)
         over_task(architectures or [], (task, validation, test), (kind, text, pair, label), how, asked, out or root / "task", as_json)
         return
     size = size or "nano"
@@ -79,7 +79,7 @@ def compare(
             max_state=max_state,
             max_ms_per_token=max_ms_per_token,
             jobs=jobs,
-            tune=tune,
+            tune=bool(tune),
             root=root,
             out=out,
             observer=view,
@@ -91,14 +91,14 @@ def compare(
 
 
 def over_task(
-    architectures: list[str], tables: tuple[str, str, str], columns: tuple[str, str, str, str], how: tuple[str, int, str, str, list[str]],
+    architectures: list[str], tables: tuple[str, str, str], columns: tuple[str, str, str, str], how: tuple[str, int, str, str, list[str], bool],
     foreign: dict[str, Any], out: Path, as_json: bool,
 ) -> None:
     """`orrery compare ... --task`.
 
     Args:
         tables: training, validation and test; empty where there is none.
-        columns: kind, text, pair, label. how: budget, seeds, size, baseline, settings.
+        columns: kind, text, pair, label. how: budget, seeds, size, baseline, settings, whether rates are swept.
         foreign: options that only comparisons on text know.
     """
     from orrery.compare.task_report import sentences, table, write_task_report
@@ -128,19 +128,19 @@ def over_task(
         output.say_table(heads, rows, right=(1, 4, 5, 6, 7))
         for sentence in [*sentences(result), *(f"note: {note}" for note in result.notes)]:
             print(sentence)
-        print(f"\nreport   {paths['report.md']}")
+        print(f"\nreport   {paths['report.html']}")
     if result.status != "complete":
         output.remark("not complete: the same command goes on where this one stopped")
-        raise typer.Exit(130 if any(run.status == "interrupted" for run in result.runs) else 1)
+        raise typer.Exit(1 if any(run.status in ("failed", "oom") for run in result.runs) else 130)
 
 
-def task_settings(budget: str, seeds: int, size: str, baseline: str, settings: list[str]) -> Any:
+def task_settings(budget: str, seeds: int, size: str, baseline: str, settings: list[str], tune: bool) -> Any:
     """Settings of a comparison over a task from what was typed."""
     from orrery.compare.tasks import TaskSettings
     from orrery.core.config import parse_overrides
     from orrery.core.errors import ConfigError, suggest
 
-    own: dict[str, Any] = {"size": size, "budget": budget, "baseline": baseline}
+    own: dict[str, Any] = {"size": size, "budget": budget, "baseline": baseline, "tune": tune}
     rates: dict[str, float] = {}
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}

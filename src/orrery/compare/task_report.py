@@ -1,4 +1,4 @@
-"""A comparison over a task for people: a table for the terminal, `report.md`, and one picture, `figure.svg`.
+"""A comparison over a task for people: a table for the terminal, a page (:mod:`orrery.compare.task_page`), `report.md`, `figure.svg`.
 
 Colours and marks are those of every report (:mod:`orrery.compare.report.palette`), by the order in which architectures were
 named. The picture stands alone: it carries its colours, for light and for dark paper.
@@ -14,7 +14,7 @@ from orrery.compare.report.charts import mark
 from orrery.compare.report.scales import Box, Scale, decimals, domain
 from orrery.compare.report.svg import el, line_path, shorten, text
 from orrery.compare.result import Contrast
-from orrery.compare.task_result import TaskComparison, TaskRow
+from orrery.compare.task_result import TaskComparison, TaskRow, TaskSweep
 from orrery.core.files import write_text
 from orrery.models.ladder import TOLERANCE
 
@@ -22,9 +22,12 @@ WIDTH, ROW, LEFT, RIGHT = 820.0, 36.0, 190.0, 24.0
 
 
 def write_task_report(result: TaskComparison, folder: str | Path) -> dict[str, Path]:
-    """`report.md` and `figure.svg` beside `result.json`; returns their paths by name."""
+    """`report.html`, `report.md` and `figure.svg` beside `result.json`; returns their paths by name."""
+    from orrery.compare.task_page import task_page
+
     out = Path(folder)
     return {
+        "report.html": write_text(out / "report.html", task_page(result)),
         "figure.svg": write_text(out / "figure.svg", picture(result)),
         "report.md": write_text(out / "report.md", markdown(result)),
     }
@@ -56,20 +59,10 @@ def table(result: TaskComparison) -> tuple[list[str], list[list[str]]]:
             f"{digits.plain(row.rate)}/s" if row.rate else "",
             digits.with_prefix(row.memory, "B") if row.memory else "",
         ])  # fmt: skip
-    floor = result.floor
-    if floor is not None:
-        rows.append(
-            [
-                floor.label,
-                _share(floor.value),
-                "",
-                _span(floor.low, floor.high),
-                "",
-                digits.seconds(floor.seconds),
-                "",
-                "",
-            ]
-        )
+    for floor in (result.floor, result.trivial):
+        if floor is not None:
+            took = digits.seconds(floor.seconds) if floor.seconds else ""
+            rows.append([floor.label, _share(floor.value), "", _span(floor.low, floor.high), "", took, "", ""])
     return heads, rows
 
 
@@ -121,6 +114,7 @@ def markdown(result: TaskComparison) -> str:
         "## How it was done",
         "",
         *(f"- {sentence}" for sentence in p.equal),
+        *(f"- learning rates tried for {one.architecture}: {_tried(one)}" for one in result.sweeps),
         f"- primary contrasts, stated before the runs: {p.family}; margin {p.margin:.4g} ({p.margin_reason}); sign-flip test over paired "
         f"seeds, Holm over {p.family_size}, level {p.alpha:g}: at least {p.needed_seeds} seeds",
         "- intervals over rows hold the seeds fixed and draw test rows anew, the same for all; verdicts rest on seeds",
@@ -144,6 +138,12 @@ def markdown(result: TaskComparison) -> str:
     if result.command:
         lines += ["## Repeat", "", "```", result.command, "```", ""]
     return "\n".join(lines)
+
+
+def _tried(sweep: TaskSweep) -> str:
+    tried = sorted((float(rate), value) for rate, value in sweep.tried.items())
+    cells = [f"{rate:.3g} ({'failed' if value is None else _share(value)})" for rate, value in tried]
+    return ", ".join(cells) + (f"; taken: {sweep.chosen:.3g}" if sweep.chosen else "")
 
 
 def _differences(contrasts: Sequence[Contrast]) -> list[str]:

@@ -75,6 +75,16 @@ class TaskRun:
     rate: float | None = None  # examples predicted per second
     memory: int | None = None  # peak bytes of its process
     folder: str = ""
+    history: list[float] = field(default_factory=list)  # the main figure on the validation table, epoch by epoch
+
+
+@dataclass
+class TaskSweep:
+    """The learning rates tried for one architecture, by the rule of :mod:`orrery.compare.rates`, under a seed of its own."""
+
+    architecture: str
+    tried: dict[str, float | None] = field(default_factory=dict)  # rate -> main figure on the validation table; None: it failed
+    chosen: float | None = None
 
 
 @dataclass
@@ -124,6 +134,9 @@ class TaskComparison:
     runs: list[TaskRun] = field(default_factory=list)
     contrasts: list[Contrast] = field(default_factory=list)
     floor: Words | None = None
+    trivial: Words | None = None  # one answer for every row
+    sweeps: list[TaskSweep] = field(default_factory=list)
+    seconds: float = 0.0  # of everything since the command began
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT
 

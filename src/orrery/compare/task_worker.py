@@ -36,7 +36,8 @@ def perform(job: Job) -> dict[str, Any]:
 
     Args:
         job: {"source", "tables": folder of the three, "out": folder, "config": FinetuneConfig, "size", "settings",
-            "tokenizer": a folder or null, "files": files of yours that register names, "seconds": of timing}.
+            "tokenizer": a folder or null, "files": files of yours that register names, "seconds": of timing; "sweep": true for
+            a run that chooses a rate, which is never shown the test table}.
 
     Returns:
         {"status": "done" | "interrupted"}; all else is in the folder.
@@ -47,15 +48,16 @@ def perform(job: Job) -> dict[str, Any]:
     for file in job.get("files", ()):
         registry.add_file(file)
     config = FinetuneConfig.from_dict(job["config"])
-    tables = {side: read_table(Path(job["tables"]) / f"{side}.jsonl") for side in SIDES}
+    sides = SIDES[:2] if job.get("sweep") else SIDES
+    tables = {side: read_table(Path(job["tables"]) / f"{side}.jsonl") for side in sides}
     tokenizer = load_tokenizer(job["tokenizer"]) if job["tokenizer"] else None
     out, idle = Path(job["out"]), peak_memory()
     seed_everything(config.seed)  # a head on a given body is drawn from here
     result = finetune(
-        job["source"], tables["train"], out, config, validation=tables["validation"], test=tables["test"],
+        job["source"], tables["train"], out, config, validation=tables["validation"], test=tables.get("test"),
         tokenizer=tokenizer, size=job["size"], settings=job["settings"], compare_baseline=False, quiet=True,
     )  # fmt: skip
-    if result["status"] != "done":
+    if result["status"] != "done" or job.get("sweep"):
         return {"status": result["status"]}
     fitted = load_fitted(out)
     examples = fitted.encode(tables["test"], truncate=config.truncate)

@@ -5,10 +5,13 @@
 Held equal: the three tables (what is not given is held out once, for all runs), the tokenizer (trained once on the training
 texts), the size, the number of epochs (none stops early; the best epoch by the validation table is kept, the test table
 chooses nothing), batches and their order under each seed. Not equal: a folder of a model takes part with its own tokenizer,
-size and history, and a note says so. The learning rate is fine-tuning's rule by width unless it is given; it is not swept.
+size and history, and a note says so. The learning rate of each is swept by the rule of :mod:`orrery.compare.rates`, around
+fine-tuning's rule by width, with whole runs of a seed (0) that is none of the comparison's, judged on the validation table;
+unless rates are given, or `tune` is off and the rule by width holds.
 
-    OUT/result.json, report.md, figure.svg     what it came to
+    OUT/result.json, report.html, report.md, figure.svg     what it came to
     OUT/tables/, tokenizer/                    what all runs read
+    OUT/rates/NAME-lrRATE/                     the runs of the sweeps
     OUT/runs/NAME-sSEED/                       one fine-tuning each: a model to use, with its card
     OUT/sweep.json                             what makes this sweep this sweep
 
@@ -29,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from orrery.compare.task_result import Answers, TaskComparison, TaskProtocol, TaskRow, TaskRun, Words, fill
+from orrery.compare import rates
+from orrery.compare.task_result import Answers, TaskComparison, TaskProtocol, TaskRow, TaskRun, TaskSweep, Words, fill
 from orrery.compare.task_worker import ATTEMPT, PREDICTION_SECONDS, PREDICTIONS, SIDES, attempt
 from orrery.core import registry
 from orrery.core.config import config_hash
@@ -45,12 +49,14 @@ from orrery.evaluate.statistics import least_seeds
 from orrery.evaluate.tasks import LOWER, Judged, judge
 from orrery.methods import starting
 from orrery.methods.baselines import baseline as fit_baseline
-from orrery.methods.finetune import LEAST_EPOCHS, MOST_EPOCHS, WANTED_STEPS, FinetuneConfig
+from orrery.methods.baselines import simplest
+from orrery.methods.finetune import LEAST_EPOCHS, MOST_EPOCHS, WANTED_STEPS, FinetuneConfig, rate_by_width
 from orrery.models.ladder import LADDER
 from orrery.runs.folder import finite, now, slug
 from orrery.train.budget import parse_budget
 
 _EPOCHS = re.compile(r"\s*(\d+)\s*(?:epochs?|ep)\s*", re.IGNORECASE)
+SWEEP_SEED = 0
 SHARE, SPREAD = 0.01, 0.02  # margins: of a figure that is a share; of the labels' own standard deviation
 
 Observer = Callable[[str], None]
@@ -61,8 +67,8 @@ class TaskSettings:
     """How the runs of a comparison over a task are made.
 
     budget: of each run: "5epochs", "200ktok" or "500steps"; empty: fine-tuning's rule. size: rung of the ladder. rates: learning
-    rates by label, "" for all; else the rule. held_out, test_share: of the table, where no table is given. margin: smallest
-    difference of the main figure that matters; None: 0.01 of a share, 2 % of the labels' standard deviation of an error.
+    rates by label, "" for all; else they are swept (`tune`), or the rule. held_out, test_share: of the table, where no table is
+    given. margin: smallest difference of the main figure that matters; None: 0.01 of a share, 2 % of the labels' standard deviation of an error.
     isolate: every run in a process of its own (peak memory is known only so). seconds: of timing predictions.
     """
 
@@ -72,6 +78,7 @@ class TaskSettings:
     baseline: str = ""
     margin: float | None = None
     rates: dict[str, float] = field(default_factory=dict)
+    tune: bool = True
     held_out: float = 0.1
     test_share: float = 0.2
     finetune: dict[str, Any] = field(default_factory=dict)  # batch, truncate, balance, repair, decay, warmup, threads
@@ -87,6 +94,7 @@ class _Contender:
     files: list[str]
     folder: bool
     row: TaskRow
+    rule: float  # its learning rate by width
 
 
 def compare_tasks(
@@ -160,6 +168,7 @@ class _Sweep:
         self._true: list[Any] = []
         self._bare: Judged | None = None
         self.contenders: list[_Contender] = []
+        self.rates: dict[str, float] = {}  # by label, settled
         self.result = TaskComparison()
 
     def _tokenizer(self) -> Tokenizer:
@@ -243,7 +252,7 @@ class _Sweep:
             label = Path(source).expanduser().resolve().name if folder else source
             row = TaskRow(label, source, begun.pretrained, sum(p.numel() for p in model.parameters()))
             row.matched = int(model.num_parameters())
-            found.append(_Contender(label, source, files, folder, row))
+            found.append(_Contender(label, source, files, folder, row, rate_by_width(model, begun.pretrained)))
         return found
 
     def _size(self) -> str | None:
@@ -255,7 +264,7 @@ class _Sweep:
         identity = {
             "task": self.spec.to_dict(), "tables": config_hash(rows), "tokenizer": self.tokenizer.hash, "size": self._size(),
             "finetune": self.config.to_dict(), "model": self.settings.model, "rates": self.settings.rates,
-            "wanted": self.settings.tokenizer,
+            "wanted": self.settings.tokenizer, **({"tune": True} if self.settings.tune and "" not in self.settings.rates else {}),
         }  # fmt: skip
         file = self.out / "sweep.json"
         if file.is_file() and read_json(file) != {"format": 1, "hash": config_hash(identity)}:
@@ -280,8 +289,7 @@ class _Sweep:
             "the same tables for all runs; the test table chooses nothing, the validation table the best epoch",
             f"one tokenizer ({self.tokenizer.name}, {self.tokenizer.vocab_size:,} ids), trained on the training texts",
             f"{self.config.epochs} epochs of {self.steps} steps of {batch} examples, none stopped early; the same order under each seed",
-            "AdamW, warm-up and cosine decay; the learning rate "
-            + ("as given" if self.settings.rates else "by width, not swept"),
+            f"AdamW, warm-up and cosine decay; the learning rate {self._how_rates()}",
         ]
         return TaskProtocol(
             table=self.tables["train"].name,
@@ -306,6 +314,14 @@ class _Sweep:
             needed_seeds=least_seeds(max(1, primary)),
             equal=equal,
         )
+
+    def _how_rates(self) -> str:
+        if "" in self.settings.rates or all(one.label in self.settings.rates for one in self.contenders):
+            return "as given"
+        if not self.settings.tune:
+            return "by width, not swept" if not self.settings.rates else "as given, else by width, not swept"
+        which = "each architecture's own" if not self.settings.rates else "as given, else each architecture's own"
+        return f"{which}: powers of two around a rule by width, judged on the validation table under seed {SWEEP_SEED}"
 
     def _margin(self, figure: str) -> tuple[float, str]:
         if self.settings.margin is not None:
@@ -338,17 +354,18 @@ class _Sweep:
         n, needed = len(self.result.protocol.seeds), self.result.protocol.needed_seeds
         if n < needed and len(self.contenders) > 1:
             notes.append(f"{n} seeds can show no difference to be real; a verdict needs {needed}")
-        if not self.settings.rates:
+        if not self.settings.rates and not self.settings.tune:
             notes.append(
                 "learning rates follow one rule of the width; none was swept, and an architecture may deserve another (--set lr.NAME=1e-3)"
             )
         return notes
 
     def run(self) -> TaskComparison:
-        """All runs, seed by seed, so that whatever is finished is balanced; then the analysis."""
-        result = self.result
+        """The sweeps; all runs, seed by seed, so that whatever is finished is balanced; then the analysis."""
+        result, begin = self.result, time.perf_counter()
         by_label = {one.label: one for one in self.contenders}
-        stopped = False
+        swept = all(self._tune(one) for one in self.contenders)
+        stopped = not swept
         for number, run in enumerate(result.runs, 1):
             if not stopped:
                 self.tell(f"{run.architecture}, seed {run.seed} ({number} of {len(result.runs)})")
@@ -360,7 +377,8 @@ class _Sweep:
             if run.status == "done":
                 judged.setdefault(run.architecture, {})[run.seed] = self._answers[run.architecture, run.seed]
         fill(result, judged, self._floor()[0])
-        result.status = "complete" if all(run.status == "done" for run in result.runs) else "partial"
+        result.seconds = round(time.perf_counter() - begin, 3)
+        result.status = "complete" if swept and all(run.status == "done" for run in result.runs) else "partial"
         result.save(self.out)
         return result
 
@@ -368,27 +386,71 @@ class _Sweep:
         """One fine-tuning, unless it is finished; whether the sweep was interrupted in it."""
         folder = self.out / run.folder
         if not (folder / PREDICTIONS).is_file():
-            rate = self.settings.rates.get(contender.label, self.settings.rates.get("", 0.0))
-            job = {
-                "source": contender.source,
-                "tables": str(self.out / "tables"),
-                "out": str(folder),
-                "config": self.config.replace(seed=run.seed, lr=rate).to_dict(),
-                "size": None if contender.folder else self._size(),
-                "settings": {} if contender.folder else self.settings.model,
-                "tokenizer": None if contender.folder else str(self.out / "tokenizer"),
-                "files": contender.files,
-                "seconds": self.settings.seconds,
-            }
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ATTEMPT).unlink(missing_ok=True)
-            ended = _apart(job, folder) if self.settings.isolate else attempt(job)
+            ended = self._perform(self._job(contender, folder, run.seed, self.rates.get(contender.label, 0.0)), folder)
             if ended["status"] != "done":
                 run.status, run.error = ended["status"], ended.get("error", "")
                 self.tell(f"{run.architecture}, seed {run.seed}: {run.status}{': ' if run.error else ''}{run.error}")
                 return run.status == "interrupted"
         self._read(run)
         return False
+
+    def _job(self, contender: _Contender, folder: Path, seed: int, rate: float) -> dict[str, Any]:
+        """A fine-tuning, as its process takes it; rate 0: by the rule."""
+        return {
+            "source": contender.source,
+            "tables": str(self.out / "tables"),
+            "out": str(folder),
+            "config": self.config.replace(seed=seed, lr=rate).to_dict(),
+            "size": None if contender.folder else self._size(),
+            "settings": {} if contender.folder else self.settings.model,
+            "tokenizer": None if contender.folder else str(self.out / "tokenizer"),
+            "files": contender.files,
+            "seconds": self.settings.seconds,
+        }
+
+    def _perform(self, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """How a job ended; the rest is in its folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ATTEMPT).unlink(missing_ok=True)
+        return _apart(job, folder) if self.settings.isolate else attempt(job)
+
+    def _tune(self, contender: _Contender) -> bool:
+        """Settle the learning rate of one; whether it was not interrupted. What is finished is found again."""
+        label, given = contender.label, self.settings.rates
+        if label in given or "" in given or not self.settings.tune:
+            self.rates[label] = given.get(label, given.get("", 0.0))
+            return True
+        sweep = TaskSweep(label)
+        self.result.sweeps.append(sweep)
+        errors: dict[float, float | None] = {}  # of the validation table: less is better
+        start = contender.rule
+        while todo := rates.next_rates(errors, start):
+            for rate in todo:
+                value, ended = self._sweep_value(contender, rate)
+                if ended == "interrupted":
+                    return False
+                sweep.tried[f"{rate:g}"] = value
+                errors[rate] = None if value is None else value if self.result.protocol.lower_is_better else -value
+        finished = {rate: error for rate, error in errors.items() if error is not None}
+        if finished:
+            sweep.chosen = self.rates[label] = min(finished, key=lambda rate: finished[rate])
+        else:
+            self.result.notes.append(f"no run of the sweep of {label} finished; its rate is the rule's")
+        return True
+
+    def _sweep_value(self, contender: _Contender, rate: float) -> tuple[float | None, str]:
+        """The main figure of one rate on the validation table, None where its run failed; and how it ended."""
+        folder = self.out / "rates" / f"{slug(contender.label)}-lr{rate:g}"
+        finished = folder / "result.json"
+        if not (finished.is_file() and read_json(finished).get("status") == "done"):
+            self.tell(f"{contender.label}, learning rate {rate:g}")
+            ended = self._perform({**self._job(contender, folder, SWEEP_SEED, rate), "sweep": True}, folder)
+            if ended["status"] != "done":
+                self.tell(f"{contender.label}, learning rate {rate:g}: {ended['status']}: {ended.get('error', '')}".rstrip(": "))
+                return None, str(ended["status"])
+        record = read_json(finished)
+        value = float(record["figures"]["validation"][record["main"]]["value"])
+        return (value if np.isfinite(value) else None), "done"
 
     def _read(self, run: TaskRun) -> None:
         """A finished run's numbers, from its folder."""
@@ -401,6 +463,7 @@ class _Sweep:
         run.best_epoch, run.learning_rate, run.seconds = record["best_epoch"], record["lr"], record["seconds"]
         run.rate = stored["examples"] / stored["seconds"] if stored["seconds"] else None
         run.memory = record["peak_memory_bytes"] if self.settings.isolate else None
+        run.history = [finite(epoch["figures"][judged.main])[0] or 0.0 for epoch in record["history"]]
 
     def _truth(self) -> list[Any]:
         """What the test table says."""
@@ -424,6 +487,10 @@ class _Sweep:
         measured = judged.measured(500)[judged.main]
         self._bare = judged
         self.result.floor = Words(stored["name"], measured.value, measured.low, measured.high, stored["seconds"])
+        name, given = simplest(self.spec, self.tables["train"], self.tables["test"])
+        plainest = judge(self.spec, self._truth(), given)
+        measured = plainest.measured(500)[plainest.main]
+        self.result.trivial = Words(name, measured.value, measured.low, measured.high)
         return judged, self.result.floor
 
 

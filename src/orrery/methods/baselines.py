@@ -3,7 +3,10 @@
 classification, ordinal, multi-label   logistic regression on tf-idf of words and word pairs
 regression                             ridge regression on the same
 tagging                                the commonest tag of every word (of all words, for a word never seen)
-text-to-text                           the source itself
+text-to-text                           the answer to the training source nearest by tf-idf, or the source itself: which of
+                                       the two does better on the validation table
+
+:func:`simplest` gives what any of these must beat in its turn: one answer for every row.
 
 tf-idf: ``(1 + log f) log((1 + N) / (1 + n)) + 1)``-weighted counts of lower-cased words and pairs, rows of length 1. The L2
 penalty is the best of five on the validation table. Minimised to its optimum by L-BFGS in float64.
@@ -81,7 +84,7 @@ def baseline(spec: TaskSpec, train: Table, validation: Table, other: Table | Non
     if spec.kind == "tagging":
         return "the commonest tag of every word", {"tags": _commonest_tags(spec, train, target)}
     if spec.kind == "text-to-text":
-        return "the source, copied", {"texts": [_joined(row.values[spec.text]) for row in target.rows]}
+        return _texts(spec, train, validation, target)
     features = BagOfWords(spec, train)
     x, wanted = features(train), _targets(spec, train)
     held, answers = features(validation), _answers(spec, validation)
@@ -96,7 +99,74 @@ def baseline(spec: TaskSpec, train: Table, validation: Table, other: Table | Non
     return f"{name} on a bag of words", _predict(spec, features(target), best[1])
 
 
+def simplest(spec: TaskSpec, train: Table, other: Table) -> tuple[str, dict[str, Any]]:
+    """One answer for every row of `other`: the commonest label, tag or text, the mean number, the middle grade.
+
+    Returns:
+        As :func:`baseline`.
+    """
+    count, answers = len(other), _answers(spec, train)
+    if spec.kind == "regression":
+        return "the mean, always", {"predicted": np.full(count, float(np.mean(answers)))}
+    if spec.kind == "tagging":
+        tag = _commonest([tag for row in answers for tag in row])
+        return "the commonest tag, always", {"tags": [[tag] * len(_words_of(row.values[spec.text])) for row in other.rows]}
+    if spec.kind == "text-to-text":
+        return "the commonest answer, always", {"texts": [_commonest(answers)] * count}
+    held = [row if spec.kind == "multi-label" else [row] for row in answers]
+    shares = np.array([np.mean([name in row for row in held]) for name in spec.names])
+    given: dict[str, Any] = {"probabilities": np.tile(shares, (count, 1))}
+    if spec.kind == "multi-label":
+        return "the labels of most rows, always", given
+    best = int((shares.cumsum() < 0.5).sum()) if spec.kind == "ordinal" else int(shares.argmax())
+    name = "the middle grade, always" if spec.kind == "ordinal" else "the commonest label, always"
+    return name, {**given, "predicted": np.full(count, best)}
+
+
+def _commonest(values: Sequence[str]) -> str:
+    """Of those that are equally common the first."""
+    return Counter(values).most_common(1)[0][0]
+
+
+def _texts(spec: TaskSpec, train: Table, validation: Table, target: Table) -> tuple[str, dict[str, Any]]:
+    """Copy the source, or take the nearest training row's answer."""
+    features, answers = BagOfWords(spec, train), _answers(spec, train)
+    near = _Nearest(features(train))
+    ways: dict[str, Any] = {
+        "the source, copied": lambda table: [_joined(row.values[spec.text]) for row in table.rows],
+        "the nearest training row's answer": lambda table: [answers[number] for number in near(features(table))],
+    }
+    wanted = _answers(spec, validation)
+    best = max(ways, key=lambda name: judge(spec, wanted, {"texts": ways[name](validation)}).value)
+    return best, {"texts": ways[best](target)}
+
+
+class _Nearest:
+    """The row of features (N,F) with the greatest product, by the lists of rows that each feature occurs in."""
+
+    def __init__(self, features: Tensor) -> None:
+        (rows, names), values = features.indices().numpy(), features.values().numpy()
+        order = np.argsort(names, kind="stable")
+        self.rows, self.values, self.count = rows[order], values[order], features.shape[0]
+        self.edges = np.searchsorted(names[order], np.arange(features.shape[1] + 1))
+
+    def __call__(self, features: Tensor) -> list[int]:
+        """For every row the number of the nearest; the first of several, and of none that shares a word."""
+        (rows, names), values = features.indices().numpy(), features.values().numpy()
+        edges = np.searchsorted(rows, np.arange(features.shape[0] + 1))
+        found = []
+        for start, stop in zip(edges, edges[1:], strict=False):
+            score = np.zeros(self.count)
+            for name, value in zip(names[start:stop], values[start:stop], strict=True):
+                span = slice(self.edges[name], self.edges[name + 1])
+                score[self.rows[span]] += value * self.values[span]  # a row holds a feature once
+            found.append(int(score.argmax()))
+        return found
+
+
 def _answers(spec: TaskSpec, table: Table) -> list[Any]:
+    if spec.kind == "text-to-text":
+        return [_joined(value) for value in table.column(spec.label)]
     if spec.kind == "regression":
         return [float(value) for value in table.column(spec.label)]
     labels = [read_label(row, spec) for row in table.rows]

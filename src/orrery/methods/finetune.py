@@ -140,6 +140,12 @@ def finetune(
             return job.finish(run, best, compare_baseline)
 
 
+def rate_by_width(model: nn.Module, pretrained: bool) -> float:
+    """The learning rate where none is given; see the top of the file."""
+    width = int(getattr(model.config, "width", 768))
+    return min(5e-4, 5e-5 * 768 / width) if pretrained else min(2e-3, 1e-3 * 128 / width)
+
+
 class _Job:
     """One fine-tuning, from tables to result."""
 
@@ -165,7 +171,7 @@ class _Job:
         self.steps_per_epoch = -(-len(self.examples["train"]) // config.batch)
         wanted = -(-WANTED_STEPS // self.steps_per_epoch)
         self.epochs = config.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))
-        self.lr = config.lr or self._rate()
+        self.lr = config.lr or rate_by_width(self.model, self.source.pretrained)
         self.pair = Pair(self.model, self._objective())
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -225,10 +231,6 @@ class _Job:
                 f"the largest class is {ratio:.0f} times the smallest; --balance lets classes weigh alike"
             )
         return class_weights(targets, len(spec.names)) if self.config.balance else []
-
-    def _rate(self) -> float:
-        width = int(getattr(self.model.config, "width", 768))
-        return min(5e-4, 5e-5 * 768 / width) if self.source.pretrained else min(2e-3, 1e-3 * 128 / width)
 
     def _objective(self) -> Any:
         if self.fitted.spec.kind == "text-to-text":

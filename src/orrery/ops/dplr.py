@@ -42,6 +42,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
+from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.dplr_loops import CompiledDPLR
 
@@ -77,7 +78,7 @@ def dplr(
         starts: (B,T) bool; True empties the state before the token is consumed.
         scale: factor on y; None is 1.
         chunk: chunk length of the torch form; None is :data:`CHUNK`.
-        backend: `numba` or `torch`, or None to let :mod:`orrery.ops.backend` choose.
+        backend: `numba`, `fla` or `torch`, or None to let :mod:`orrery.ops.backend` choose.
 
     Returns:
         y (B,T,H,V) in v's type, and S after the last token (B,H,K,V) in float32 (float64 for float64 inputs).
@@ -89,7 +90,10 @@ def dplr(
     scale = 1.0 if scale is None else scale
     if k.shape[1] == 1:
         return dplr_step(q, k, v, a, b, g_log, state, starts, scale)
-    if choose(backend, k, op="dplr") == "numba":
+    use = choose(backend, k, op="dplr", offered=fla.offered("dplr", fla.too_wide(k)))
+    if use == "fla":
+        return fla.dplr(q, k, v, a, b, g_log, state, starts, scale)
+    if use == "numba":
         if starts is not None:
             a = a.masked_fill(starts[..., None, None], 0.0)
             g_log = g_log.masked_fill(starts[..., None, None], -torch.inf)
@@ -110,6 +114,9 @@ def vector_delta_rule(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The delta rule with a decay per channel (2510.26692, equation 1); beta (B,T,H), the rest as in :func:`dplr`."""
+    offers = fla.offered("vector_delta_rule", fla.too_wide(k))
+    if k.shape[1] > 1 and choose(backend, k, op="vector_delta_rule", offered=offers) == "fla":
+        return fla.vector_delta_rule(q, k, v, beta, g_log, state, starts, 1.0 if scale is None else scale)
     written = k * beta[..., None]
     return dplr(q, written, v, k * g_log.to(k.dtype).exp(), -written, g_log, state, starts, scale, None, backend)
 
@@ -271,7 +278,8 @@ def _section(inputs: Sequence[Tensor], state: Tensor, options: _Options) -> tupl
 
     carried = (documents == 0).to(kind)[..., None]  # still in the document that the state is of
     reads = rows * reach.to(kind).exp() * torch.cat([carried, carried], 1)
-    held = (documents == documents[:, -1:]).to(kind)[..., None] * (last - total).to(kind).exp()
+    gone = (documents != documents[:, -1:])[..., None]  # of documents that end here; their sums may lie far below the last one's
+    held = (last - total).masked_fill(gone, -torch.inf).to(kind).exp()
     writes = torch.cat([b * held, k * held], 1).transpose(1, 2)  # (M,K,2C)
     keep = last.to(kind).exp().transpose(1, 2) * carried[:, -1:]
     eye = torch.eye(chunk, dtype=kind, device=k.device)

@@ -86,10 +86,11 @@ def line_chart(panel: Panel, size: Size, about: str) -> str:
     for line in shown:
         parts.append(_line(line, frame, scale_x, scale_y))
     parts += _end_labels(panel, frame, scale_x, scale_y, size)
-    return _picture(parts, size, about, frame, panel.key)
+    return picture(parts, size, about, frame, panel.key)
 
 
-def _picture(parts: Sequence[str], size: Size, about: str, frame: Box, key: str, height: float | None = None) -> str:
+def picture(parts: Sequence[str], size: Size, about: str, frame: Box, key: str, height: float | None = None) -> str:
+    """Parts as a picture of the page; `key` names it to the script."""
     attributes = {
         "class": f"chart {size.name}",
         "viewBox": f"0 0 {size.width:g} {height or size.height:g}",
@@ -255,7 +256,7 @@ def scatter(x: CostAxis, y: CostAxis, order: dict[str, int], size: Size, about: 
         inside.append(mark(index, px, py, 6.0, f"{label}: {x.texts[label]}, {y.texts[label]}"))
         inside.append(text(tx, ty + size.font * 0.35, names[i], f"name halo{'' if i in front else ' quiet'}", anchor, label, index))
         parts.append(el("g", {"class": f"series s{palette.hue(index)}", "data-s": index}, *inside))
-    return _picture([el("g", {"class": "plot"}, *parts)], size, about, frame, "scatter")
+    return picture([el("g", {"class": "plot"}, *parts)], size, about, frame, "scatter")
 
 
 def interval(quality: Quality, index: int, low: float, high: float) -> str:
@@ -279,8 +280,17 @@ def interval(quality: Quality, index: int, low: float, high: float) -> str:
     return el("svg", attributes, *parts)
 
 
-def forest(contrasts: Sequence[Contrast], margin: float, order: dict[str, int], size: Size, about: str) -> str:
-    """Paired differences: every seed, the interval, the margin inside which a difference does not matter."""
+BITS = ("← first needs fewer bits", "second needs fewer →", "difference in bits per byte, first minus second")
+
+
+def forest(
+    contrasts: Sequence[Contrast], margin: float, order: dict[str, int], size: Size, about: str, said: tuple[str, str, str] = BITS
+) -> str:
+    """Paired differences: every seed, the interval, the margin inside which a difference does not matter.
+
+    Args:
+        said: what stands over the left and the right half, and under the axis.
+    """
     narrow = size.name == "narrow"
     row = 46.0 if narrow else 34.0
     left = 8.0 if narrow else 270.0
@@ -294,15 +304,15 @@ def forest(contrasts: Sequence[Contrast], margin: float, order: dict[str, int], 
         parts.append(el("path", {"class": "margin", "d": line_path(band) + "Z"}))
     zero = _x(frame, scale(0.0))
     parts.append(el("path", {"class": "base", "d": line_path([(zero, frame.y0), (zero, frame.y1)])}))
-    parts.append(text(frame.x0, 18, "← first needs fewer bits", "axis-title"))
-    parts.append(text(frame.x1, 18, "second needs fewer →", "axis-title", "end"))
+    parts.append(text(frame.x0, 18, said[0], "axis-title"))
+    parts.append(text(frame.x1, 18, said[1], "axis-title", "end"))
     for v in scale.ticks(4 if narrow else 6):
         parts.append(text(_x(frame, scale(v)), frame.y1 + 18, digits.signed(v, 2, digits.MINUS) if v else "0", "tick", "middle"))
-    parts.append(text((frame.x0 + frame.x1) / 2, frame.y1 + 37, "difference in bits per byte, first minus second", "axis-title", "middle"))
+    parts.append(text((frame.x0 + frame.x1) / 2, frame.y1 + 37, said[2], "axis-title", "middle"))
     for k, one in enumerate(contrasts):
         y = frame.y0 + row * (k + (0.72 if narrow else 0.5)) + 4
         parts.append(_forest_row(one, y, frame, scale, order.get(one.first, 0), size))
-    return _picture(parts, size, about, frame, "differences", frame.y1 + 44)
+    return picture(parts, size, about, frame, "differences", frame.y1 + 44)
 
 
 def against_itself(floor: NoiseFloor | None) -> list[Contrast]:
@@ -365,7 +375,7 @@ def dots(task: CapabilityTask, order: dict[str, int], size: Size, about: str) ->
     parts.append(text((frame.x0 + frame.x1) / 2, frame.y1 + 37, f"{task.metric} after {task.steps:,} steps", "axis-title", "middle"))
     for k, row in enumerate(rows):
         parts.append(_dot_row(task, k, row, frame, scale, order, size))
-    return _picture(parts, size, about, frame, f"dots-{task.name}", frame.y1 + 44)
+    return picture(parts, size, about, frame, f"dots-{task.name}", frame.y1 + 44)
 
 
 def _dot_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from orrery.compare.report import digits, words
 from orrery.compare.report.columns import STATUS
@@ -187,7 +187,13 @@ def _deltas(result: ComparisonResult) -> PlainTable:
     return PlainTable("Differences by seed", ["first \u2212 second", *(f"seed {s}" for s in seeds)], rows)
 
 
-def environment(result: ComparisonResult) -> Pairs:
+class Recorded(Protocol):
+    """Any result that keeps its machine and versions."""
+
+    environment: dict[str, Any]
+
+
+def environment(result: Recorded) -> Pairs:
     """Machine and versions, nested records in one line each."""
     names = {"cpu": "processor", "cores_allowed": "cores in use", "memory_bytes": "memory", "matmul_gflops": "matrix products"}
     first = ("cpu", "cores", "cores_allowed", "threads", "memory_bytes", "gpu", "matmul_gflops", "python", "packages")

@@ -40,8 +40,12 @@ def render_page(result: ComparisonResult, reference: ComparisonResult | None = N
         result: of any completeness; what is missing is left out or said in words.
         reference: results of the same protocol drawn faintly behind the learning curves.
     """
-    template = _environment().get_template("report.html")
-    return clean(template.render(**_context(result, reference)))
+    return fill_template("report.html", _context(result, reference))
+
+
+def fill_template(name: str, context: dict[str, Any]) -> str:
+    """One of this room's templates as a page."""
+    return clean(_environment().get_template(name).render(**context))
 
 
 @functools.cache
@@ -63,23 +67,15 @@ def _file(name: str) -> str:
 
 
 def _context(result: ComparisonResult, reference: ComparisonResult | None) -> dict[str, Any]:
-    from markupsafe import Markup
-
     table = build_table(result)
     pictures = Pictures(result, table, reference)
-    css, script = theme_css() + _file("report.css"), _file("report.js")
     groups = pictures.groups()
     named = [("table", "Table"), ("pictures", "Pictures"), ("recommendation", "Recommendation"), ("meaning", "Meaning"), ("protocol", "Protocol"),
              ("statistics", "Statistics"), ("repeat", "Repeat")]  # fmt: skip
     missing = {"pictures": not groups, "recommendation": result.recommendation is None}
     return {
-        "policy": policy(css, script),
+        **frame(pictures.data()),
         "title": f"{len(result.architectures)} architectures compared, {facts.date(result.created)}".rstrip(", "),
-        "icon": icon(),
-        "css": Markup(css),
-        "script": Markup(script),
-        "data": Markup(embed(pictures.data())),
-        "emblem": Markup(_file("emblem.svg").strip()),
         "sections": [(key, name) for key, name in named if not missing.get(key)],
         "eyebrow": eyebrow(result),
         "lead": facts.lead(result),
@@ -105,8 +101,19 @@ def _context(result: ComparisonResult, reference: ComparisonResult | None) -> di
         "command": result.command or "orrery compare",
         "runs": facts.runs(result),
         "notes": result.notes,
-        "version": _version(result),
+        "version": version(result.environment),
     }
+
+
+def frame(data: dict[str, Any]) -> dict[str, Any]:
+    """What every page of this room has: style, script and their policy, icon, emblem, and what the script reads."""
+    from markupsafe import Markup
+
+    css, script = theme_css() + _file("report.css"), _file("report.js")
+    return {
+        "policy": policy(css, script), "icon": icon(), "css": Markup(css), "script": Markup(script), "data": Markup(embed(data)),
+        "emblem": Markup(_file("emblem.svg").strip()),
+    }  # fmt: skip
 
 
 def eyebrow(result: ComparisonResult) -> str:
@@ -117,8 +124,9 @@ def eyebrow(result: ComparisonResult) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _version(result: ComparisonResult) -> str:
-    packages = result.environment.get("packages")
+def version(environment: dict[str, Any]) -> str:
+    """Of this package when the result was made, else now."""
+    packages = environment.get("packages")
     found = packages.get("orrery-lm") if isinstance(packages, dict) else None
     if found:
         return str(found)
@@ -275,7 +283,7 @@ class Pictures:
             shown = f"Final {task.metric} of each architecture: " + "; ".join(
                 f"{row.architecture} {digits.percent(row.mean) if row.mean is not None else 'no result'}" for row in task.rows
             )
-            figures = [_figure(f"dots-{task.name}", task.title, [charts.dots(task, self.order, charts.SMALL, shown)], [task.question])]
+            figures = [figure(f"dots-{task.name}", task.title, [charts.dots(task, self.order, charts.SMALL, shown)], [task.question])]
             if panel is not None:
                 figures.append(self._small(panel, [facts.sentence(task.note)], "The way there"))
             out.append({"kind": "grid", "figures": figures})
@@ -294,13 +302,13 @@ class Pictures:
         toggles = [{"kind": "show-bands", "name": "bands", "on": True}, {"kind": "show-seeds", "name": "single seeds", "on": False}]
         toggles = toggles if seeds > 1 else []
         svgs = [charts.line_chart(panel, size, self._says(panel)) for size in (charts.WIDE, charts.NARROW)]
-        return _figure("learning", panel.title, svgs, text, toggles=toggles, table=facts.numbers_of(panel, list(self.order)), beside=True)
+        return figure("learning", panel.title, svgs, text, toggles=toggles, table=facts.numbers_of(panel, list(self.order)), beside=True)
 
     def _small(self, panel: Panel, text: list[str], title: str = "") -> dict[str, Any]:
         self.panels[panel.key] = panel
         svg = charts.line_chart(panel, charts.SMALL, self._says(panel))
         table = facts.numbers_of(panel, list(self.order))
-        return _figure(panel.key, title or panel.title, [svg], [], table=table, below=[line for line in text if line])
+        return figure(panel.key, title or panel.title, [svg], [], table=table, below=[line for line in text if line])
 
     def _says(self, panel: Panel) -> str:
         ends = "; ".join(f"{line.label} {panel.write(line.points[-1][1])}" for line in panel.lines if line.points and not line.faint)
@@ -330,7 +338,7 @@ class Pictures:
         said = f"{y.title} against {x.title}. " + "; ".join(f"{k}: {x.texts[k]}, {y.texts[k]}" for k in shared) + "."
         svgs = [charts.scatter(x, y, self.order, size, said) for size in (charts.WIDE, charts.NARROW)]
         text = ["Dashed: the Pareto front, what nothing beats on both axes. Names of what is beaten are grey."]
-        return _figure("trade-off", "Quality against cost", svgs, text, axes=True, beside=True)
+        return figure("trade-off", "Quality against cost", svgs, text, axes=True, beside=True)
 
     def _default_cost(self) -> charts.CostAxis:
         for key in ("train", "decode", "state", "memory", "flops"):
@@ -350,24 +358,35 @@ class Pictures:
             "Strokes: single seeds. Line: 95 % interval.",
             f"Shaded: the margin of {margin:g} bits per byte, within which a difference does not matter.",
         ]
-        return _figure("differences", "Differences", svgs, text, beside=True)
+        return figure("differences", "Differences", svgs, text, beside=True)
 
     def data(self) -> dict[str, Any]:
-        """What the script reads: places and texts are computed here, so that no number is formatted twice."""
-        labels = list(self.order)
-        axes = [
-            {
-                "key": a.key, "name": a.name, "title": a.title, "better": a.better, "ticks": [[round(p, 4), t] for p, t in a.ticks],
-                "places": {str(self.order[k]): round(v, 4) for k, v in a.places.items()},
-                "texts": {str(self.order[k]): v for k, v in a.texts.items()},
-                "ends": {str(self.order[k]): [round(low, 4), round(high, 4)] for k, (low, high) in a.ends.items()},
-            }
-            for a in self.axes
-        ]  # fmt: skip
-        marks = [{"path": mark_path(palette.mark(i)[0], 6.0), "filled": palette.mark(i)[1]} for i in range(len(labels))]
+        """What the script reads."""
         default = {"x": self._default_cost().key, "y": "quality"} if len(self.axes) > 1 else {}
-        panels = {key: _hover(panel) for key, panel in self.panels.items()}
-        return {"names": labels, "hues": len(palette.LIGHT), "marks": marks, "panels": panels, "axes": axes, "scatter": default}
+        return script_data(self.order, self.panels, self.axes, default)
+
+
+def script_data(
+    order: dict[str, int], panels: dict[str, Panel], axes: list[charts.CostAxis], default: dict[str, str]
+) -> dict[str, Any]:
+    """What the page's script reads: places and texts are computed here, so that no number is formatted twice.
+
+    Args:
+        order: label -> place in the order asked.
+        panels: the line charts whose values can be read off. axes: to choose from. default: "x" and "y", keys of two.
+    """
+    chosen = [
+        {
+            "key": a.key, "name": a.name, "title": a.title, "better": a.better, "ticks": [[round(p, 4), t] for p, t in a.ticks],
+            "places": {str(order[k]): round(v, 4) for k, v in a.places.items()},
+            "texts": {str(order[k]): v for k, v in a.texts.items()},
+            "ends": {str(order[k]): [round(low, 4), round(high, 4)] for k, (low, high) in a.ends.items()},
+        }
+        for a in axes
+    ]  # fmt: skip
+    marks = [{"path": mark_path(palette.mark(i)[0], 6.0), "filled": palette.mark(i)[1]} for i in range(len(order))]
+    hover = {key: _hover(panel) for key, panel in panels.items()}
+    return {"names": list(order), "hues": len(palette.LIGHT), "marks": marks, "panels": hover, "axes": chosen, "scatter": default}
 
 
 def _hover(panel: Panel) -> dict[str, Any]:
@@ -380,7 +399,7 @@ def _hover(panel: Panel) -> dict[str, Any]:
     return {"unit": panel.x_title, "rows": [row for row in rows if row["points"]]}
 
 
-def _figure(
+def figure(
     key: str,
     title: str,
     svgs: list[str],
@@ -391,6 +410,7 @@ def _figure(
     beside: bool = False,
     below: list[str] | None = None,
 ) -> dict[str, Any]:
+    """A picture as the templates take it: with its words beside or below it, and its numbers as a table."""
     from markupsafe import Markup
 
     return {
