@@ -55,6 +55,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
+from orrery.ops import fla
 from orrery.ops.backend import choose
 
 CHUNK = 32
@@ -93,7 +94,7 @@ def delta_rule(
         starts: (B,T) bool; True empties the state before the token is consumed.
         scale: factor on y; None is 1.
         chunk: chunk length of the chunked form; None is :data:`CHUNK`, or less for short inputs.
-        backend: `torch`, or None to let :mod:`orrery.ops.backend` choose.
+        backend: `fla` or `torch`, or None to let :mod:`orrery.ops.backend` choose.
         l2_eps: normalise q and k over K with this constant under the root; None: take them as they are.
 
     Returns:
@@ -103,10 +104,12 @@ def delta_rule(
         StateError: when the state, `starts` or a gate has another shape than the input needs.
     """
     _check(q, k, v, beta, g_log, state, starts)
-    choose(backend, k, op="delta_rule", offered=("torch",))
+    use = choose(backend, k, op="delta_rule", offered=fla.offered("delta_rule", fla.too_wide(k), ("torch",)))
     scale = 1.0 if scale is None else scale
     if k.shape[1] == 1:
         return delta_rule_step(q, k, v, beta, g_log, state, starts, scale, l2_eps=l2_eps)
+    if use == "fla":
+        return fla.delta_rule(q, k, v, beta, g_log, state, starts, scale, l2_eps=l2_eps)
     return delta_rule_chunked(q, k, v, beta, g_log, state, starts, scale, chunk, l2_eps=l2_eps)
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
+from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, expm1, run_blocks
 
@@ -51,7 +52,7 @@ def diagonal_scan(
         state: h before the first token (B,D), zero when None.
         starts: (B,T) bool; True zeroes the state before the token is consumed.
         lengths: (B,) int64, valid tokens per row; tokens after them leave the state as it is.
-        backend: `numba` or `torch`; None lets :mod:`orrery.ops.backend` choose.
+        backend: `numba`, `fla` or `torch`; None lets :mod:`orrery.ops.backend` choose.
 
     Returns:
         h (B,T,D) in b's type, and h after the last valid token (B,D) in float32 (float64 for float64 inputs).
@@ -79,8 +80,11 @@ def diagonal_scan(
     if lengths is not None:
         padding = (torch.arange(time, device=b.device) >= lengths[:, None])[..., None]
         gate, inputs = gate.masked_fill(padding, 0.0), inputs.masked_fill(padding, 0.0)
-    if choose(backend, b, op="diagonal_scan") == "numba":
+    use = choose(backend, b, op="diagonal_scan", offered=("fla", "numba", "torch"))
+    if use == "numba":
         h, after = _CompiledScan.apply(gate, inputs, before)
+    elif use == "fla":
+        h, after = fla.diagonal_scan(gate, inputs, before)
     else:
         h, after = diagonal_scan_chunked(gate, inputs, before)
     return h.to(b.dtype), after

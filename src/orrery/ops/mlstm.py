@@ -185,7 +185,7 @@ def mlstm_chunked(
 ) -> tuple[Tensor, MLSTMState]:
     """The peaks by a scan, then scalar decay in chunks, then the division; arguments as :func:`mlstm`."""
     kind = torch.float64 if v.dtype == torch.float64 else torch.float32
-    numba = choose(backend, v, op="mlstm") == "numba"
+    numba = choose(backend, v, op="mlstm", offered=("fla", "numba", "torch")) == "numba"
     memory, first = (None, None) if state is None else (x.to(kind) for x in state)
     i_wide, f_wide = i_log.double(), f_log.double()
     if lengths is not None:

@@ -42,6 +42,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
+from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.scalar_decay_loops import COMPILED, FORGET, LEAST, TORCH, Decays, Pair, Sizes
 
@@ -73,7 +74,7 @@ def scalar_decay(
         starts: (B,T) bool; True zeroes the state before the token is consumed.
         scale: factor of q, 1 when None.
         chunk: tokens per chunk; None chooses by T.
-        backend: `numba` or `torch`; None lets :mod:`orrery.ops.backend` choose.
+        backend: `numba`, `fla` or `torch`; None lets :mod:`orrery.ops.backend` choose.
         beta: (B,T,H), write strength b (an input gate, a step size); 1 when None.
         skip: (H,), weight d of the value itself in the output; 0 when None.
         lengths: (B,) int64, valid tokens per row; tokens after them leave the state as it is.
@@ -84,6 +85,7 @@ def scalar_decay(
     Raises:
         StateError: when an operand, the state or `starts` has a shape that does not fit.
     """
+    fixed = g_log
     if g_log.dim() == 1:
         g_log = g_log.expand(*v.shape[:2], -1)
     _check(q, k, v, g_log, state, starts)
@@ -105,6 +107,8 @@ def scalar_decay(
             skip=skip,
         )
         return y[:, None], after
+    if choose(backend, v, op="scalar_decay", offered=("fla", "numba", "torch")) == "fla":
+        return fla.scalar_decay(q, k, v, g_log if lengths is not None else fixed, state, starts, scale, beta=beta, skip=skip)
     return scalar_decay_chunked(q, k, v, g_log, state, starts, scale, chunk, backend, beta=beta, skip=skip)
 
 

@@ -44,6 +44,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
+from orrery.ops import fla
 from orrery.ops import vector_decay_loops as loops
 from orrery.ops.backend import choose
 from orrery.ops.vector_decay_loops import FORGET
@@ -76,7 +77,7 @@ def vector_decay(
         starts: (B,T) bool; True zeroes the state before the token is consumed.
         scale: factor of y, 1 when None.
         chunk: tokens per chunk of the torch form, rounded up to a power of two; None chooses by T.
-        backend: `numba` or `torch`; None lets :mod:`orrery.ops.backend` choose.
+        backend: `numba`, `fla` or `torch`; None lets :mod:`orrery.ops.backend` choose.
         bonus: u (H,K): y_t reads the state before its own token, which counts u times. None: y_t reads the state after it.
         lengths: (B,) int64, valid tokens per row; tokens after them leave the state as it is.
 
@@ -95,7 +96,10 @@ def vector_decay(
     if time == 1:
         y, after = vector_decay_step(q[:, 0], k[:, 0], v[:, 0], g_log[:, 0], state, starts, scale, bonus=bonus)
         return y[:, None], after
-    if choose(backend, v, op="vector_decay") == "torch":
+    use = choose(backend, v, op="vector_decay", offered=("fla", "numba", "torch"))
+    if use == "fla":
+        return fla.vector_decay(q, k, v, g_log, state, starts, scale, bonus=bonus)
+    if use == "torch":
         return vector_decay_chunked(q, k, v, g_log, state, starts, scale, chunk, bonus=bonus)
     kind = _kind(v)
     operands = [x if x is None else x.to(kind) for x in (q, k, v, g_log, bonus, state)]

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.core.errors import StateError
+from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, exp, run_blocks
 from orrery.ops.diagonal_scan import diagonal_scan_chunked
@@ -69,7 +70,7 @@ def wkv4(
         state: (num, den, peak), each (B,D); None is the state before the first token.
         starts: (B,T) bool; True empties the state before the token is consumed.
         lengths: (B,) int64, valid tokens per row; tokens after them leave the state as it is and give y = 0.
-        backend: `numba` or `torch`; None lets :mod:`orrery.ops.backend` choose.
+        backend: `numba`, `fla` (no starts, no lengths) or `torch`; None lets :mod:`orrery.ops.backend` choose.
 
     Returns:
         y (B,T,D) in v's type, and the state after the last valid token, float32 (float64 for float64 inputs).
@@ -85,11 +86,15 @@ def wkv4(
         raise StateError(f"wkv4 was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}")
     num, den, peak = wkv4_initial(batch, width, k.device, kind) if state is None else (x.to(kind) for x in state)
     inputs = (k.to(kind), v.to(kind), w_log.to(kind), u.to(kind), num, den, peak)
-    if choose(backend, k, op="wkv4") == "numba":
+    obstacle = None if starts is None and lengths is None else fla.no_documents(k)
+    use = choose(backend, k, op="wkv4", offered=fla.offered("wkv4", obstacle))
+    if use == "numba":
         y, *after = _CompiledWKV.apply(*inputs, starts, lengths)
         return y.to(v.dtype), (after[0], after[1], after[2])
     if time == 1 and lengths is None:
         y, last = wkv4_step(*inputs[:4], (num, den, peak), starts)
+    elif use == "fla":
+        y, last = fla.wkv4(*inputs[:4], (num, den, peak))
     else:
         y, last = wkv4_chunked(*inputs[:4], (num, den, peak), starts, lengths)
     return y.to(v.dtype), last
