@@ -131,6 +131,46 @@ def test_pairs_of_texts_are_told_apart(tmp_path):
         load_fitted(tmp_path / "run").predict(["red"])
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_bi_encoder_reads_both_texts_apart(tmp_path, kind):
+    def pairs(seed, count=120):
+        rng = random.Random(seed)
+        rows = []
+        for number in range(count):
+            a, b = rng.choice(WORDS[:3]), rng.choice(WORDS[:3])
+            label = ("same" if a == b else "other") if kind == "classification" else str(5.0 if a == b else 1.0)
+            rows.append(Row(f"p, line {number}", {"text": a, "other": b, "label": label}))
+        return Table("p", ("text", "other", "label"), rows)
+
+    settings = config(epochs=10, lr=3e-3).replace(task=TaskSpec(kind=kind, pair="other", apart=True))
+    run = {"tokenizer": "wordpiece:64", "settings": SMALL, "quiet": True}
+    result = finetune("bert", pairs(0), tmp_path / "run", settings, test=pairs(1, 40), **run)
+    figure = "accuracy" if kind == "classification" else "pearson"
+    assert result["figures"]["test"][figure]["value"] >= 0.9
+    fitted = load_fitted(tmp_path / "run")
+    assert fitted.model.head.config.join == ("features" if kind == "classification" else "cosine")
+    examples = fitted.encode(pairs(1, 40))
+    assert fitted.model.config.embedding.types == 2 or examples.types is not None
+    from orrery.data.labelled import collate
+
+    batch = collate(examples, [0])
+    assert sorted(set(batch["segments"][0].tolist())) == [0, 1] and "types" not in batch
+    answers = fitted.predict(pairs(2, 5))
+    assert len(answers) == 5 and set(answers[0]) == ({"label", "probabilities"} if kind == "classification" else {"value"})
+
+
+def test_a_body_without_token_types_takes_pairs_too(tmp_path):
+    from orrery.models.storage import save
+
+    body = orrery.create_model("distilbert", vocab_size=257, seed=1, **SMALL)
+    ByteTokenizer().save(tmp_path / "t")
+    save(body, tmp_path / "body", {f"tokenizer/{f.name}": f.read_bytes() for f in (tmp_path / "t").iterdir()})
+    rows = [Row(f"p, line {n}", {"text": "a", "other": "ab"[n % 2], "label": str(n % 2)}) for n in range(24)]
+    made = Table("p", ("text", "other", "label"), rows)
+    result = finetune(str(tmp_path / "body"), made, tmp_path / "run", config(epochs=1).replace(task=TaskSpec(pair="other")), quiet=True)
+    assert result["status"] == "done" and load_fitted(tmp_path / "run").encode(made).types is None
+
+
 def test_interrupted_and_continued_equals_uninterrupted(tmp_path, monkeypatch):
     whole = learn(tmp_path, out="whole", epochs=4, settings={"dropout": 0.1})
     after = iter([False] * 9 + [True] * 100)  # in the second epoch of six steps
@@ -202,7 +242,7 @@ def test_what_is_allowed_is_counted(tmp_path):
     made.rows[3].values.update(text="red cat " * 300, label="O I-ANIMAL " * 300)
     settings = config("tagging", truncate=True, repair=True, epochs=1)
     result = finetune("bert", made, tmp_path / "run", settings, tokenizer="bytes", settings=SMALL, quiet=True)
-    assert any("1 rows were cut to 512" in note for note in result["notes"])
+    assert any("1 row was cut to 512" in note for note in result["notes"])
     assert any("1 rows break the scheme" in note for note in result["notes"])
     unseen = table(20, 5, "tagging")
     unseen.rows[0].values["label"] = unseen.rows[0].values["label"].replace("O", "B-NEW")

@@ -57,10 +57,32 @@ def test_the_task_and_its_marks_follow_the_model(corpus, tmp_path, name, objecti
     assert mark in load_tokenizer(tmp_path / "run" / "weights" / "tokenizer").marks
 
 
+def test_several_pretext_tasks_are_learnt_together(corpus, tmp_path):
+    small = settings(corpus, **{"model.size": None, "model.width": 16, "model.depth": 1})
+    result = pretrain("bart", tmp_path / "run", small, objective="denoising+span-corruption:0.5", quiet=True)
+    assert result["validation"]["loss"] > 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert record["objective"]["settings"]["parts"] == {"denoising": {"weight": 1.0}, "span-corruption": {"weight": 0.5}}
+    assert record["data"]["tokenizer"] == "bytes+mask+spans-100"
+    for wrong, words in (("denoising+denoising", "stands twice"), ("denoising:x", "must read OBJECTIVE or OBJECTIVE:WEIGHT")):
+        with pytest.raises(ConfigError, match=words):
+            pretrain("bart", tmp_path / "no", small, objective=wrong, quiet=True)
+
+
 def test_a_folder_goes_on_and_is_fine_tuned(corpus, tmp_path):
     first = pretrain("bert", tmp_path / "a", settings(corpus), quiet=True)
     again = pretrain(str(tmp_path / "a"), tmp_path / "b", settings(corpus, budget="12steps"), quiet=True)
     assert again["validation"]["loss"] < first["validation"]["loss"]
+    domain, origin = again["domains"]
+    assert domain["corpus"] == origin["corpus"] == str(corpus) and domain["before"] == origin["before"]
+    assert domain["after"] < domain["before"] and domain["low"] <= domain["difference"] <= domain["high"] < 0
+    (tmp_path / "other").mkdir()
+    for number in range(40):
+        (tmp_path / "other" / f"{number}.txt").write_text(f"ZYX {number} QWV! " * 40)
+    options = {"also": str(tmp_path / "other"), "quiet": True}
+    aside = pretrain(str(tmp_path / "a"), tmp_path / "aside", settings(corpus), **options)
+    assert [row["corpus"] for row in aside["domains"]] == [str(corpus), str(tmp_path / "other")]
+    assert pretrain(str(tmp_path / "a"), tmp_path / "aside", settings(corpus), **options)["domains"] == aside["domains"]
     body = load(tmp_path / "b" / "weights").state_dict()
     rows = [
         Row(f"t, line {n}", {"text": "the red dog" if n % 2 else "the cat", "label": str(n % 2)}) for n in range(40)

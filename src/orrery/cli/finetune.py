@@ -16,15 +16,17 @@ def finetune(
         ..., help="A folder of a model (ours, a run's, or transformers'), or an architecture: bert, lstm, t5."
     ),
     train: str = typer.Option(
-        ..., "--train", help="FILE.csv, .tsv, .jsonl, .conll; NAME=FILE,NAME=FILE; label-text:FILE."
+        "", "--train", help="FILE.csv, .tsv, .jsonl, .json (SQuAD's), .conll; NAME=FILE,NAME=FILE; label-text:FILE."
     ),
+    tasks: str = typer.Option("", "--tasks", help="A JSON file of several tasks, learnt together by one body (docs/encoders.md)."),
     text: str = typer.Option("text", "--text", help="The column of the texts (of CoNLL files a number)."),
     label: str = typer.Option("label", "--label", help="The column of the labels."),
-    pair: str = typer.Option("", "--pair", help="The column of a second text, where two are compared."),
+    pair: str = typer.Option("", "--pair", help="The column of a second text, where two are compared; of questions."),
+    apart: bool = typer.Option(False, "--apart", help="Both texts are read by themselves and compared by their vectors (bi-encoder)."),
     task: str | None = typer.Option(
         None,
         "--task",
-        help="classification, multi-label, regression, ordinal, tagging, text-to-text; guessed from the labels otherwise.",
+        help="classification, multi-label, regression, ordinal, tagging, text-to-text, question-answering; guessed from the table otherwise.",
     ),
     validation: str | None = typer.Option(
         None, "--validation", help="A table that chooses the epoch; else a tenth of --train."
@@ -35,13 +37,15 @@ def finetune(
     tokenizer: str | None = typer.Option(
         None, "--tokenizer", help="bytes, bpe:4096, wordpiece:8192,lower, a folder; else the model's own."
     ),
+    teacher: str | None = typer.Option(
+        None, "--teacher", help="A folder that `orrery finetune` wrote: its answers are learnt too; --set distil.temperature=4."
+    ),
     names: str = typer.Option("", "--names", help="The labels in order, separated by commas (ordinal)."),
     header: bool = typer.Option(True, "--header/--no-header", help="Whether the first row of a CSV names its columns."),
-    settings: list[str] = typer.Option(
-        [],
-        "--set",
-        help="epochs=5, lr=1e-4, batch=16, seed=1, truncate=true, balance=true, repair=true; model.KEY=VALUE.",
-    ),
+    balance: bool = typer.Option(False, "--balance", help="Classes weigh alike, however frequent."),
+    truncate: bool = typer.Option(False, "--truncate", help="Cut (and count) texts that are too long in place of refusing them."),
+    repair: bool = typer.Option(False, "--repair", help="Read tags that break their scheme as the CoNLL scorer does, and count them."),
+    settings: list[str] = typer.Option([], "--set", help="epochs=5, lr=1e-4, batch=16, seed=1; model.KEY=VALUE; distil.KEY=VALUE."),
     baseline: bool = typer.Option(True, "--baseline/--no-baseline", help="Fit a bag of words (or the like) beside it."),
     strict: bool = typer.Option(
         False, "--strict", help="Refuse text that is not UTF-8 in place of replacing and counting it."
@@ -53,27 +57,41 @@ def finetune(
     Example:  orrery finetune bert --size micro --train reviews.csv --text review --label stars --task ordinal --out runs/stars
     """
     from orrery.core.config import parse_overrides
+    from orrery.core.errors import ConfigError
     from orrery.data.labelled import TaskSpec, guess_kind
     from orrery.data.records import read_table
     from orrery.methods.finetune import FinetuneConfig
     from orrery.methods.finetune import finetune as run
 
+    if bool(train) == bool(tasks):
+        raise ConfigError("say what to learn from: --train TABLE for one task, or --tasks FILE.json for several")
+    given = {key: True for key, wanted in (("balance", balance), ("truncate", truncate), ("repair", repair)) if wanted}
+    given |= parse_overrides(settings)
+    if tasks:
+        _finetune_several(model, tasks, out, size, tokenizer, given, baseline, as_json, (header, strict))
+        return
     tables = {
         side: read_table(source, header=header, strict=strict)
         for side, source in (("train", train), ("validation", validation), ("test", test))
         if source is not None
     }
-    kind = task or guess_kind(tables["train"], label)
+    columns = tables["train"].columns
+    asks = task is None and text not in columns and {"context", "question"} <= set(columns)
+    kind = task or ("question-answering" if asks else guess_kind(tables["train"], label))
     if task is None and not as_json:
-        output.remark(f"the labels look like {kind}; --task says otherwise")
-    spec = TaskSpec(kind=kind, text=text, pair=pair, label=label, names=tuple(filter(None, names.split(","))))
-    given = parse_overrides(settings)
+        output.remark(f"the {'columns' if asks else 'labels'} look like {kind}; --task says otherwise")
+    if kind == "question-answering":  # as SQuAD calls its columns, where nobody says otherwise
+        usual = ("answers" if "answers" in columns else "answer") if label not in columns else label
+        text, pair, label = text if text in columns else "context", pair or "question", usual
+    spec = TaskSpec(kind=kind, text=text, pair=pair, label=label, names=tuple(filter(None, names.split(","))), apart=apart)
     own: dict[str, Any] = {
         key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")
     }
-    config = FinetuneConfig.from_dict(
-        {"task": spec.to_dict(), **{k: v for k, v in given.items() if not k.startswith("model.")}}
-    )
+    distil = {key.removeprefix("distil."): value for key, value in given.items() if key.startswith("distil.")}
+    if teacher is not None:
+        distil["teacher"] = teacher
+    plain = {key: value for key, value in given.items() if not key.startswith(("model.", "distil."))}
+    config = FinetuneConfig.from_dict({"task": spec.to_dict(), **plain, "distil": distil})
     result = run(
         model, tables["train"], out, config, validation=tables.get("validation"), test=tables.get("test"), tokenizer=tokenizer,
         size=size, settings=own, compare_baseline=baseline, quiet=as_json,
@@ -86,6 +104,35 @@ def finetune(
     else:
         _show(result)
         print(f"model, task and card: {out}")
+
+
+def _finetune_several(
+    model: str, file: str, out: Path, size: str | None, tokenizer: str | None, given: dict[str, Any], baseline: bool, as_json: bool,
+    reading: tuple[bool, bool],
+) -> None:  # fmt: skip
+    """`--tasks`: what the file says of all tasks, then what was typed."""
+    from orrery.methods.multitask import MultitaskConfig, multitask, read_tasks
+
+    parts, said = read_tasks(file, header=reading[0], strict=reading[1])
+    own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
+    shared = {**said, **{key: value for key, value in given.items() if not key.startswith("model.")}}
+    top = {key: shared.pop(key) for key in ("weighting", "temperature") if key in shared}
+    config = MultitaskConfig.from_dict({**top, "finetune": shared})
+    result = multitask(
+        model, parts, out, config, tokenizer=tokenizer, size=size, settings=own, compare_baseline=baseline, quiet=as_json
+    )
+    if as_json:
+        output.say_json(result)
+        return
+    if result["status"] == "interrupted":
+        output.remark(f"interrupted after {result['epochs']} epochs; the same command goes on")
+        raise typer.Exit(130)
+    for name, task in result["tasks"].items():
+        learnt = result["learnt_weights"].get(name)
+        print(f"{name}: {task['task']['kind']}, {task['steps']} steps" + (f", weight {learnt:.3f} by its uncertainty" if learnt else ""))
+        _show(task)
+        print()
+    print(f"a model, task and card for each: {out}/tasks/")
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -113,6 +160,11 @@ def _show(result: dict[str, Any]) -> None:
             f"{verb} {other['name']}: {gap['figure'].replace('_', ' ')} {gap['value']:+.4f} "
             f"({gap['low']:+.4f} to {gap['high']:+.4f}, paired by row, {other['table']})"
         )
+    if "teacher" in result:
+        found = result["teacher"]
+        first, value = next(iter(found["figures"].items()))
+        share = result["parameters"] / found["parameters"]
+        print(f"its teacher ({1 / share:.2g} times its parameters): {first.replace('_', ' ')} {value['value']:.4f} on the {found['table']} rows")
     for note in result["notes"]:
         output.remark(f"note: {note}")
 

@@ -22,8 +22,16 @@ def pretrain(
         "wordpiece:8192,lower", help="wordpiece:8192, bpe:8192, bytes, a folder; marks are added."
     ),
     objective: str | None = typer.Option(
-        None, help="masked-lm, span-corruption, denoising, prefix-lm; by the model otherwise."
+        None, help="masked-lm, span-corruption, denoising, prefix-lm; several as span-corruption+prefix-lm:0.5; by the model otherwise."
     ),
+    teacher: str | None = typer.Option(
+        None, "--teacher", help="A folder of a model to learn from; `distilbert` begins with its layers. Its tokenizer is taken."
+    ),
+    recipe: str = typer.Option(
+        "", "--recipe", help="hinton, distilbert, distilcamembert, tinybert, patient, minilm; --set objective.settings.soft=1 changes it."
+    ),
+    layers: str = typer.Option("", "--layers", help="Layers of the teacher that the student begins with, as 0,2,4."),
+    also: str = typer.Option("", "--also", help="Going on with a folder: another corpus to compare before and after on."),
     budget: str = typer.Option("2Mtok", help="2Mtok, 1e13flop, 2min or 500steps."),
     seed: int = typer.Option(0, help="Of parameters, noise and data order."),
     settings: list[str] = typer.Option([], "--set", help="Any setting: --set data.length=128 --set optim.lr=5e-4."),
@@ -36,6 +44,8 @@ def pretrain(
     """Pre-train on a corpus: tokenizer, pretext task and rate are chosen, and said; each can be set.
 
     Example:  orrery pretrain bert --size micro --corpus polish/ --budget 4Mtok --out runs/polish-bert
+
+    Example:  orrery pretrain distilbert --teacher runs/polish-bert --corpus polish/ --out runs/polish-small
     """
     from orrery.core.config import parse_overrides
     from orrery.methods.pretrain import pretrain as run
@@ -51,7 +61,10 @@ def pretrain(
         "data.batch": 32,
         **parse_overrides(settings),
     }
-    result = run(model, out, typed, objective=objective, quiet=quiet or as_json)
+    taken = _numbers(layers) if layers else None
+    result = run(
+        model, out, typed, objective=objective, teacher=teacher, recipe=recipe, layers=taken, also=also, quiet=quiet or as_json
+    )
     if as_json:
         output.say_json(result)
         return
@@ -59,4 +72,21 @@ def pretrain(
     if result.get("status") == "interrupted":
         output.remark("interrupted: the same command continues it")
         raise typer.Exit(130)
+    if result.get("domains"):
+        cells = [
+            (d["role"], d["corpus"], f"{d['before']:.4f}", f"{d['after']:.4f}", f"{d['difference']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})")
+            for d in result["domains"]
+        ]
+        heads = ("", "held-out text of", "before", "after", "difference, 95 % over windows")
+        output.say_table(heads, cells, right=(2, 3))
+        print("nats per target; less is better")
     print(f"fine-tune it:  orrery finetune {out} --train FILE.csv --text COLUMN --label COLUMN --out FOLDER")
+
+
+def _numbers(text: str) -> list[int]:
+    from orrery.core.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--layers are numbers with commas between them, such as 0,2,4, not '{text}'") from None

@@ -5,6 +5,7 @@ Kinds and their labels (a kind is also the name of the head that learns it, but 
     classification  one of several labels          multi-label   any of several, "a;b" or a JSON list
     regression      a number                       ordinal       one of several in order (numbers, or as `names` says)
     tagging         a tag for every word           text-to-text  another text
+    question-answering  a passage of the text that answers the question in `pair` (head "span"; :mod:`orrery.data.answering`)
 
 Frame of an example: [class] text [separator], of a pair [class] text [separator] pair [separator], the second with type 1;
 of a source and its answer: text [end]. A tokenizer without such marks has the document's id in their place. A tag stands at
@@ -34,7 +35,8 @@ from orrery.data.marks import frame_ids
 from orrery.data.records import Row, Table
 from orrery.data.tokenizers import Tokenizer
 
-KINDS = ("classification", "multi-label", "regression", "ordinal", "tagging", "text-to-text")
+KINDS = ("classification", "multi-label", "regression", "ordinal", "tagging", "text-to-text", "question-answering")
+HEADS = {"question-answering": "span"}  # heads with another name than their kind
 NAMED = ("classification", "multi-label", "ordinal", "tagging")  # kinds with a set of labels
 IGNORE = -100
 SORTED_BATCHES = 16  # batches whose examples are sorted by length together
@@ -46,7 +48,9 @@ class TaskSpec(Config):
 
     kind: see the top of the file. text, pair, label: columns; pair may be empty. names: of the labels, in order (learnt from
     the training table where empty). separator: between the labels of a multi-label cell. length: tokens of an example,
-    marks included. answer: tokens of a text-to-text answer, its end included.
+    marks included. answer: tokens of a text-to-text answer, its end included. stride: tokens that windows of a long text share
+    (question-answering; 0: a third of the length). empty: whether a text may have no answer (learnt from the training table).
+    apart: both texts of a pair are read by themselves and compared by their vectors (a bi-encoder, head "pairs").
     """
 
     kind: str = "classification"
@@ -57,12 +61,24 @@ class TaskSpec(Config):
     separator: str = ";"
     length: int = 0
     answer: int = 0
+    stride: int = 0
+    empty: bool = False
+    apart: bool = False
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"no task '{self.kind}'.{suggest(self.kind, KINDS)} There are {', '.join(KINDS)}")
         require(
             not (self.pair and self.kind in ("tagging", "text-to-text")), f"a {self.kind} task takes no pair of texts"
         )
+        require(self.kind != "question-answering" or bool(self.pair), "question-answering needs the column of the questions: --pair")
+        both = self.kind in ("classification", "regression") and bool(self.pair)
+        require(not self.apart or both, "texts are read apart in classification and regression of pairs: --pair, --apart")
+        require(self.stride >= 0, f"stride must be 0 (a third of the length) or more, not {self.stride}")
+
+    @property
+    def head(self) -> str:
+        """The name of the head that learns it."""
+        return "pairs" if self.apart else HEADS.get(self.kind, self.kind)
 
 
 @dataclass
@@ -70,7 +86,8 @@ class Examples:
     """Encoded examples, in the order of their table.
 
     ids, types: (T,) each. targets: by kind an int, (C,) 0 or 1, a float, (T,) tags, or the answer's ids; None without labels.
-    answers: what the table says, for scoring. places: of tagging, the first token of every word. cut: how many were truncated.
+    answers: what the table says, for scoring. places: of tagging, the first token of every word; of questions, characters (T,2) of
+    every token. owners: of questions, whose windows examples are, the number of the row. cut: how many were truncated.
     """
 
     spec: TaskSpec
@@ -80,6 +97,7 @@ class Examples:
     targets: list[Any] | None = None
     answers: list[Any] = field(default_factory=list)
     places: list[NDArray[np.int64]] | None = None
+    owners: list[int] | None = None
     cut: int = 0
 
     def __len__(self) -> int:
@@ -112,6 +130,13 @@ def learn_names(table: Table, spec: TaskSpec) -> TaskSpec:
     """
     for column in filter(None, (spec.text, spec.pair, spec.label)):
         table.check(column)
+    if spec.kind == "question-answering":
+        from orrery.data.answering import read_answers
+
+        silent = sum(not read_answers(row, spec.label) for row in table.rows)
+        if silent == len(table):
+            raise DataError(f"no question of '{table.name}' has an answer in '{spec.label}'; there is nothing to learn")
+        return spec.replace(empty=silent > 0)
     if spec.kind not in NAMED:
         return spec
     found: Counter[str] = Counter()
@@ -177,6 +202,10 @@ def encode(
     """
     for column in filter(None, (spec.text, spec.pair, spec.label if labelled else "")):
         table.check(column)
+    if spec.kind == "question-answering":
+        from orrery.data.answering import encode_answers
+
+        return encode_answers(table, spec, tokenizer, labelled=labelled, limit=limit, truncate=truncate)
     if spec.kind == "tagging":
         examples = _encode_words(table, spec, tokenizer, labelled, limit, truncate)
     else:
@@ -221,7 +250,9 @@ def collate(examples: Examples, index: Sequence[int] | NDArray[np.int64]) -> dic
     batch: dict[str, Any] = {}
     tokens, segments = _padded([examples.ids[i] for i in chosen])
     batch["tokens"], batch["segments"] = tokens, segments
-    if examples.types is not None:
+    if examples.types is not None and examples.spec.apart:
+        batch["segments"] = torch.where(segments < 0, segments, _padded([examples.types[i] for i in chosen])[0])
+    elif examples.types is not None:
         batch["types"] = _padded([examples.types[i] for i in chosen])[0]
     if examples.targets is None:
         return batch
@@ -283,8 +314,13 @@ def _encode_texts(
     parts = [
         [ids.astype(np.int64) for ids in tokenizer.encode_batch([_text(row, c) for row in table.rows])] for c in columns
     ]
-    ids, types, cut = [], [], 0
+    ids: list[NDArray[np.int64]] = []
+    types: list[NDArray[np.int64]] = []
+    cut = 0
     for row, texts in zip(table.rows, zip(*parts, strict=True), strict=True):
+        if spec.apart:
+            cut += _encode_apart(row, texts, (front, np.array([after])), limit, truncate, ids, types)
+            continue
         frame = len(front) + len(texts)
         size = sum(map(len, texts)) + frame
         if limit and size > limit:
@@ -297,6 +333,21 @@ def _encode_texts(
         ids.append(np.concatenate(pieces))
         types.append(np.concatenate(kinds))
     return Examples(spec, table.rows, ids, types if spec.pair else None, cut=cut)
+
+
+def _encode_apart(
+    row: Row, texts: Sequence[NDArray[np.int64]], marks: tuple[NDArray[np.int64], NDArray[np.int64]], limit: int, truncate: bool,
+    ids: list[NDArray[np.int64]], types: list[NDArray[np.int64]],
+) -> int:  # fmt: skip
+    """Two documents one behind the other, their numbers in place of types; how many rows were cut."""
+    longest, frame = max(map(len, texts)), sum(map(len, marks))
+    cut = bool(limit) and longest + frame > limit
+    if cut:
+        _refuse_long(row, longest + frame, limit, truncate)
+    documents = [np.concatenate([marks[0], text[: limit - frame] if cut else text, marks[1]]) for text in texts]
+    ids.append(np.concatenate(documents))
+    types.append(np.repeat([0, 1], [len(document) for document in documents]))
+    return int(cut)
 
 
 def _refuse_long(row: Row, size: int, limit: int, truncate: bool) -> None:
@@ -402,15 +453,25 @@ def split_table(table: Table, share: float, seed: int, spec: TaskSpec) -> tuple[
         )
     rng = numpy_generator(seed, "split")
     groups: dict[Any, list[int]] = {}
+    texts: dict[Any, int] = {}  # questions about one text stay on one side
     for number, row in enumerate(table.rows):
+        if spec.kind == "question-answering":
+            texts.setdefault(row.values.get(spec.text), len(texts))
+            continue
         key = read_label(row, spec)[0] if spec.kind in ("classification", "ordinal") else ""
         groups.setdefault(key, []).append(number)
+    if texts:
+        groups[""] = list(range(len(texts)))
     held: set[int] = set()
     for _, members in sorted(groups.items(), key=lambda item: str(item[0])):
         count = int(np.floor(share * len(members) + rng.random()))
         held.update(np.array(members)[rng.permutation(len(members))[:count]].tolist())
     if not held:
-        held = {int(rng.integers(len(table)))}
+        held = {int(rng.integers(len(texts) or len(table)))}
+    if texts:
+        if len(texts) < 2:
+            raise DataError(f"all questions of '{table.name}' are about one text; give a table of its own for validation")
+        held = {number for number, row in enumerate(table.rows) if texts[row.values.get(spec.text)] in held}
     kept = [row for number, row in enumerate(table.rows) if number not in held]
     out = [row for number, row in enumerate(table.rows) if number in held]
     return Table(f"{table.name} (kept)", table.columns, kept), Table(f"{table.name} (held out)", table.columns, out)

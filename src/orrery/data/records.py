@@ -3,6 +3,7 @@
     FILE.csv  FILE.tsv      a header names the columns; without one they are "1", "2", ...
     FILE.jsonl              one object a line; its keys are the columns
     FILE.conll  FILE.conllu one token a line, an empty line ends a sentence; columns are "1", "2", ..., each a list
+    FILE.json               a list of objects, or SQuAD's layout: columns id, context, question, answers
     words=A,tags=B          parallel files, one example a line; columns by the names given
     label-text:FILE         each line a label, white space, and the text; columns "label" and "text"
     jsonl:FILE, csv:FILE .. a file whose name does not say what it is
@@ -24,8 +25,8 @@ from typing import Any, NamedTuple
 from orrery.core.errors import DataError, suggest
 from orrery.data.text import Tally, file_pieces
 
-FORMATS = ("csv", "tsv", "jsonl", "conll", "label-text")
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".conll": "conll", ".conllu": "conll"}
+FORMATS = ("csv", "tsv", "jsonl", "json", "conll", "label-text")
+_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".conll": "conll", ".conllu": "conll"}
 _PACKED = (".gz", ".bz2", ".xz")
 LONGEST = 1 << 26  # characters of one field; more is a file that is no table
 
@@ -104,6 +105,8 @@ def read_table(
             columns, rows = _separated(stream, name, header, separator or ("\t" if form == "tsv" else ","))
         elif form == "jsonl":
             columns, rows = (), _objects(stream, name)
+        elif form == "json":
+            columns, rows = (), _document(stream, name)
         elif form == "conll":
             columns, rows = (), _tokens(stream, name)
         else:
@@ -133,7 +136,7 @@ def _form(text: str) -> tuple[str, dict[str, str]]:
     form = _SUFFIXES.get(suffix.lower())
     if form is None:
         raise DataError(
-            f"'{text}' is no table that is known by its name; use .csv, .tsv, .jsonl, .conll (or .conllu), "
+            f"'{text}' is no table that is known by its name; use .csv, .tsv, .jsonl, .json, .conll (or .conllu), "
             f"FORMAT:FILE ({', '.join(FORMATS)}), or NAME=FILE,NAME=FILE for parallel lines"
         )
     return form, {"": text}
@@ -204,6 +207,29 @@ def _objects(stream: Iterator[str], name: str) -> Iterator[Row]:
         if not isinstance(value, dict):
             raise DataError(f"{name}, line {number}: a row must be an object in braces, not {type(value).__name__}")
         yield Row(f"{name}, line {number}", value)
+
+
+def _document(stream: Iterator[str], name: str) -> Iterator[Row]:
+    """Rows of one JSON value: a list of objects, or articles of paragraphs of questions as SQuAD (1606.05250, 1806.03822) has them."""
+    try:
+        value = json.loads("".join(stream))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}, line {error.lineno}: no JSON ({error.msg} at character {error.colno})") from error
+    if isinstance(value, list):
+        for number, row in enumerate(value, 1):
+            if not isinstance(row, dict):
+                raise DataError(f"{name}, item {number}: a row must be an object in braces, not {type(row).__name__}")
+            yield Row(f"{name}, item {number}", row)
+        return
+    try:
+        for article in value["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    answers = [] if question.get("is_impossible") else question.get("answers", [])
+                    found = {"id": question.get("id", ""), "context": paragraph["context"], "question": question["question"]}
+                    yield Row(f"{name}, question {found['id']}", {**found, "answers": answers})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"'{name}' is neither a list of rows nor laid out as SQuAD is: {error!r} is missing") from error
 
 
 def _tokens(stream: Iterator[str], name: str) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from orrery.core.errors import DataError
 from orrery.data.labelled import TaskSpec
-from orrery.evaluate.answers import ORDERS, chrf_counts, chrf_of, exact_match
+from orrery.evaluate.answers import ORDERS, chrf_counts, chrf_of, exact_match, word_f1
 from orrery.evaluate.predictions import FIGURES, Figure, Measured, measure, reliability
 from orrery.evaluate.spans import SpanReport, scheme_of, score_spans
 
@@ -61,7 +61,7 @@ def judge(spec: TaskSpec, answers: Sequence[Any], given: Mapping[str, Any]) -> J
     Args:
         spec: of the task. answers: what the table says, one of each example.
         given: by kind: "probabilities" (N,C) and "predicted" (N,) for classes and grades; "probabilities" (N,C) for
-            several labels; "predicted" (N,) for numbers; "tags", a list for each sentence; "texts".
+            several labels; "predicted" (N,) for numbers; "tags", a list for each sentence; "texts" (of questions too, "" for no answer).
 
     Raises:
         DataError: another number of predictions than of answers.
@@ -135,6 +135,26 @@ def _texts(spec: TaskSpec, answers: Sequence[Any], given: Mapping[str, Any]) -> 
     return Judged(spec.kind, {"chrf": _chrf, "exact_match": _exact}, items)
 
 
+def _passages(spec: TaskSpec, answers: Sequence[Any], given: Mapping[str, Any]) -> Judged:
+    """SQuAD's figures; where some questions have no answer, those of both kinds of questions too."""
+    wanted = [list(each) or [""] for each in answers]
+    found = given["texts"]
+    items: Items = {
+        "f1": np.array([word_f1(text, each) for text, each in zip(found, wanted, strict=True)]),
+        "exact": np.array([exact_match(text, each) for text, each in zip(found, wanted, strict=True)]),
+        "answerable": np.array([bool(each) for each in answers]),
+    }
+    figures: dict[str, Figure] = {"f1": lambda held: float(held["f1"].astype(float).mean()), "exact_match": _exact}
+    if not items["answerable"].all() and items["answerable"].any():
+        figures |= {"f1_answerable": lambda held: _mean_where(held, True), "right_without_answer": lambda held: _mean_where(held, False)}
+    return Judged(spec.kind, figures, items)
+
+
+def _mean_where(items: Mapping[str, NDArray[np.generic]], answerable: bool) -> float:
+    held = items["f1"][items["answerable"] == answerable]
+    return float(held.astype(float).mean()) if len(held) else 0.0
+
+
 def _token_accuracy(items: Mapping[str, NDArray[np.generic]]) -> float:
     return float(items["right"].sum() / max(1, items["tokens"].sum()))
 
@@ -159,4 +179,5 @@ _JUDGES = {
     "regression": _numbers,
     "tagging": _tags,
     "text-to-text": _texts,
+    "question-answering": _passages,
 }

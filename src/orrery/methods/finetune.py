@@ -14,10 +14,8 @@ at most 5e-4 and 2e-3: the usual 5e-5 of a 768-wide BERT, scaled as a matrix's r
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from orrery.core import registry
 from orrery.core.config import Config, config_hash, require
-from orrery.core.errors import ConfigError, DataError
+from orrery.core.errors import DataError
 from orrery.core.files import write_json, write_text
 from orrery.core.memory import keep_large_blocks
-from orrery.core.progress import progress
-from orrery.core.seeds import seed_everything
+from orrery.data.answering import WINDOW
 from orrery.data.labelled import (
     Examples,
     TaskSpec,
@@ -49,14 +45,17 @@ from orrery.evaluate.spans import broken
 from orrery.evaluate.tasks import LOWER, Judged, judge
 from orrery.methods import starting
 from orrery.methods.baselines import baseline
+from orrery.methods.distil import distil_start
+from orrery.methods.epochs import Epochs
 from orrery.methods.fitted import TASK, Fitted, position_limit
+from orrery.methods.lessons import check_task, task_teacher
 from orrery.methods.model_card import write_card
+from orrery.methods.nearest_words import nearest_words
+from orrery.models.encoder import Encoder
 from orrery.models.storage import describe, read_weights, save
 from orrery.objectives import create_objective
-from orrery.optim.schedule import create_schedule, make_plan
 from orrery.runs.folder import Run
-from orrery.train.checkpoint import Checkpoints
-from orrery.train.engine import Engine, Pair
+from orrery.train.engine import Pair
 from orrery.train.system import interruptible, peak_memory, pick_device, threads
 
 MOST_EPOCHS, LEAST_EPOCHS, WANTED_STEPS = 30, 3, 1500
@@ -72,7 +71,8 @@ class FinetuneConfig(Config):
     epochs: at most; 0: as many as make 1,500 steps, 3 to 30. lr: peak rate; 0: by the rule of this file. warmup: share of
     the steps. patience: epochs without gain before it ends; 0: never. held_out: share of the rows that is validated on when
     no table is given for that. balance: classes weigh alike, however frequent. truncate, repair: cut what is too long, read
-    tag sequences that break their scheme as the CoNLL scorer does; both are counted, and refused by default.
+    tag sequences that break their scheme as the CoNLL scorer does; both are counted, and refused by default. distil: settings of
+    the objective `distilled-labels`, where a `teacher`, a folder of this kind, is among them.
     """
 
     task: TaskSpec = field(default_factory=TaskSpec)
@@ -88,8 +88,10 @@ class FinetuneConfig(Config):
     repair: bool = False
     seed: int = 0
     threads: int = 0
+    distil: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require(not self.distil or bool(self.distil.get("teacher")), "distil needs a teacher: the folder of a fine-tuned model")
         require(self.epochs >= 0 and self.patience >= 0, "epochs and patience must be 0 or more")
         require(self.batch >= 1, f"batch must be 1 or more, not {self.batch}")
         require(self.lr >= 0, f"lr must be above 0 (or 0 for the rule), not {self.lr}")
@@ -129,7 +131,7 @@ def finetune(
     config = config or FinetuneConfig()
     keep_large_blocks()
     with threads(config.threads):
-        job = _Job(source, train, Path(out), config, validation, test, tokenizer, size, settings, quiet)
+        job = Job(source, train, Path(out), config, validation, test, tokenizer, size, settings, quiet)
         run, finished = job.open(command)
         if finished is not None:
             return finished
@@ -146,7 +148,7 @@ def rate_by_width(model: nn.Module, pretrained: bool) -> float:
     return min(5e-4, 5e-5 * 768 / width) if pretrained else min(2e-3, 1e-3 * 128 / width)
 
 
-class _Job:
+class Job(Epochs):
     """One fine-tuning, from tables to result."""
 
     def __init__(
@@ -154,15 +156,16 @@ class _Job:
         tokenizer: Any, size: str | None, settings: dict[str, Any] | None, quiet: bool,
     ) -> None:  # fmt: skip
         self.out, self.config, self.quiet = out, config, quiet
+        self.teacher: tuple[Fitted, str] | None = None
+        if config.distil:
+            self.teacher = task_teacher(config.distil["teacher"], out)
         spec = learn_names(train, config.task)
         self.notes: list[str] = []
         if validation is None:
             train, validation = split_table(train, config.held_out, config.seed, spec)
         self.tables = {"train": train, "validation": validation} | ({"test": test} if test is not None else {})
         self._check_tags(spec)
-        self.source = starting.start(
-            source, spec, train, tokenizer=tokenizer, size=size, seed=config.seed, settings=settings, quiet=quiet
-        )
+        self.source = self._start(source, spec, train, tokenizer, size, settings)
         self.device = pick_device("auto")
         self.model = self.source.model.to(self.device)
         self.fitted = Fitted(self.model, self.source.tokenizer, spec)
@@ -173,8 +176,27 @@ class _Job:
         self.epochs = config.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))
         self.lr = config.lr or rate_by_width(self.model, self.source.pretrained)
         self.pair = Pair(self.model, self._objective())
+        self.name = f"finetune {self.source.name}"
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
+
+    def _start(
+        self, source: Any, spec: TaskSpec, train: Table, tokenizer: Any, size: str | None, settings: dict[str, Any] | None
+    ) -> starting.Source:
+        """The model; one with a teacher reads what the teacher reads, and a `distilbert` begins with the teacher's layers."""
+        if self.teacher is not None:
+            master = self.teacher[0]
+            check_task(master, spec)
+            if source == "distilbert" and isinstance(master.model, Encoder) and tokenizer is None:
+                return starting.Source("distilbert", distil_start(master.model), master.tokenizer, True)
+            if not isinstance(source, nn.Module) and not starting.is_folder(source):
+                tokenizer = tokenizer or master.tokenizer
+        found = starting.start(
+            source, spec, train, tokenizer=tokenizer, size=size, seed=self.config.seed, settings=settings, quiet=self.quiet
+        )
+        if self.teacher is not None and found.tokenizer.hash != self.teacher[0].tokenizer.hash:
+            raise DataError(f"'{found.name}' has another tokenizer than its teacher; a student must read the same ids")
+        return found
 
     def _check_tags(self, spec: TaskSpec) -> None:
         """Refuse, or count, tag sequences that break their scheme."""
@@ -198,6 +220,8 @@ class _Job:
     def _encode(self, spec: TaskSpec) -> dict[str, Examples]:
         """All tables' examples; the length becomes that of the longest, within what the model reads."""
         limit = spec.length or position_limit(self.model) or LONGEST
+        if spec.kind == "question-answering" and not spec.length:
+            limit = min(limit, WINDOW)  # longer texts come in windows
         draft = Fitted(self.model, self.source.tokenizer, spec.replace(length=limit))
         examples = {side: draft.encode(table, truncate=self.config.truncate) for side, table in self.tables.items()}
         longest = max(int(e.lengths.max()) for e in examples.values())
@@ -212,13 +236,17 @@ class _Job:
         for e in examples.values():
             e.spec = self.fitted.spec
         if cut := sum(e.cut for e in examples.values()):
-            self.notes.append(f"{cut} rows were cut to {limit} tokens")
+            self.notes.append(f"{cut} {'row was' if cut == 1 else 'rows were'} cut to {limit} tokens")
         replaced = sum(table.tally.replaced for table in self.tables.values())
         if replaced:
             self.notes.append(f"{replaced} characters were not UTF-8 and were replaced")
         if spec.kind == "regression":
             values = np.array(examples["train"].targets, dtype=float)
             self.fitted.shift, self.fitted.scale = float(values.mean()), float(values.std()) or 1.0
+            if spec.apart:  # a cosine
+                self.fitted.shift, self.fitted.scale = float(values.min()), float(np.ptp(values)) or 1.0
+            if self.teacher is not None:  # whose outputs are in units of its own
+                self.fitted.shift, self.fitted.scale = self.teacher[0].shift, self.teacher[0].scale
         return examples
 
     def _weights(self) -> list[float]:
@@ -235,6 +263,11 @@ class _Job:
     def _objective(self) -> Any:
         if self.fitted.spec.kind == "text-to-text":
             return create_objective("text-to-text")
+        if self.teacher is not None:
+            terms = {key: value for key, value in self.config.distil.items() if key != "teacher"}
+            objective: Any = create_objective("distilled-labels", task={"weights": tuple(self.weights)}, **terms)
+            objective.teach(self.teacher[0].model)
+            return objective
         return create_objective("labelled", weights=tuple(self.weights))
 
     def batch(self, index: np.ndarray) -> dict[str, Any]:
@@ -257,94 +290,43 @@ class _Job:
             "data": data,
             "epochs": self.epochs,
             "lr": self.lr,
+            **({} if self.teacher is None else {"teacher_hash": self.teacher[1]}),
         }
 
-    def open(self, command: list[str] | None) -> tuple[Run, dict[str, Any] | None]:
-        """The run's folder, new or continued; and its result when it is done already.
+    def facts(self) -> dict[str, Any]:
+        """Rows of each table, and what a reader should know of them."""
+        return {"rows": {side: len(table) for side, table in self.tables.items()}, "notes": self.notes}
 
-        Raises:
-            ConfigError: the folder holds another run.
-        """
-        identity = self.identity()
-        if not (self.out / "run.json").exists():
-            facts = {"rows": {side: len(table) for side, table in self.tables.items()}, "notes": self.notes}
-            return Run.create(
-                self.out, identity, f"finetune {self.source.name}", self.config.seed, command, facts
-            ), None
-        run = Run.open(self.out)
-        if run.config_hash != config_hash(_json(identity)):
-            raise ConfigError(f"'{self.out}' holds another run (other settings, data or model); choose another folder")
-        if run.record["status"] == "done":
-            return run, run.result()
-        run.acquire()
-        return run, None
+    def batches(self, epoch: int) -> list[Any]:
+        """Numbers of examples, batch by batch."""
+        return list(epoch_batches(self.examples["train"].lengths, self.config.batch, self.config.seed, epoch))
 
-    def fit(self, run: Run, interrupted: Any) -> dict[str, Any] | None:
-        """Epochs until the end; the best one's record, or None when it was interrupted (all is saved then)."""
-        cls = registry.load("adamw", "optimizer")
-        optimizer = cls(self.pair, self.lr, cls.Config.from_dict({"weight_decay": self.config.decay}, where="adamw"))
-        rate = create_schedule("cosine", make_plan(self.epochs * self.steps_per_epoch, self.config.warmup))
-        engine = Engine(self.pair, optimizer, lambda step: self.lr * rate(step))
-        checkpoints = Checkpoints(self.out, run.config_hash, keep=1)
-        seed_everything(self.config.seed)
-        begin = 0
-        restored = checkpoints.restore(self.pair, optimizer)
-        if restored is not None:
-            begin, self.history = restored[1]["epoch"], restored[1]["history"]
-            self.seconds = restored[1]["seconds"]
-        self.pair.train()
-        for epoch in range(begin, self.epochs):
-            started = time.perf_counter()
-            if not self._epoch(engine, epoch, interrupted):
-                return None
-            self.seconds += time.perf_counter() - started
-            self._validate(run, epoch)
-            done = self._exhausted() or epoch + 1 == self.epochs
-            record = {"epoch": self.epochs if done else epoch + 1, "history": self.history, "seconds": self.seconds}
-            checkpoints.save((epoch + 1) * self.steps_per_epoch, self.pair, optimizer, record)
-            if done:
-                break
-            if interrupted():
-                return None
-        checkpoints.remove()
-        return max(self.history, key=lambda item: (_rank(item), -item["epoch"]))
-
-    def _epoch(self, engine: Engine, epoch: int, interrupted: Any) -> bool:
-        """One pass over the examples; whether it came to its end."""
-        batches = epoch_batches(self.examples["train"].lengths, self.config.batch, self.config.seed, epoch)
-        with progress(len(batches), f"epoch {epoch + 1} of at most {self.epochs}", "steps", quiet=self.quiet) as bar:
-            for number, index in enumerate(batches):
-                step = engine.step(epoch * self.steps_per_epoch + number, self.batch(index))
-                bar.update(1, loss=f"{step.loss:.3f}")
-                if interrupted():
-                    return False
-        return True
-
-    def _validate(self, run: Run, epoch: int) -> None:
-        judged = self.fitted.judge(self.examples["validation"])
-        figures = {name: figure(judged.items) for name, figure in judged.figures.items()}
-        best = max(map(_rank, self.history), default=(-np.inf, 0.0))
-        self.history.append({"epoch": epoch + 1, "value": judged.value, "figures": figures})
-        better = _rank(self.history[-1]) > best
+    def validate(self, run: Run, epoch: int) -> None:
+        """Judge the validation table; the best weights so far are kept."""
+        figures = self.judged(epoch)
         run.log("validation", epoch=epoch + 1, **figures)
+        better = self.gained()
         if better:
             save(self.model, self.out / BEST)
         if not self.quiet:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in list(figures.items())[:3])
             print(f"epoch {epoch + 1}: {shown}{'  (best so far)' if better else ''}")
 
-    def _exhausted(self) -> bool:
-        ranks = [_rank(item) for item in self.history]
-        return bool(self.config.patience) and len(ranks) - 1 - ranks.index(max(ranks)) >= self.config.patience
-
-    def stop(self, run: Run) -> dict[str, Any]:
-        """End as interrupted: the same command goes on from the last whole epoch."""
-        result = {"status": "interrupted", "epochs": len(self.history), "history": self.history}
-        run.finish(result, "interrupted")
-        return result
+    def judged(self, epoch: int) -> dict[str, float]:
+        """Figures of the validation table, added to the history."""
+        judged = self.fitted.judge(self.examples["validation"])
+        figures = {name: figure(judged.items) for name, figure in judged.figures.items()}
+        self.history.append({"epoch": epoch + 1, "value": judged.value, "figures": figures})
+        return figures
 
     def finish(self, run: Run, best: dict[str, Any], compare_baseline: bool) -> dict[str, Any]:
         """Judge the best weights, fit the baseline, and write model, result and card."""
+        result = self.conclude(run.record, best, compare_baseline)
+        run.finish(result)
+        return result
+
+    def conclude(self, record: dict[str, Any], best: dict[str, Any], compare_baseline: bool) -> dict[str, Any]:
+        """The same without the run's own result."""
         read_weights(self.model, self.out / BEST / "model.safetensors")
         judged = {side: self.fitted.judge(self.examples[side], self.quiet) for side in self.tables if side != "train"}
         sides = {side: _figures(item) for side, item in judged.items()}
@@ -353,6 +335,7 @@ class _Job:
             "task": self.fitted.spec.to_dict(),
             "source": self.source.name,
             "pretrained": self.source.pretrained,
+            **({} if self.teacher is None else {"teacher": self._teacher_figures()}),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "rows": {side: len(table) for side, table in self.tables.items()},
             "epochs": len(self.history),
@@ -369,15 +352,25 @@ class _Job:
             result["baseline"] = self._baseline(judged)
         self._write(result)
         shutil.rmtree(self.out / BEST, ignore_errors=True)
-        write_text(self.out / "MODEL_CARD.md", write_card(result, run.record, self.fitted, judged, self.tables))
-        run.finish(result)
+        write_text(self.out / "MODEL_CARD.md", write_card(result, record, self.fitted, judged, self.tables))
         return result
+
+    def _teacher_figures(self) -> dict[str, Any]:
+        """What the student learnt from: its folder, weights, size, and its figures on the last table."""
+        assert self.teacher is not None
+        master, found = self.teacher
+        side = list(self.tables)[-1]
+        size = sum(p.numel() for p in master.model.parameters())
+        examples = master.encode(self.tables[side], truncate=self.config.truncate)
+        figures = _figures(master.judge(examples, self.quiet))
+        return {"folder": str(self.config.distil["teacher"]), "weights": found, "parameters": size, "table": side, "figures": figures}
 
     def _baseline(self, judged: dict[str, Judged]) -> dict[str, Any]:
         """The baseline on the last table, and the paired difference on its items."""
         side = list(judged)[-1]
         own = judged[side]
-        name, given = baseline(self.fitted.spec, self.tables["train"], self.tables["validation"], self.tables[side])
+        fit = nearest_words if self.fitted.spec.kind == "question-answering" else baseline
+        name, given = fit(self.fitted.spec, self.tables["train"], self.tables["validation"], self.tables[side])
         other = judge(self.fitted.spec, self.examples[side].answers, given)
         figure = own.figures[own.main]
         difference = paired_interval(figure, own.items, other.items)
@@ -402,11 +395,6 @@ class _Job:
         write_json(self.out / TASK, self.fitted.record())
 
 
-def _rank(item: dict[str, Any]) -> tuple[float, float]:
-    """What an epoch is chosen by: the main figure, and where that ties, the probability that truth was given."""
-    return item["value"], -item["figures"].get("nats", 0.0)
-
-
 def _figures(judged: Judged) -> dict[str, Any]:
     found: dict[str, Any] = {name: value.to_dict() for name, value in judged.measured().items()}
     return found
@@ -415,6 +403,3 @@ def _figures(judged: Judged) -> dict[str, Any]:
 def _plain(targets: list[Any] | None) -> list[Any]:
     return [t.tolist() if isinstance(t, np.ndarray) else t for t in targets or []]
 
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value))

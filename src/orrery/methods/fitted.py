@@ -8,17 +8,18 @@ B batch, T time, N examples, C labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageError
 from orrery.core.files import read_json
 from orrery.core.progress import progress
+from orrery.data.answering import join_windows
 from orrery.data.labelled import Examples, TaskSpec, collate, encode, sorted_batches
 from orrery.data.records import Row, Table
 from orrery.data.tokenizer_files import load_tokenizer
@@ -51,7 +52,10 @@ class Fitted:
         limit = self.spec.length or position_limit(self.model)
         model: Any = self.model
         end = model.config.stop if self.spec.kind == "text-to-text" else None
-        return encode(table, self.spec, self.tokenizer, labelled=labelled, limit=limit, truncate=truncate, end=end)
+        found = encode(table, self.spec, self.tokenizer, labelled=labelled, limit=limit, truncate=truncate, end=end)
+        if found.types is not None and not self.spec.apart and not _types(model):
+            found.types = None  # the separator alone tells the texts apart, as DistilBERT has it
+        return found
 
     @torch.no_grad()
     def outputs(self, examples: Examples, quiet: bool = True) -> dict[str, Any]:
@@ -59,7 +63,7 @@ class Fitted:
         training = self.model.training
         self.model.eval()
         found: list[Any] = [None] * len(examples)
-        bare = Examples(examples.spec, examples.rows, examples.ids, examples.types, places=examples.places)
+        bare = replace(examples, targets=None)
         with progress(len(examples), "predicting", "rows", quiet=quiet) as bar:
             for index in sorted_batches(examples.lengths):
                 answers = self._answer(bare, index)
@@ -74,20 +78,22 @@ class Fitted:
         return judge(self.spec, examples.answers, self.outputs(examples, quiet))
 
     def predict(self, rows: Table | list[str], truncate: bool = False, quiet: bool = True) -> list[dict[str, Any]]:
-        """Answers for people: a dict for each row, by kind "label" and "probabilities", "labels", "value", "tags" or "text".
+        """Answers for people: a dict for each row, by kind "label" and "probabilities", "labels", "value", "tags" or "text";
+        to a question "answer" ("" for none), its "start" in the text and the "probability" of its two ends.
 
         Args:
             rows: a table (labels are not needed), or texts.
         """
         if isinstance(rows, list):
             if self.spec.pair:
-                raise DataError("this model compares two texts; give a table with the columns of both")
+                does = "answers questions about a text" if self.spec.kind == "question-answering" else "compares two texts"
+                raise DataError(f"this model {does}; give a table with the columns '{self.spec.text}' and '{self.spec.pair}'")
             rows = Table(
                 "texts", (self.spec.text,), [Row(f"text {n}", {self.spec.text: text}) for n, text in enumerate(rows, 1)]
             )
         examples = self.encode(rows, labelled=False, truncate=truncate)
         given = self.outputs(examples, quiet)
-        return [self._say(given, number) for number in range(len(examples))]
+        return [self._say(given, number) for number in range(len(next(iter(given.values()))))]
 
     def _answer(self, examples: Examples, index: np.ndarray) -> list[Any]:
         """One batch's raw answers, in its order."""
@@ -106,13 +112,30 @@ class Fitted:
                 where[row, torch.from_numpy(examples.places[int(number)])] = True  # type: ignore[index]
             tags = head.predict(scores, batch["segments"], where).cpu()
             return [tags[row][where[row].cpu()].tolist() for row in range(len(index))]
+        if kind == "question-answering":
+            return self._passages(examples, index, scores, batch["segments"])
         if kind == "regression":
-            return (self.shift + self.scale * scores[:, 0].double()).cpu().tolist()
+            return (self.shift + self.scale * scores.flatten().double()).cpu().tolist()
         if kind == "multi-label":
             return list(scores.double().sigmoid().cpu().numpy())
         best = head.predict(scores, batch["segments"]).cpu().tolist()
         probabilities = scores.double().softmax(-1).cpu().numpy()  # of log-probabilities (ordinal), themselves
         return list(zip(probabilities, best, strict=True))
+
+    def _passages(self, examples: Examples, index: np.ndarray, scores: Tensor, segments: Tensor) -> list[Any]:
+        """Of every window: log-probability of its best answer, of none, and the answer's characters [first, last)."""
+        where = torch.zeros_like(segments, dtype=torch.bool)
+        places = [examples.places[int(number)] for number in index]  # type: ignore[index]
+        for row, own in enumerate(places):
+            where[row, : len(own)] = torch.from_numpy(own[:, 0] >= 0)
+        where[~where.any(1), 0] = True  # a text without a word
+        best = self.head.predict(scores, segments, where).cpu()
+        shares = scores.double().log_softmax(1).cpu()
+        found = []
+        for row, (first, last) in enumerate(best.tolist()):
+            own, score = places[row], float(shares[row, first, 0] + shares[row, last, 1])
+            found.append((score, float(shares[row, 0].sum()), max(0, int(own[first, 0])), max(0, int(own[last, 1]))))
+        return found
 
     def _write(self, batch: dict[str, Any]) -> list[str]:
         model: Any = self.model
@@ -137,6 +160,12 @@ class Fitted:
         kind, names = self.spec.kind, self.spec.names
         if kind == "text-to-text":
             return {"texts": found}
+        if kind == "question-answering":
+            owners = examples.owners or []
+            answers = join_windows(found, owners, self.spec.empty)
+            rows = dict(zip(owners, examples.rows, strict=True))
+            texts = [rows[n].values[self.spec.text][first:last] for n, (first, last, _) in enumerate(answers)]
+            return {"texts": texts, "starts": [first for first, *_ in answers], "scores": [score for *_, score in answers]}
         if kind == "tagging":
             outside = "O" if "O" in names else names[0]
             words = [len(row) for row in examples.answers] if examples.answers else [len(tags) for tags in found]
@@ -154,6 +183,9 @@ class Fitted:
         kind, names = self.spec.kind, self.spec.names
         if kind == "text-to-text":
             return {"text": given["texts"][number]}
+        if kind == "question-answering":
+            answer, score = given["texts"][number], float(np.exp(given["scores"][number]))
+            return {"answer": answer, "start": given["starts"][number] if answer else None, "probability": score}
         if kind == "tagging":
             return {"tags": given["tags"][number]}
         if kind == "regression":
@@ -198,3 +230,9 @@ def position_limit(model: nn.Module) -> int:
         if isinstance(table, nn.Embedding):
             return table.num_embeddings
     return 0
+
+
+def _types(model: nn.Module) -> int:
+    """How many token types a model tells apart; models that are not ours say nothing and are handed them."""
+    embedding = getattr(getattr(model, "config", None), "embedding", None)
+    return 1 if embedding is None else int(getattr(embedding, "types", 0)) > 1

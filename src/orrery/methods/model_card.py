@@ -21,6 +21,7 @@ WORDS = {
     "ordinal": "a grade",
     "tagging": "a tag for every word",
     "text-to-text": "a text",
+    "question-answering": "a passage of the text",
 }
 FEW = 200  # items below which a figure says little
 
@@ -42,6 +43,7 @@ def write_card(
             if result["pretrained"]
             else "trained from drawn weights on this table alone."
         ),
+        *_teacher(result),
         "",
         "## Use",
         "",
@@ -73,6 +75,15 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _teacher(result: dict[str, Any]) -> list[str]:
+    found = result.get("teacher")
+    if not found:
+        return []
+    name, value = next(iter(found["figures"].items()))
+    said = f"{name.replace('_', ' ')} {value['value']:.4f} on the {found['table']} rows"
+    return ["", f"It learnt from a teacher's answers too: `{found['folder']}` ({found['parameters'] / 1e6:.2f} M parameters), {said}."]
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -5,29 +5,37 @@
     decoder           next-token                           none
 
 Everything else is :func:`orrery.train.train`: budgets, exact resume, the run's folder. Continued pre-training on a domain is
-the same with a folder in place of a name: its weights go on, with its own tokenizer.
+the same with a folder in place of a name: its weights go on, with its own tokenizer, and the loss before and after is
+reported on both corpora. With a teacher the student also learns from what that says (:mod:`orrery.methods.lessons`).
 
-Learning rate, unless it is given: ``1e-3 sqrt(128 / width)`` from drawn weights, a fifth of that from a folder.
+Learning rate, unless it is given: ``1e-3 sqrt(128 / width)`` from drawn weights, a fifth of that from a folder or a teacher's
+layers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from orrery.core.errors import ConfigError
+from orrery.core.files import read_json, write_json
 from orrery.data.tokenizers import Tokenizer
-from orrery.methods.starting import is_folder, open_model
+from orrery.methods.domains import domain_losses
+from orrery.methods.lessons import student_of
+from orrery.methods.starting import is_folder, open_model, tokenizer_spec
 from orrery.models.build import create_model, find_architecture
 from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.folders import find_weights
 from orrery.models.patterns import parse_pattern
 from orrery.train import TrainConfig, train
 
 SPANS = 100
+DOMAINS = "domains.json"
 OBJECTIVES = {"encoder": "masked-lm", "encoder-decoder": "span-corruption", "decoder": "next-token"}
 OWN = {"bart": "denoising", "electra": "replaced-tokens"}
 MARKS = {"masked-lm": "mask", "replaced-tokens": "mask", "denoising": "mask", "span-corruption": f"spans-{SPANS}"}
@@ -39,6 +47,10 @@ def pretrain(
     settings: dict[str, Any] | None = None,
     *,
     objective: str | None = None,
+    teacher: str | Path | None = None,
+    recipe: str = "",
+    layers: Sequence[int] | None = None,
+    also: str = "",
     quiet: bool = False,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -48,34 +60,106 @@ def pretrain(
         source: the name of an architecture, or a folder with a model and its tokenizer.
         out: the run's folder; `out/weights` is what fine-tuning starts from.
         settings: of :class:`TrainConfig`, dotted ("data.corpus", "budget", "optim.lr", "model.size", ...).
-        objective: a registered one; None: by the list above.
+        objective: a registered one, or several (:func:`mixture`); None: by the list above.
+        teacher, recipe, layers: folder of a frozen teacher, and what is learnt from it (:mod:`orrery.methods.lessons`).
+        also: of a folder that goes on, another corpus on which to compare before and after; "": the one it came from, where
+            its run says so.
+
+    Returns:
+        The result of :func:`orrery.train.train`; of a folder that went on also "domains" (:mod:`orrery.methods.domains`).
 
     Raises:
         OrreryError: in one sentence.
     """
     given = dict(settings or {})
     model: nn.Module | None = None
-    if is_folder(source):
+    drawn = True
+    if teacher is not None:
+        if objective is not None:
+            raise ConfigError(f"with a teacher the objective follows from it; leave --objective {objective} out")
+        student = student_of(teacher, source, Path(out), given, recipe, layers)
+        model, name, drawn = student.model, student.objective, not student.begun
+        given = {key: value for key, value in given.items() if not key.startswith("objective.")}
+        given |= {"objective.settings": student.settings, "data.tokenizer": str(student.tokenizer), "model.name": source}
+        if layers is not None:
+            given["model.settings"] = {"layers": list(layers)}
+        if drawn is False:
+            given["model.size"] = None
+    elif recipe or layers is not None:
+        raise ConfigError("a recipe and layers are for a student; name its --teacher")
+    elif is_folder(source):
         model, tokenizer = open_model(Path(source))
-        if tokenizer is None or getattr(model, "folder", None) is None:
-            raise ConfigError(
-                f"'{source}' has no tokenizer of ours beside its weights; continued pre-training needs it"
-            )
-        kind, width = _kind(model), int(model.config.width)  # type: ignore[union-attr, arg-type]
-        name = objective or OWN.get(str(model.config.architecture)) or OBJECTIVES[kind]  # type: ignore[union-attr]
-        check_marks(tokenizer, name)
-        given |= {"data.tokenizer": str(Path(model.folder) / "tokenizer"), "model.name": str(source)}  # type: ignore[arg-type]
-        rate = 0.2e-3 * math.sqrt(128 / width)
+        where = tokenizer_spec(find_weights(source))
+        if tokenizer is None or where is None:
+            raise ConfigError(f"'{source}' has no tokenizer beside its weights; continued pre-training needs it")
+        name = objective or OWN.get(str(model.config.architecture)) or OBJECTIVES[_kind(model)]  # type: ignore[union-attr]
+        for each in mixture(name):
+            check_marks(tokenizer, each)
+        given |= {"data.tokenizer": str(where), "model.name": str(source), "model.size": None}
+        drawn = False
     else:
         lead = parse_pattern(source)[0][0].name
-        kind = find_architecture(lead).kind
-        name = objective or OWN.get(lead) or OBJECTIVES[kind]
+        name = objective or OWN.get(lead) or OBJECTIVES[find_architecture(lead).kind]
         given["model.name"] = source
-        given["data.tokenizer"] = marked_spec(str(given.get("data.tokenizer", "wordpiece:8192,lower")), name)
-        probe = create_model(source, str(given.get("model.size", "micro")), vocab_size=257)
-        rate = 1e-3 * math.sqrt(128 / int(probe.config.width))  # type: ignore[union-attr, arg-type]
+        given["data.tokenizer"] = str(given.get("data.tokenizer", "wordpiece:8192,lower"))
+        for each in mixture(name):
+            given["data.tokenizer"] = marked_spec(given["data.tokenizer"], each)
+    if "+" in name:
+        parts = {each: {"weight": weight} for each, weight in mixture(name).items()}
+        name, given = "multi-task", {**given, "objective.settings": {"parts": parts, **given.get("objective.settings", {})}}
+    sizes = {key: given.get(f"model.{key}", default) for key, default in (("size", "micro"), ("width", None), ("depth", None))}
+    probe: Any = model or create_model(source, vocab_size=257, **sizes)
+    rate = (1e-3 if drawn else 0.2e-3) * math.sqrt(128 / int(probe.config.width))
     config = TrainConfig().replace(**{"optim.lr": rate, "optim.warmup": 0.06, "objective.name": name, **given})
-    return train(config, out, model=model, quiet=quiet, command=command)
+    result = train(config, out, model=model, quiet=quiet, command=command)
+    if is_folder(source) and teacher is None and result["status"] == "done" and name != "replaced-tokens":  # whose generator is gone
+        result = {**result, "domains": _domains(source, Path(out), config, also, quiet)}
+    return result
+
+
+def _domains(source: str, out: Path, config: TrainConfig, also: str, quiet: bool) -> list[dict[str, Any]]:
+    """Before and after on the new corpus and the one before; kept in `domains.json`, so that it is measured once."""
+    corpora = {"domain": config.data.corpus}
+    if other := also or _origin(Path(source)):
+        corpora["origin"] = other
+    file = out / DOMAINS
+    if file.is_file() and {row["role"]: row["corpus"] for row in read_json(file)} == corpora:
+        return list(read_json(file))
+    (before, tokenizer), (after, _) = open_model(Path(source)), open_model(out)
+    assert tokenizer is not None
+    found = domain_losses(
+        before, after, tokenizer, corpora, config.objective.name, config.objective.settings, config.data.length,
+        config.validation.bytes // 4, config.data.strict, quiet,
+    )  # fmt: skip
+    write_json(file, found)
+    return found
+
+
+def _origin(source: Path) -> str:
+    """The corpus of the run that a folder holds or lies in; "" where none says so."""
+    for folder in (source, source.parent):
+        if (folder / "run.json").is_file():
+            return str(read_json(folder / "run.json").get("config", {}).get("data", {}).get("corpus", ""))
+    return ""
+
+
+def mixture(objective: str) -> dict[str, float]:
+    """Objectives and their weights: `span-corruption`, or `span-corruption+prefix-lm:0.5`, learnt together from every batch.
+
+    Raises:
+        ConfigError: a weight that is no number, or an objective named twice.
+    """
+    found: dict[str, float] = {}
+    for part in objective.split("+"):
+        name, _, weight = part.partition(":")
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            raise ConfigError(f"'{part}' must read OBJECTIVE or OBJECTIVE:WEIGHT, with a number for its weight") from None
+        if name in found:
+            raise ConfigError(f"the objective '{name}' stands twice in '{objective}'")
+        found[name] = value
+    return found
 
 
 def marked_spec(spec: str, objective: str) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from orrery.core import registry
-from orrery.core.errors import ConfigError, DataError, StorageError
-from orrery.core.files import read_json
+from orrery.core.errors import ConfigError, DataError
 from orrery.data.corpora import MemoryCorpus
 from orrery.data.dataset import build_tokenizer
 from orrery.data.labelled import NAMED, TaskSpec
@@ -27,9 +27,8 @@ from orrery.models.convert import as_encoder, with_head
 from orrery.models.decoder import DecoderLM
 from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import EncoderDecoder
-from orrery.models.exchange import from_transformers
+from orrery.models.folders import open_folder
 from orrery.models.patterns import parse_pattern
-from orrery.models.storage import load
 
 DEFAULT_TOKENIZER = "wordpiece:8192,lower"
 DEFAULT_WRITER_TOKENIZER = "bpe:4096"  # answers must come back as they were written
@@ -80,7 +79,9 @@ def start(
                 f"the tokenizer makes {tokenizer.vocab_size} ids, but the model in '{name}' knows "
                 f"{getattr(model, 'vocab_size', 0)}; use the tokenizer it was trained with"
             )
-        return Source(name, _fit_head(model, spec, train, given), tokenizer, True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the head is drawn; what ran before in this process must not decide how
+            return Source(name, _fit_head(model, spec, train, given), tokenizer, True)
     name = str(source)
     if tokenizer is None or isinstance(tokenizer, str):
         default = DEFAULT_WRITER_TOKENIZER if spec.kind == "text-to-text" else reads(name) or DEFAULT_TOKENIZER
@@ -100,9 +101,13 @@ def reads(name: str) -> str:
 
 def head_settings(spec: TaskSpec, train: Table) -> dict[str, Any]:
     """The head of a task, as `create_model` and `with_head` take it."""
+    if spec.kind == "question-answering":
+        return {"labels": 2}
     found: dict[str, Any] = {"labels": len(spec.names) if spec.kind in NAMED else 1}
     if spec.kind in NAMED:
         found["names"] = spec.names
+    if spec.apart and spec.kind == "regression":
+        found["join"] = "cosine"
     return found
 
 
@@ -124,9 +129,9 @@ def _draw(
         end = frame_ids(tokenizer)[1]
         return create_model(name, **common, **{"start": tokenizer.doc_id, "stop": end, **given})
     head = {key if key == "labels" else f"head.{key}": value for key, value in head_settings(spec, train).items()}
-    if spec.pair and "types" not in given:
+    if spec.pair and "types" not in given and spec.head != "pairs":
         given = {**given, "embedding.types": 2}
-    return create_model(name, frame="encoder", head=spec.kind, **common, **{**head, **given})
+    return create_model(name, frame="encoder", head=spec.head, **common, **{**head, **given})
 
 
 def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, Any]) -> nn.Module:
@@ -139,12 +144,12 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
         return model
     settings = {**head_settings(spec, train), **{key.removeprefix("head."): value for key, value in given.items()}}
     if isinstance(model, DecoderLM):
-        return as_encoder(model, spec.kind, **settings)
+        return as_encoder(model, spec.head, **settings)
     if isinstance(model, EncoderDecoder):
         model = model.encoder
     if not isinstance(model, Encoder) and not hasattr(model, "with_head"):
         raise ConfigError(f"{type(model).__name__} cannot be given a head for {spec.kind}")
-    return with_head(cast(Encoder, model), spec.kind, **settings)
+    return with_head(cast(Encoder, model), spec.head, **settings)
 
 
 def texts_of(table: Table, spec: TaskSpec) -> MemoryCorpus:
@@ -155,6 +160,7 @@ def texts_of(table: Table, spec: TaskSpec) -> MemoryCorpus:
         for column in columns:
             value = row.values.get(column)
             texts.append(" ".join(map(str, value)) if isinstance(value, list) else str(value or ""))
+    texts = list(dict.fromkeys(texts)) if spec.kind == "question-answering" else texts  # a text comes with each of its questions
     return MemoryCorpus([text for text in texts if text.strip()], name=f"texts of {table.name}")
 
 
@@ -165,15 +171,15 @@ def is_folder(source: str | Path | nn.Module) -> bool:
 
 def open_model(folder: Path) -> tuple[nn.Module, Tokenizer | None]:
     """A model and its tokenizer from a folder of ours, of a run, or of transformers."""
-    folder = folder.expanduser()
-    for path in (folder, folder / "weights"):
-        if (path / "manifest.json").is_file() and (path / "config.json").is_file():
-            own = path / "tokenizer"
-            return load(path), load_tokenizer(own) if own.is_dir() else None
-    if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json"):
-        file = folder / LIBRARY_FILE
-        return from_transformers(str(folder)), open_tokenizer_file(file) if file.is_file() else None
-    raise StorageError(f"'{folder}' holds no model: neither weights of ours nor of transformers")
+    model, path = open_folder(folder)
+    spec = tokenizer_spec(path)
+    return model, None if spec is None else open_tokenizer_file(spec)
+
+
+def tokenizer_spec(folder: Path) -> Path | None:
+    """Where the tokenizer of a folder with weights lies: ours in `tokenizer/`, or the library's file; None where there is none."""
+    found = (folder / "tokenizer", folder / LIBRARY_FILE)
+    return next((path for path in found if path.exists()), None)
 
 
 def _beside(model: nn.Module) -> Tokenizer:
