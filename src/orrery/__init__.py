@@ -22,6 +22,7 @@ _PUBLIC = {
     "wrap": "orrery.models.wrap:wrap",
     "from_transformers": "orrery.models.exchange:from_transformers",
     "to_transformers": "orrery.models.exchange:to_transformers",
+    "to_onnx": "orrery.models.onnx:to_onnx",
     "create_objective": "orrery.objectives:create_objective",
     "generate": "orrery.generate:generate",
     "compare": "orrery.compare:compare",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from orrery.generate import generate
     from orrery.models.build import create_model
     from orrery.models.exchange import from_transformers, to_transformers
+    from orrery.models.onnx import to_onnx
     from orrery.models.storage import load, save
     from orrery.models.wrap import wrap
     from orrery.objectives import create_objective
@@ -68,6 +70,7 @@ __all__ = [
     "load",
     "ngram",
     "save",
+    "to_onnx",
     "to_transformers",
     "train",
     "wrap",

@@ -15,19 +15,31 @@ pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
 SMALL = {"width": 32, "depth": 2, "vocab_size": 100, "seed": 1}
 
 
-@pytest.mark.parametrize(("head", "settings"), [("classification", {"labels": 3})])
-def test_a_bert_answers_the_same_at_any_shape(tmp_path, head, settings):
-    model = orrery.create_model("bert", head=head, **SMALL, **settings).train()
-    path = to_onnx(model, tmp_path / "made" / "bert.onnx")
+CASES = {  # learned positions and types; angles and windows shorter than the text; a bias by distance; position vectors
+    "bert": ("bert", {"head": "classification", "labels": 3}),
+    "modernbert": ("modernbert", {"head": "tagging", "labels": 3, "local.window": 4, "head_dim": 8}),
+    "t5": ("t5", {"head_dim": 8}),
+    "deberta": ("deberta", {"head": "masked-lm", "head_dim": 8}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_graph_answers_as_the_model_at_any_shape(tmp_path, case):
+    name, settings = CASES[case]
+    model = orrery.create_model(name, **SMALL, **settings)
+    model = (model.encoder if name == "t5" else model).train()
+    path = orrery.to_onnx(model, tmp_path / "made" / f"{name}.onnx")
     assert model.training and path.is_file()
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    assert [held.name for held in session.get_inputs()] == ["tokens", "types"]
+    typed = case == "bert"
+    assert [held.name for held in session.get_inputs()] == ["tokens", "types"][: 1 + typed]
     model.eval()
     for shape in ((1, 1), (4, 5), (2, 64)):
-        tokens, types = torch.randint(0, 100, shape), torch.randint(0, 2, shape)
-        found = session.run(None, {"tokens": tokens.numpy(), "types": types.numpy()})[0]
+        given = {"tokens": torch.randint(0, 100, shape), **({"types": torch.randint(0, 2, shape)} if typed else {})}
+        found = session.run(None, {key: value.numpy() for key, value in given.items()})[0]
         with torch.no_grad():
-            expected = model(tokens, types=types).logits
+            out = model(given["tokens"], types=given.get("types"))
+        expected = out.hidden if out.logits is None else out.logits
         assert torch.from_numpy(found).sub(expected).abs().max() < 1e-4
 
 

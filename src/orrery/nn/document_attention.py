@@ -21,6 +21,11 @@ from torch.nn import functional as F
 CHUNK = 256  # least queries that go together under a window
 
 
+def exporting() -> bool:
+    """Whether a graph is being exported, which must serve every length."""
+    return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
+
+
 def attend_documents(
     heads: Tensor, sizes: tuple[int, int, int], groups: tuple[tuple[int, int], ...] | None, bias: Tensor | None = None,
     window: int | None = None, dropout: float = 0.0,
@@ -55,6 +60,10 @@ def _attend(heads: Tensor, sizes: tuple[int, int, int], bias: Tensor | None, win
     length = heads.shape[1]
     q, k, v = heads.transpose(1, 2).split(sizes, 1)
     grouped = sizes[0] != sizes[1]
+    if window is not None and exporting():  # for every length at once: a mask over all pairs
+        steps = torch.arange(length, device=q.device)
+        own = torch.zeros(1, 1, 1, 1, dtype=q.dtype) if bias is None else bias
+        bias, window = own.masked_fill(((steps[:, None] - steps).abs() > window)[None, None], -math.inf), None
     if window is None or length <= window + 1:
         return F.scaled_dot_product_attention(q, k, v, bias, dropout, enable_gqa=grouped).transpose(1, 2)
     found = []

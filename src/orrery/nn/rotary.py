@@ -50,3 +50,18 @@ def cached_table(positions: Tensor, length: int, rotated: int, theta: float, dty
 def rotate(x: Tensor, table: Tensor, heads: int | None = None) -> Tensor:
     """Turn the first R of K dimensions of x (B,T,H,K) by table (T,R/2) or (B,T,R/2); with `heads`, of the first so many only."""
     return turn(x, table, x.shape[2] if heads is None else heads)
+
+
+def rotate_by_reals(x: Tensor, positions: Tensor, rotated: int, theta: float, heads: int) -> Tensor:
+    """:func:`rotate` in operations that every runtime has (no complex numbers, no table of a fixed length), for exported graphs.
+
+    Args:
+        x: (B,T,H,K). positions: (T,) or (B,T). rotated: R. heads: the first so many are turned.
+    """
+    rates = theta ** (-torch.arange(0, rotated, 2, dtype=torch.float64, device=positions.device) / rotated)
+    angles = positions.to(torch.float64)[..., None] * rates
+    cos, sin = (part.to(x.dtype)[..., None, :] for part in (angles.cos(), angles.sin()))
+    even, odd = x[:, :, :heads, :rotated].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+    turned = torch.cat([turned, x[:, :, :heads, rotated:]], -1)
+    return torch.cat([turned, x[:, :, heads:]], 2)
