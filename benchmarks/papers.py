@@ -278,7 +278,7 @@ def main() -> None:
                 search.prepare(store)
                 rows.append(
                     (
-                        "semantic index, made once",
+                        "semantic index and words, made once",
                         f"{time.perf_counter() - began:.1f} s, peak {peak_megabytes():.0f} MB",
                         "",
                     )
@@ -291,8 +291,10 @@ def main() -> None:
                 "journal": "journal.jsonl",
             }
             figures = [f"{name} {(Path(folder) / file).stat().st_size / 1e6:.0f} MB" for name, file in sizes.items()]
-            vectors = sum(file.stat().st_size for file in (Path(folder) / "semantic").iterdir()) / 1e6
-            rows.append(("size", f"{', '.join(figures)}, vectors {vectors:.0f} MB", ""))
+            for what, part in (("vectors", "semantic"), ("words", "postings")):
+                files = (Path(folder) / part).glob("*")
+                figures.append(f"{what} {sum(file.stat().st_size for file in files) / 1e6:.0f} MB")
+            rows.append(("size", ", ".join(figures), ""))
             if options.stage != "import":
                 rows += measure(store, papers)
         if options.stage != "import":

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalogue import finding
-from orrery.catalogue import community, days, topics, trending
+from orrery.catalogue import community, days, filing, topics, trending
 from orrery.catalogue.record import Paper
 from orrery.catalogue.store import Store
 from orrery.core.errors import ConfigError, UnknownNameError
@@ -131,13 +131,13 @@ def test_remembered_counts_follow_the_papers(tmp_path):
     ],
 )
 def test_rules(title, slugs):
-    assert set(topics.assign(title)) == slugs
+    assert set(filing.assign(title)) == slugs
 
 
 def test_an_abstract_must_speak_of_it_often():
-    assert topics.assign("A poem", abstract="A graph. One graph.") == ()
-    assert topics.assign("A poem", abstract="A graph. Two graphs. The graph.") == ("graphs",)
-    assert topics.assign("A poem", kind="survey") == ("surveys",)
+    assert filing.assign("A poem", abstract="A graph. One graph.") == ()
+    assert filing.assign("A poem", abstract="A graph. Two graphs. The graph.") == ("graphs",)
+    assert filing.assign("A poem", kind="survey") == ("surveys",)
 
 
 def test_every_shipped_paper_has_a_topic(shelf):

@@ -18,8 +18,8 @@ from orrery.web.export import export
 from orrery.web.server import Background
 from web.support import letters, link_of
 
-PAGES = ("/", "/search?q=mamba", "/paper/2601.00001", "/paper/emo", "/trending", "/topics", "/topic/recurrence", "/archive", "/about", "/submit",
-         "/subscribe", "/subscribe/sent", "/unsubscribe?token=x", "/moderation", "/api", "/no/such/page")  # fmt: skip
+PAGES = ("/", "/search?q=mamba", "/paper/2601.00001", "/paper/emo", "/trending", "/new", "/topics", "/topic/recurrence", "/archive", "/about",
+         "/submit", "/subscribe", "/subscribe/sent", "/unsubscribe?token=x", "/moderation", "/api", "/no/such/page")  # fmt: skip
 LISTING = """Get trending papers in your email inbox once a day!
 
 Subscribe

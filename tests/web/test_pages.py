@@ -20,7 +20,7 @@ from orrery.web.rendering import ASSETS, PageCache, day_words, file, relative
 from web.support import letters, link_of, seal
 
 PAGES = ("/", "/search", "/search?q=mamba", "/search?q=zzzzqqq", "/search?kind=survey&status=survey&year=2023", "/paper/emo", "/paper/2601.00001",
-         "/trending", "/topics", "/topic/recurrence", "/archive", "/day/2026-01-02", "/day/2001-01-01", "/about", "/submit", "/subscribe",
+         "/trending", "/new", "/topics", "/topic/recurrence", "/archive", "/day/2026-01-02", "/day/2001-01-01", "/about", "/submit", "/subscribe",
          "/subscribe/sent", "/subscribe/confirm?token=x", "/unsubscribe?token=x", "/moderation", "/api", "/no/such/page")  # fmt: skip
 
 

@@ -7,10 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from orrery.catalogue.store import Store
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 MOST = 64  # answers that a process remembers
@@ -18,7 +15,17 @@ _known: dict[tuple[Path, str], tuple[tuple[Any, ...], Any]] = {}
 _lock = threading.Lock()
 
 
-def key(store: Store, connection: sqlite3.Connection) -> tuple[Any, ...]:
+class Index(Protocol):
+    """What is needed of a store: its folder, the file of its index, and a connection for reading."""
+
+    folder: Path
+    path: Path
+
+    def connection(self) -> sqlite3.Connection:
+        """This thread's."""
+
+
+def key(store: Index, connection: sqlite3.Connection) -> tuple[Any, ...]:
     """What changes whenever the papers may have: the index's file, the last paper, import and submission, the shipped data.
 
     Votes and other doings of readers leave it as it is.
@@ -30,7 +37,7 @@ def key(store: Store, connection: sqlite3.Connection) -> tuple[Any, ...]:
     return (os.stat(store.path).st_ino, *row)
 
 
-def remembered(store: Store, question: str, answer: Callable[[sqlite3.Connection], T]) -> T:
+def remembered(store: Index, question: str, answer: Callable[[sqlite3.Connection], T]) -> T:
     """The answer to a question about the papers, asked again only after they have changed. Do not change what is returned."""
     connection = store.connection()
     now, place = key(store, connection), (store.folder, question)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orrery.catalogue.record import Paper
     from orrery.catalogue.store import Store
 
+_SECOND = "%Y-%m-%dT%H:%M:%SZ"  # as the store writes moments
 NEW_DAYS = 2  # for readers of whom it is not known when they last looked
 # The day as two disjoint sets, each read through its own index; a COALESCE of both would read the whole table.
 _DATED = "date IS NOT NULL"
@@ -109,16 +110,30 @@ def archive(store: Store) -> list[tuple[str, int]]:
     return [(row[0], int(row[1])) for row in rows]
 
 
+def new(store: Store, at: datetime, seen: datetime | str | None = None, *, limit: int = 20, offset: int = 0) -> tuple[list[Paper], int]:
+    """A page of the papers that are NEW to a reader, last entered first, and how many there are; see :func:`is_new`."""
+    since = (_utc(at) - timedelta(days=NEW_DAYS)).strftime(_SECOND) if seen is None else _moment(seen).strftime(_SECOND)
+    connection = store.connection()
+    where = "FROM papers WHERE added >= ? AND NOT shipped"
+    count = int(connection.execute(f"SELECT COUNT(*) {where}", (since,)).fetchone()[0])
+    rows = connection.execute(f"SELECT id {where} ORDER BY added DESC, id DESC LIMIT ? OFFSET ?", (since, limit, offset))
+    return [paper for _, paper in hits_of(store, [row[0] for row in rows])], count
+
+
 def is_new(paper: Paper, at: datetime, seen: datetime | str | None = None) -> bool:
-    """Whether a paper entered after a reader last looked (`seen`), or in the last `NEW_DAYS` days when that is not known."""
+    """Whether a paper entered since a reader last looked (`seen`, that second included: a paper is rather shown as NEW twice
+    than never), or in the last `NEW_DAYS` days when that is not known."""
     if paper.shipped or not paper.added:
         return False
     added = datetime.fromisoformat(paper.added.replace("Z", "+00:00"))
     now = _utc(at)
     if seen is None:
         return now - timedelta(days=NEW_DAYS) <= added
-    last = datetime.fromisoformat(seen.replace("Z", "+00:00")) if isinstance(seen, str) else seen
-    return added > _utc(last)
+    return added >= _moment(seen).replace(microsecond=0)
+
+
+def _moment(seen: datetime | str) -> datetime:
+    return _utc(datetime.fromisoformat(seen.replace("Z", "+00:00")) if isinstance(seen, str) else seen)
 
 
 def _utc(at: datetime) -> datetime:

@@ -22,6 +22,7 @@ from orrery.catalogue.record import second
 
 if TYPE_CHECKING:
     from orrery.catalogue.record import Paper
+    from orrery.catalogue.status import Status
     from orrery.catalogue.store import Store
     from orrery.catalogue.subscriptions import Subscription
 
@@ -83,13 +84,13 @@ def compose(store: Store, subscription: Subscription, at: datetime, base_url: st
         "frequency": "daily digest" if subscription.frequency == "daily" else "weekly digest",
         "date": _date(subscription.frequency, at),
         "summary": _summary(count, len(changed), titles),
-        "new": [_card(store, paper, base_url) for paper in shown],
+        "new": _cards(store, shown, base_url),
         "new_note": f"{len(shown)} of {count:,}" if count > len(shown) else "",
         "more": f"{count - len(shown):,}" if count > len(shown) else "",
         "more_link": f"{base_url}/archive",
         "changed": [_verdict(paper, old, verdict, base_url) for paper, old, verdict in changed],
         "changed_note": "what came of a claim, at our scale",
-        "trending": [_card(store, paper, base_url) for paper in trending],
+        "trending": _cards(store, trending, base_url),
         "about": " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles) or "all topics",
         "email": subscription.email,
         "unsubscribe": link,
@@ -199,10 +200,13 @@ def _trending(store: Store, subscription: Subscription, at: datetime, told: set[
 # ---------------------------------------------------------------- how it says so
 
 
-def _card(store: Store, paper: Paper, base_url: str) -> dict[str, Any]:
+def _cards(store: Store, papers: list[Paper], base_url: str) -> list[dict[str, Any]]:
     from orrery.catalogue import status
 
-    state = status.of(paper, store=store)
+    return [_card(paper, state, base_url) for paper, state in zip(papers, status.of_all(papers, store), strict=True)]
+
+
+def _card(paper: Paper, state: Status, base_url: str) -> dict[str, Any]:
     votes = paper.votes + paper.upvotes
     chips = list(dict.fromkeys(str(each) for each in (paper.kind, state.state, state.verdict, paper.year) if each))
     names = paper.authors[:AUTHORS]

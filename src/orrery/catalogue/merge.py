@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orrery.catalogue import keys
+from orrery.catalogue import filing, keys
 from orrery.catalogue.events import Event, Unchanged
 from orrery.catalogue.record import CONTENT, TEXTS, digest
 from orrery.core.errors import DataError, UnknownNameError, suggest
@@ -209,9 +209,7 @@ def _load(connection: sqlite3.Connection, number: int) -> dict[str, Any]:
 
 
 def _assign_topics(connection: sqlite3.Connection, number: int, row: Mapping[str, Any], fresh: bool = False) -> None:
-    from orrery.catalogue.topics import assign
-
-    found = assign(row["title"], row["sentence"], row["abstract"], row["kind"] or "")
+    found = filing.assign(row["title"], row["sentence"], row["abstract"], row["kind"] or "")
     if not fresh:
         connection.execute("DELETE FROM paper_topics WHERE paper = ?", (number,))
     connection.executemany("INSERT INTO paper_topics (paper, topic) VALUES (?, ?)", [(number, topic) for topic in found])

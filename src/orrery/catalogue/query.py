@@ -16,6 +16,8 @@ LONGEST = 500  # characters that are read; the rest is left out
 MOST_TERMS = 24
 SHORTEST_PREFIX = 2  # letters, as the index has prefixes; a shorter one is a word
 COLUMNS = ("title", "sentence", "abstract", "authors", "names")
+COLUMN_WEIGHTS = {"title": 8.0, "sentence": 4.0, "abstract": 1.0, "authors": 3.0, "names": 6.0}
+TOKENIZER = "porter unicode61 remove_diacritics 2"  # as in schema.TABLES
 _FIELDS = {  # what a reader calls it -> column of the index
     "title": "title", "abstract": "abstract", "sentence": "sentence", "author": "authors", "authors": "authors", "name": "names",
     "names": "names", "model": "names",

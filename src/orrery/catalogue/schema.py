@@ -57,6 +57,7 @@ CREATE TABLE deliveries (
 ) WITHOUT ROWID;
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, paper INTEGER NOT NULL REFERENCES papers (id), at TEXT NOT NULL, old TEXT, new TEXT NOT NULL);
 CREATE INDEX verdicts_at ON verdicts (at);
+CREATE INDEX verdicts_paper ON verdicts (paper, id);
 CREATE VIRTUAL TABLE papers_fts USING fts5(
     title, sentence, abstract, authors, names, content='papers', content_rowid='id',
     tokenize='porter unicode61 remove_diacritics 2', prefix='2 3'

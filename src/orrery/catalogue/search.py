@@ -1,9 +1,11 @@
 """Search: SQLite's full-text index and the semantic vectors, fused.
 
 *Text* ranks by BM25 with weights of columns (`COLUMN_WEIGHTS`): papers that hold every wanted word first, then those that
-hold some. BM25 costs a microsecond for every term of every paper that matches, so a query that exceeds `BUDGET` is narrowed
-before it is ranked: to its rare words, then to titles, then to what entered last. A word that no paper holds is
-searched as the nearest word of the vocabulary, and the corrected query is suggested.
+hold some. In a large catalogue the sum is taken over arrays of all words (:mod:`orrery.catalogue.postings`); in a small
+one, and while these are not made yet, SQLite takes it. SQLite's costs a microsecond for every term of every paper that
+matches, so a query that exceeds `BUDGET` is narrowed there before it is ranked: to its rare words, then to titles, then
+to what entered last. A word that no paper holds is searched as the nearest word of the vocabulary, and the corrected
+query is suggested.
 
 *Semantic* ranks by the cosine of :mod:`orrery.catalogue.semantic`. *Hybrid* adds both, each divided by its best of this
 query, in the shares of :func:`_share`. The weights were chosen on the tuning half of `judged.json`; its test half is measured in the tests.
@@ -18,9 +20,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from orrery.catalogue import suggestions, vectors
+from orrery.catalogue import content, postings, suggestions, vectors
 from orrery.catalogue.filters import Filters
-from orrery.catalogue.query import COLUMNS, Query, Term, parse
+from orrery.catalogue.query import COLUMN_WEIGHTS, COLUMNS, TOKENIZER, Query, Term, parse
 from orrery.catalogue.words import STOP, stem
 from orrery.core.errors import ConfigError
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from orrery.catalogue.store import Store
 
 MODES = ("hybrid", "text", "semantic")
-COLUMN_WEIGHTS = {"title": 8.0, "sentence": 4.0, "abstract": 1.0, "authors": 3.0, "names": 6.0}
 BUDGET = 6000  # papers that BM25 ranks for one expression, times the terms in it
 COUNTED = 10_000  # matches are counted up to here
 DEPTH = 1000  # results that can be paged through
@@ -37,7 +38,6 @@ POOL = 300  # candidates of either side that are fused
 TEXT_SHARE = 0.3  # of the text score in a hybrid one
 EVERY_BONUS = 0.25  # of the best text score, for holding every wanted word
 NEAREST = 0.15  # cosine under which a paper is no semantic match
-TOKENIZER = "porter unicode61 remove_diacritics 2"  # as in schema.TABLES
 MARKED = ("title", "sentence", "abstract")
 _thread = threading.local()
 _BEGIN, _END = "\ue000", "\ue001"  # private characters that mark what matched
@@ -114,11 +114,12 @@ def search(
     corrected, suggestion = suggestions.correct(store, connection, asked)
     pool = min(max(POOL, offset + limit), DEPTH)
     if mode == "text" or placed is None:
-        text = _text(connection, corrected, filters, pool)
+        text = _text(store, corrected, filters, pool)
         ranking, total = sorted(text.scores.items(), key=_order), text.total
     else:
-        text = _text(connection, corrected, filters, pool) if mode == "hybrid" else _Text({}, 0)
+        text = _text(store, corrected, filters, pool) if mode == "hybrid" else _Text({}, 0)
         meaning = _meaning(placed, corrected, filters, connection, list(text.scores))
+        text.complete(meaning)
         share = _share(connection, placed, corrected) if text.scores else 0.0
         ranking = sorted(_fuse(text.scores, meaning, share).items(), key=_order)
         total = max(text.total, len(ranking))
@@ -132,6 +133,7 @@ def search(
 def prepare(store: Store) -> int:
     """Bring the semantic index up to date, however long that takes; how many papers it covers. Call it after an import."""
     placed = vectors.current(store, wait=True)
+    postings.current(store, content.key(store, store.connection()), wait=True)
     return len(placed.ids) if placed else 0
 
 
@@ -168,6 +170,12 @@ class _Text:
 
     scores: dict[int, float]
     total: int
+    whole: postings.Ranked | None = None
+
+    def complete(self, meaning: dict[int, float]) -> None:
+        """Add the scores of papers that are near in meaning and not among the best of the text."""
+        if self.whole is not None:
+            self.scores.update(self.whole.of([number for number in meaning if number not in self.scores]))
 
 
 def _order(item: tuple[int, float]) -> tuple[float, int]:
@@ -179,7 +187,11 @@ def _budget(asked: Query) -> int:
     return max(BUDGET // max(1, len(asked.terms)), min(BUDGET, 1000))
 
 
-def _text(connection: sqlite3.Connection, asked: Query, filters: Filters, pool: int) -> _Text:
+def _text(store: Store, asked: Query, filters: Filters, pool: int) -> _Text:
+    connection = store.connection()
+    if (counted := postings.current(store, content.key(store, connection))) is not None:
+        ranked = postings.rank(connection, counted, asked, filters, EVERY_BONUS)
+        return _Text(ranked.best(pool), ranked.total, ranked)
     every, budget = asked.every() + asked.without(), _budget(asked)
     matches = _count(connection, every, filters, COUNTED)
     wide = _alternatives(connection, asked, budget)

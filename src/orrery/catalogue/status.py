@@ -13,6 +13,7 @@ import json
 import re
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,11 +108,20 @@ def of(paper: Paper, *, store: Store | None = None, runs: str | Path = "runs") -
     """The status of a paper.
 
     Args:
-        store: where its latest verdict is looked up; None leaves the verdict out.
+        store: where its latest verdict is looked up; None leaves the verdict out (a state alone needs no question).
         runs: folder of the runs whose dates count as measurements, beside those that ship with orrery.
     """
+    return _of(paper, verdicts(store, [paper.slug]).get(paper.slug) if store is not None else None, runs)
+
+
+def of_all(papers: Sequence[Paper], store: Store, runs: str | Path = "runs") -> list[Status]:
+    """The status of each of some papers; the verdicts are one question, whatever their number."""
+    found = verdicts(store, [paper.slug for paper in papers])
+    return [_of(paper, found.get(paper.slug), runs) for paper in papers]
+
+
+def _of(paper: Paper, verdict: str | None, runs: str | Path) -> Status:
     names = names_of(paper)
-    verdict = latest_verdict(store, paper.slug) if store is not None else None
     if not names:
         state = "planned" if paper.core else "survey" if paper.kind == "survey" else "reading"
         return Status(state, verdict=verdict)
@@ -223,13 +233,19 @@ def _run_dates(root: str) -> dict[str, Measured]:
 # ---------------------------------------------------------------- verdicts of claims
 
 
-def latest_verdict(store: Store, slug: str) -> str | None:
-    """The last verdict on a paper's claim, None when its claim was never run."""
-    query = "SELECT new FROM verdicts JOIN papers ON papers.id = paper WHERE slug = ? ORDER BY verdicts.id DESC LIMIT 1"
+def verdicts(store: Store, slugs: Sequence[str]) -> dict[str, str]:
+    """The last verdict on the claim of each of some papers; those whose claim was never run are left out."""
+    if not slugs:
+        return {}
 
-    def question(connection: sqlite3.Connection) -> str | None:
-        row = connection.execute(query, (slug,)).fetchone()
-        return str(row[0]) if row else None
+    def question(connection: sqlite3.Connection) -> dict[str, str]:
+        found = {}
+        for start in range(0, len(slugs), 500):
+            part = list(slugs[start : start + 500])
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT slug, new FROM verdicts JOIN papers ON papers.id = paper WHERE slug IN ({marks}) ORDER BY verdicts.id"
+            found.update({str(row[0]): str(row[1]) for row in connection.execute(query, part)})  # the last one stays
+        return found
 
     return store.ask(question)
 

@@ -326,7 +326,8 @@ class Store:
         if why:
             aside = self._move_aside()
             self.notes.append(
-                f"the papers' index was {'damaged' if damaged else 'made by another orrery'} ({why}); it was kept as '{aside.name}' and made anew from the shipped papers "
+                f"the papers' index was {'damaged' if damaged else 'made by another orrery'} ({why}); "
+                f"it was kept as '{aside.name}' and made anew from the shipped papers "
                 f"and {position.seq:,} events of the journal"
             )
         os.replace(building, self.path)

@@ -7,6 +7,7 @@ nothing) together with the header `X-Orrery`, which no form of another site can 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -187,11 +188,18 @@ def _ask(request: Request) -> Ask:
     return Ask(site, request, site.visit(request))
 
 
-def _out(paper: record.Paper, score: float | None = None) -> PaperOut:
-    state = status.of(paper)
-    facts = {name: getattr(state, name, None) for name in ("parity", "measured", "verdict")}
-    words = {name: None if value is None else str(value) for name, value in facts.items()}
-    return PaperOut(**paper.to_dict(), score=score, status=Status(state=state.state, names=list(state.names), **words))
+def _outs(ask: Ask, papers: Sequence[record.Paper], scores: Sequence[float | None] = ()) -> list[PaperOut]:
+    """Papers as the API gives them; their verdicts are asked for once."""
+    states = status.of_all(papers, ask.store, str(ask.settings.runs))
+    scored = scores or [None] * len(papers)
+    return [
+        PaperOut(**paper.to_dict(), score=score, status=Status(**state.to_dict()))
+        for paper, state, score in zip(papers, states, scored, strict=True)
+    ]
+
+
+def _scored(ask: Ask, found: Sequence[tuple[record.Paper, float]]) -> Listed:
+    return Listed(papers=_outs(ask, [paper for paper, _ in found], [float(score) for _, score in found]))
 
 
 @router.get("/search", summary="Search, best first")
@@ -212,29 +220,29 @@ def search_papers(
     found = search.search(
         ask.store, q, limit=limit, offset=offset, kind=kind, year=year, status=state, room=room, topic=topic, mode=mode
     )  # fmt: skip
-    papers = [_out(hit.paper, float(hit.score)) for hit in found.hits]
+    papers = _outs(ask, [hit.paper for hit in found.hits], [float(hit.score) for hit in found.hits])
     return FoundOut(papers=papers, total=found.total, suggestion=found.suggestion, seconds=found.seconds)
 
 
 @router.get("/papers/{slug}", summary="One paper")
 def one_paper(request: Request, slug: Slug) -> PaperOut:
     """A paper by slug, arXiv id (with or without version) or DOI."""
-    return _out(_ask(request).store.paper(slug))
+    ask = _ask(request)
+    return _outs(ask, [ask.store.paper(slug)])[0]
 
 
 @router.get("/papers/{slug}/related", summary="Papers like it, nearest first")
 def related_papers(request: Request, slug: Slug, limit: Limit = 6) -> Listed:
     """Nearness is that of the search's embedding."""
     ask = _ask(request)
-    found = search.related(ask.store, ask.store.paper(slug).slug, limit=limit)
-    return Listed(papers=[_out(paper, float(score)) for paper, score in found])
+    return _scored(ask, search.related(ask.store, ask.store.paper(slug).slug, limit=limit))
 
 
 @router.get("/today", summary="The newest day that has papers")
 def today(request: Request) -> DayOut:
     """With the days before and after it."""
     ask = _ask(request)
-    return _day(days.today(ask.store, ask.at))
+    return _day(ask, days.today(ask.store, ask.at))
 
 
 @router.get("/days", summary="Every day that has papers")
@@ -250,20 +258,20 @@ def one_day(request: Request, date: Annotated[str, Path(pattern=ISO, description
         wanted = dt.date.fromisoformat(date)
     except ValueError:
         raise DataError(f"'{date[:40]}' is no day") from None
-    return _day(days.day(_ask(request).store, wanted.isoformat()))
+    ask = _ask(request)
+    return _day(ask, days.day(ask.store, wanted.isoformat()))
 
 
-def _day(found: Any) -> DayOut:
+def _day(ask: Ask, found: Any) -> DayOut:
     near = [str(date) if date else None for date in (found.previous, found.next)]
-    return DayOut(date=str(found.date), previous=near[0], next=near[1], papers=[_out(paper) for paper in found.papers])
+    return DayOut(date=str(found.date), previous=near[0], next=near[1], papers=_outs(ask, found.papers))
 
 
 @router.get("/trending", summary="By votes, recent ones counting most")
 def trending_papers(request: Request, limit: Limit = 20, offset: Offset = 0) -> Listed:
     """The rule of the decay stands on the page about."""
     ask = _ask(request)
-    found = trending.trending(ask.store, at=ask.at, limit=limit, offset=offset)
-    return Listed(papers=[_out(paper, float(score)) for paper, score in found])
+    return _scored(ask, trending.trending(ask.store, at=ask.at, limit=limit, offset=offset))
 
 
 @router.get("/topics", summary="Topics with the number of their papers")
@@ -275,11 +283,12 @@ def all_topics(request: Request) -> list[TopicOut]:
 @router.get("/topics/{slug}", summary="One topic: papers and course over the years")
 def one_topic(request: Request, slug: Slug, limit: Limit = 20, offset: Offset = 0) -> TopicPageOut:
     """Newest papers first."""
-    found = topics.topic(_ask(request).store, slug, limit=limit, offset=offset)
+    ask = _ask(request)
+    found = topics.topic(ask.store, slug, limit=limit, offset=offset)
     return TopicPageOut(
         topic=TopicOut(slug=found.topic.slug, title=found.topic.title, count=found.topic.count),
         by_year=[YearOut(year=year.year, papers=year.count, share=year.share) for year in found.by_year],
-        papers=[_out(paper) for paper in found.papers],
+        papers=_outs(ask, found.papers),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import importlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +17,7 @@ from starlette.responses import Response
 
 from orrery.core.errors import OrreryError
 from orrery.core.version import VERSION
-from orrery.web import api, feeds, forms, pages
+from orrery.web import api, places
 from orrery.web.errors import DEFECT, Refusal
 from orrery.web.guard import Guard
 from orrery.web.rendering import ASSETS, asset_version, file
@@ -60,11 +61,10 @@ def create_app(store: Store, settings: Settings | None = None, clock: Callable[[
     )
     site = Site(store, settings, clock)
     app.state.site = site
-    for part in (feeds, pages, forms):  # `/paper/{slug}.bib` before `/paper/{slug}`
-        part.add(app, site)
+    for place in places.PLACES:
+        importlib.import_module(place.module).add(app, site)
     app.add_route("/static/{name}", asset, methods=["GET"], include_in_schema=False)
     app.add_route("/favicon.ico", icon, methods=["GET"], include_in_schema=False)
-    api.add(app, site)
     _sentences(app, site)
     return Guard(app, settings, site.answer)
 

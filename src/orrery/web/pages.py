@@ -27,6 +27,7 @@ def add(app: Any, site: Site) -> None:
         ("/", today),
         ("/day/{date}", day),
         ("/archive", archive),
+        ("/new", fresh),
         ("/trending", trending),
         ("/search", find),
         ("/topics", all_topics),
@@ -51,6 +52,7 @@ def _list(ask: Ask) -> bytes:
         "home.html",
         eyebrow=day_words(date),
         heading="The reading list",
+        fresh=_fresh(ask),
         lead=f"{_papers(count)} on language models, with their working models. What is imported or submitted will stand here by its day.",
         date=date.isoformat(),
         is_today=True,
@@ -91,6 +93,7 @@ def _day(ask: Ask, found: Any, now: str) -> bytes:
         eyebrow=day_words(now) if front else "Archive",
         heading=heading,
         lead=lead if many else "",
+        fresh=_fresh(ask) if front else "",
         date=date,
         is_today=front,
         previous=found.previous,
@@ -123,6 +126,26 @@ def archive(ask: Ask) -> bytes:
     shown = list(months.items())[(number - 1) * per : number * per]
     lead = f"{len(listed):,} day{'' if len(listed) == 1 else 's'} with papers."
     return ask.render("archive.html", months=shown, lead=lead, pages=_pages(ask, number, -(-len(months) // per)))
+
+
+def _fresh(ask: Ask) -> str:
+    """How many papers are NEW to this reader, and since when; nothing when none is."""
+    count = ask.views.new(0)[1]
+    return f"{_papers(count)} came in {ask.views.since()}" if count else ""
+
+
+def fresh(ask: Ask) -> bytes:
+    """What is NEW to this reader, whatever its day."""
+    number = ask.number("page", 1, MOST_PAGES, 1)
+    cards, count = ask.views.new(PER_PAGE, (number - 1) * PER_PAGE)
+    return ask.render(
+        "list.html",
+        heading="New",
+        lead=f"{_papers(count)} came in {ask.views.since()}." if count else "",
+        papers=cards,
+        nothing=f"Nothing came in {ask.views.since()}.",
+        pages=_pages(ask, number, -(-count // PER_PAGE)),
+    )
 
 
 def trending(ask: Ask) -> bytes:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
+from orrery.web.places import navigation
+
 ASSETS = {
     "style.css": "text/css; charset=utf-8",
     "script.js": "text/javascript; charset=utf-8",
@@ -39,7 +41,7 @@ MONTHS = [
 ]
 OPTIONAL = (  # what a page may say of itself; everything else must be given
     "notice", "description", "eyebrow", "lead", "series", "first", "nothing", "pages", "papers", "wrong", "action", "onward", "key",
-    "asked", "suggestion", "search_index", "trending", "topics", "curator", "moderator", "reader", "account",
+    "asked", "suggestion", "fresh", "search_index", "trending", "topics", "curator", "moderator", "reader", "account",
 )  # fmt: skip
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
@@ -97,6 +99,7 @@ class Renderer:
             static=static,
             csrf_mark=self.csrf_mark,
             theme_mark=self.theme_mark,
+            navigation=navigation(static),
         )
 
     def _asset(self, name: str) -> str:

@@ -1,19 +1,24 @@
 """Who reads: signed cookies, the token that every form carries, and what `Authorization: Bearer` stands for.
 
-Three cookies, all HttpOnly and SameSite=Lax: `visit` (a random number; forms carry a seal of it, so a page elsewhere cannot
-fill them in), `reader` (who signed in), `theme` (the colours chosen). The first two are sealed with the store's secret.
+Four cookies, all HttpOnly and SameSite=Lax: `visit` (a random number; forms carry a seal of it, so a page elsewhere cannot
+fill them in), `reader` (who signed in), `theme` (the colours chosen), `seen` (when the reader's last visit ended, for NEW).
+All but `theme` are sealed with the store's secret.
+
+When somebody looked is kept by their own browser and nowhere else: the journal is for ever, and nobody's hours of reading
+belong into it. Only a reader who is known (this machine's user, or signed in) gets the cookie.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 
-from orrery.catalogue import community, tokens
+from orrery.catalogue import community, record, tokens
 from orrery.catalogue.community import Reader
 from orrery.core.errors import UnknownNameError
 from orrery.web.errors import Refusal
@@ -22,9 +27,11 @@ from orrery.web.settings import Settings
 if TYPE_CHECKING:
     from orrery.catalogue.store import Store
 
-VISIT, SESSION, THEME = "orrery_visit", "orrery_reader", "orrery_theme"
+VISIT, SESSION, THEME, SEEN = "orrery_visit", "orrery_reader", "orrery_theme", "orrery_seen"
 STAYS = timedelta(days=30)  # signed in
 KEY_STAYS = timedelta(days=365)  # a key of the API
+PAUSE = timedelta(minutes=30)  # without a page: the next one begins another visit, to which what came meanwhile is NEW
+STEP = timedelta(minutes=1)  # a visit's end is moved on at most so often
 THEMES = ("light", "dark")
 _LONGEST = 4096
 
@@ -39,13 +46,15 @@ class Visit:
     theme: str
     key: bool = False  # came with a key of the API, not with cookies
     fresh: bool = False  # the visit cookie must be set
+    seen: str | None = None  # the second (UTC) at which the reader's last visit ended
+    looked: str = ""  # what the `seen` cookie must be set to by a page that shows papers
 
 
 class Sessions:
     """Reads and writes the cookies of one server."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, settings: Settings, now: Callable[[], datetime] | None = None) -> None:
+        self.store, self.settings, self.now = store, settings, now or _now
         self.secret = tokens.secret(store.folder)
         self.prefix = "__Host-" if settings.secure else ""
 
@@ -59,7 +68,23 @@ class Sessions:
         theme = jar.get(self.prefix + THEME, "")
         reader, key = self._reader(jar, headers.get("authorization", ""))
         theme = theme if theme in THEMES else "auto"
-        return Visit(reader, number, self.seal(number, reader), theme, key, fresh)
+        seen, looked = self._seen(jar, reader) if reader is not None and not key else (None, "")
+        return Visit(reader, number, self.seal(number, reader), theme, key, fresh, seen, looked)
+
+    def _seen(self, jar: dict[str, str], reader: Reader) -> tuple[str | None, str]:
+        """When the last visit of a reader on this browser ended, and the cookie's next value ("": as it is).
+
+        The cookie holds the reader, the end of the last visit, and the last page of this one, as Unix seconds.
+        """
+        now = int(self.now().timestamp())
+        held = self._read("seen", jar.get(self.prefix + SEEN, ""), timedelta(days=400))
+        good = isinstance(held, list) and len(held) == 3 and held[0] == reader.id and held[2] <= now
+        before, last = (held[1], held[2]) if good else (None, None)
+        if last is not None and now - last > PAUSE.total_seconds():
+            before, last = last, None
+        moved = last is None or now - last >= STEP.total_seconds()
+        value = tokens.sign(self.secret, "seen", [reader.id, before, now], _now()) if moved else ""
+        return (None if before is None else record.second(datetime.fromtimestamp(before, timezone.utc))), value
 
     def seal(self, number: str, reader: Reader | None) -> str:
         """What the forms of a visit carry. Signing in or out ends it."""
@@ -109,6 +134,10 @@ class Sessions:
         if not visit.fresh or visit.key:
             return []
         return [self.cookie(VISIT, tokens.sign(self.secret, "visit", visit.number, _now()), timedelta(days=365))]
+
+    def looking(self, visit: Visit) -> list[str]:
+        """`Set-Cookie` values of a page on which a reader saw papers: when that was."""
+        return [self.cookie(SEEN, visit.looked, timedelta(days=365))] if visit.looked else []
 
     def signed_in(self, number: int) -> str:
         """`Set-Cookie` for a reader who signed in."""

@@ -42,7 +42,7 @@ class Ask:
         self.site, self.request, self.visit, self.form = site, request, visit, form or {}
         self.store, self.settings = site.store, site.settings
         self.at = site.now()
-        self.views = Views(site.store, visit.reader.id if visit.reader else None, self.at, str(site.settings.runs))
+        self.views = Views(site.store, visit.reader.id if visit.reader else None, self.at, str(site.settings.runs), visit.seen)
 
     @property
     def path(self) -> str:
@@ -97,7 +97,7 @@ class Site:
     def __init__(self, store: Store, settings: Settings, clock: Callable[[], dt.datetime] | None = None) -> None:
         self.store, self.settings = store, settings
         self.now = clock or (lambda: dt.datetime.now(dt.timezone.utc))
-        self.sessions = Sessions(store, settings)
+        self.sessions = Sessions(store, settings, self.now)
         self.renderer = Renderer()
         self.cache = PageCache()
         self.rates = Rates()
@@ -131,7 +131,7 @@ class Site:
         async def endpoint(request: Request) -> Response:
             visit = self.visit(request)
             reader = visit.reader.id if visit.reader else 0
-            key, state = (reader, request.url.path, request.url.query), self.state(reader)
+            key, state = (reader, visit.seen, request.url.path, request.url.query), self.state(reader)
             body = self.cache.get(key, state) if keep else None
             if body is None:
                 found = await run_in_threadpool(handler, Ask(self, request, visit))
@@ -140,7 +140,10 @@ class Site:
                 body = found
                 if keep:
                     self.cache.put(key, state, body)
-            return self.sealed(visit, Response(self.renderer.finish(body, visit.seal, visit.theme), media_type=kind))
+            found = self.sealed(visit, Response(self.renderer.finish(body, visit.seal, visit.theme), media_type=kind))
+            for cookie in self.sessions.looking(visit) if keep and kind.startswith("text/html") else ():
+                found.headers.append("set-cookie", cookie)
+            return found
 
         return endpoint
 

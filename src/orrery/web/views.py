@@ -33,6 +33,7 @@ class Card:
     published: str
     state: str
     tone: str
+    verdict: str
     sentence: str
     abstract: str
     authors: tuple[str, ...]
@@ -56,23 +57,29 @@ class Views:
         reader: whose votes are marked; None: nobody's.
         at: now.
         runs: the folder of runs whose dates count as measurements.
+        seen: when this reader last looked; None: what came in the last days is NEW.
     """
 
-    def __init__(self, store: Store, reader: int | None, at: dt.datetime, runs: str = "runs") -> None:
-        self.store, self.reader, self.at, self.runs = store, reader, at, runs
+    def __init__(
+        self, store: Store, reader: int | None, at: dt.datetime, runs: str = "runs", seen: str | None = None
+    ) -> None:
+        self.store, self.reader, self.at, self.runs, self.seen = store, reader, at, runs, seen
 
     def cards(self, papers: Iterable[Paper], marks: Mapping[str, Any] | None = None) -> list[Card]:
-        """Papers as cards; the reader's votes are asked for once."""
+        """Papers as cards; the reader's votes and the verdicts are asked for once."""
         found = list(papers)
         voted = (
             community.voted(self.store, self.reader, [paper.slug for paper in found])
             if self.reader and found
             else set()
         )
-        return [self._card(paper, paper.slug in voted, (marks or {}).get(paper.slug, {})) for paper in found]
+        states = status.of_all(found, self.store, self.runs)
+        return [
+            self._card(paper, state, paper.slug in voted, (marks or {}).get(paper.slug, {}))
+            for paper, state in zip(found, states, strict=True)
+        ]
 
-    def _card(self, paper: Paper, voted: bool, marks: Mapping[str, Any]) -> Card:
-        state = status.of(paper)
+    def _card(self, paper: Paper, state: status.Status, voted: bool, marks: Mapping[str, Any]) -> Card:
         return Card(
             slug=paper.slug,
             title=paper.title,
@@ -81,6 +88,7 @@ class Views:
             published=paper.date or "",
             state=state.state,
             tone=TONES.get(state.state, "none"),
+            verdict=state.verdict or "",
             sentence=paper.sentence,
             abstract=paper.abstract,
             authors=paper.authors,
@@ -89,7 +97,7 @@ class Views:
             votes=paper.votes,
             upvotes=paper.upvotes,
             voted=voted,
-            new=days.is_new(paper, self.at),
+            new=days.is_new(paper, self.at, self.seen),
             picked=paper.curated and not paper.shipped,
             source="" if paper.shipped else paper.source,
             topics=[{"slug": slug, "title": topics.titles().get(slug, slug)} for slug in paper.topics],
@@ -168,6 +176,15 @@ class Views:
             "rows": rows if len(rows) > 1 else [],
             "facts": [(name, str(value)) for name, value in facts if value],
         }
+
+    def new(self, limit: int, offset: int = 0) -> tuple[list[Card], int]:
+        """Papers that are NEW to this reader, last entered first, and how many there are."""
+        papers, count = days.new(self.store, self.at, self.seen, limit=limit, offset=offset)
+        return self.cards(papers), count
+
+    def since(self) -> str:
+        """Since when papers are NEW to this reader, in words."""
+        return f"since you last looked, on {day_words(self.seen)}" if self.seen else f"in the last {days.NEW_DAYS} days"
 
     def related(self, slug: str, limit: int = 6) -> list[Card]:
         """Papers like this one, nearest first."""
