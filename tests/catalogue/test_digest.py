@@ -348,3 +348,21 @@ def test_a_report_for_machines(store):
     crowd(store, 2)
     found = json.loads(json.dumps(send(store, Outbox()).to_dict()))
     assert found["complete"] and found["sent"] == ["r0@example.org", "r1@example.org"]
+
+
+@pytest.mark.parametrize(("later", "unknown", "code"), [((), (), 0), ((("a@b.org", "away"),), (("c@d.org", "?"),), 1), ((), (("c@d.org", "?"),), 3)])
+def test_exit_codes_tell_a_scheduler_whether_another_run_helps(store, tmp_path, monkeypatch, later, unknown, code):
+    import typer
+
+    from orrery.cli import community as commands
+
+    report = delivery.Report("2026-11-22T07:00:00Z", later=list(later), unknown=list(unknown))
+    monkeypatch.setattr(delivery, "send_due", lambda *_, **__: report)
+    options = dict.fromkeys(("smtp", "user", "sender", "base_url"), "") | dict.fromkeys(("weekly", "dry_run", "again"), False)
+    options |= {"security": "starttls", "password_file": None, "cafile": None, "mailbox": tmp_path / "box", "store": store.folder, "as_json": True}
+    try:
+        commands.digest(daily=True, **options)
+        found = 0
+    except typer.Exit as end:
+        found = end.exit_code
+    assert found == code

@@ -403,7 +403,8 @@ def digest(
 ) -> None:
     """Send the digests that are due, each once; after a failure run it again and only the rest is sent.
 
-    Exit code 1 when some letters are left for the next run.
+    Exit code 1 when some letters are left for the next run; 3 when only such are left of which nobody knows whether
+    they left, so that another run would change nothing without --again.
 
     Example:  orrery papers digest --daily --smtp mail.example.org:587 --user papers@example.org --base-url https://papers.example.org
     """
@@ -434,4 +435,4 @@ def digest(
         for line in report.sentences():
             print(line)
     if not report.complete:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if report.later else 3)
