@@ -51,10 +51,10 @@ class _CompiledNormGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
-        rows, z = x.detach().view(-1, *x.shape[-2:]), _rows(gate)
+        rows, (z, step) = x.detach().view(-1, *x.shape[-2:]), _flat(gate)
         y, kept = x.new_empty(gate.shape), x.new_empty(2, *rows.shape[:2])
-        arrays = (rows, z, weight.detach(), y.view(len(rows), -1), kept)
-        run_blocks(_forward, len(rows), 3 * x.numel(), *(t.numpy() for t in arrays), eps)
+        arrays = (weight.detach(), y.view(len(rows), -1), kept)
+        run_blocks(_forward, len(rows), 3 * x.numel(), rows.numpy(), z, step, *(t.numpy() for t in arrays), eps)
         ctx.save_for_backward(x, gate, weight, kept)
         return y
 
@@ -66,19 +66,21 @@ class _CompiledNormGate(torch.autograd.Function):
         dx, dz = torch.empty_like(x), x.new_empty(gate.shape)
         blocks = -(-len(rows) // _TOKENS)
         dw = x.new_empty(blocks, len(weight))
-        arrays = (rows, _rows(gate), weight, _rows(dy), kept, dx.view(rows.shape), dz.view(len(rows), -1), dw)
-        run_blocks(_backward, blocks, 5 * x.numel(), *(t.detach().numpy() for t in arrays))
+        arrays = (weight, dy.contiguous().view(len(rows), -1), kept, dx.view(rows.shape), dz.view(len(rows), -1), dw)
+        run_blocks(_backward, blocks, 5 * x.numel(), rows.numpy(), *_flat(gate), *(t.detach().numpy() for t in arrays))
         return dx, dz, dw.sum(0), None
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(..., E) as (N, E): a view of a slice where that is possible, so that a split projection is not copied."""
-    x = x.detach()
-    return x.flatten(0, -2) if x.stride(-1) == 1 else x.contiguous().flatten(0, -2)
+def _flat(gate: Tensor) -> tuple[Any, int]:
+    """A gate (..., E) as one flat array and the distance of its rows: a split projection is not copied, and its rows are known to be
+    contiguous, which a kernel cannot tell of an array with two strides."""
+    rows = gate.detach().flatten(0, -2)
+    rows = rows if rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1] else rows.contiguous()
+    return rows.as_strided(((len(rows) - 1) * rows.stride(0) + rows.shape[1],), (1,)).numpy(), rows.stride(0)
 
 
 @compiled
-def _forward(first, last, x, z, w, y, kept, eps):  # type: ignore[no-untyped-def]
+def _forward(first, last, x, z, step, w, y, kept, eps):  # type: ignore[no-untyped-def]
     heads, values = x.shape[1:]
     even = values - values % _LANES
     lanes = np.empty((2, _LANES), x.dtype)
@@ -87,27 +89,30 @@ def _forward(first, last, x, z, w, y, kept, eps):  # type: ignore[no-untyped-def
             given, low = x[n, h], h * values
             lanes[:] = 0
             for begin in range(0, even, _LANES):
+                part = given[begin : begin + _LANES]  # a slice: its index is known not to be negative
                 for j in range(_LANES):
-                    lanes[0, j] += given[begin + j]
+                    lanes[0, j] += part[j]
             for i in range(even, values):
                 lanes[0, 0] += given[i]
             mean = x.dtype.type(np.float64(lanes[0].sum()) / values)
             for begin in range(0, even, _LANES):
+                part = given[begin : begin + _LANES]
                 for j in range(_LANES):
-                    c = given[begin + j] - mean
+                    c = part[j] - mean
                     lanes[1, j] += c * c
             for i in range(even, values):
                 c = given[i] - mean
                 lanes[1, 0] += c * c
             r = x.dtype.type(1.0 / np.sqrt(np.float64(lanes[1].sum()) / values + eps))
             kept[0, n, h], kept[1, n, h] = mean, r
-            gate, weight, out = z[n, low : low + values], w[low : low + values], y[n, low : low + values]
+            gate = z[n * step + low : n * step + low + values]
+            weight, out = w[low : low + values], y[n, low : low + values]
             for j in range(values):
                 out[j] = (given[j] - mean) * r * weight[j] * sigmoid(gate[j])
 
 
 @compiled
-def _backward(first, last, x, z, w, dy, kept, dx, dz, dw):  # type: ignore[no-untyped-def]
+def _backward(first, last, x, z, step, w, dy, kept, dx, dz, dw):  # type: ignore[no-untyped-def]
     count, heads, values = x.shape
     even = values - values % _LANES
     lanes = np.empty((2, _LANES), x.dtype)
@@ -118,7 +123,8 @@ def _backward(first, last, x, z, w, dy, kept, dx, dz, dw):  # type: ignore[no-un
             for h in range(heads):
                 low, mean, r = h * values, kept[0, n, h], kept[1, n, h]
                 given, weight, into = x[n, h], w[low : low + values], dx[n, h]
-                gate, slope, total = z[n, low : low + values], dy[n, low : low + values], dw[block, low : low + values]
+                gate = z[n * step + low : n * step + low + values]
+                slope, total = dy[n, low : low + values], dw[block, low : low + values]
                 dgate = dz[n, low : low + values]
                 for j in range(values):
                     s = sigmoid(gate[j])
