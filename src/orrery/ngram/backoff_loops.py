@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from orrery.ngram.compiled import inlined, kernel
+from orrery.ngram.compiled import bare, inlined, kernel
 
 
 @kernel
@@ -44,7 +44,7 @@ def reach(tokens, i, order, document, closed):
     return length
 
 
-@kernel
+@bare
 def neighbours(first, last, tokens, suffixes, order, document, closed, common, valid):
     """For sorted suffixes first..last: tokens shared with the suffix before, and the longest n-gram that begins there."""
     previous = np.int64(suffixes[first - 1]) if first > 0 else 0
@@ -156,7 +156,7 @@ def child(word, vocabulary, begin, end, token):
     return begin + vocabulary if np.int64(word[begin]) == token else -1
 
 
-@kernel
+@bare
 def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word, first, link, probability, backoff, out, nodes, used):
     """Walk pieces of text: the probability of every token, the context node behind it, and the order that answered.
 

@@ -36,6 +36,16 @@ DESCRIPTION = "backoff.json"
 ARRAYS = ("offsets", "word", "first", "link", "probability", "backoff")
 VERIFY_BELOW = 64_000_000  # bytes of tables whose checksums are checked whenever they are opened
 _PIECE = 8192
+_GAP = "\0"  # stands between sentences that are split together
+
+
+class _Words(dict[str, int]):
+    """Numbers of words: one call of C a word, which :meth:`dict.get` with a default is not."""
+
+    unknown = -1
+
+    def __missing__(self, word: str) -> int:
+        return self.unknown
 
 
 class Scores(NamedTuple):
@@ -252,18 +262,36 @@ class BackoffModel:
         """
         before = ["<s>"] if begin and "<s>" in self._lookup else []
         after = ["</s>"] if end and "</s>" in self._lookup else []
+        rows = list(sentences)
+        found = self._joined(rows, before, after) if all(isinstance(row, str) for row in rows) else None
+        ids, lengths = found or self._one_by_one(rows, before, after)
+        starts = np.cumsum(lengths) - lengths
+        nats = self.score(ids, starts).log_probability
+        return np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=nats, minlength=len(lengths)) / np.log(10)
+
+    def _joined(self, rows: list[str], before: list[str], after: list[str]) -> tuple[Ints, Ints] | None:
+        """Ids and lengths of framed sentences, split all at once; None where one holds the word that stands between them."""
+        gap = " ".join([*after, _GAP, *before])
+        words = " ".join([*before, f" {gap} ".join(rows), *after]).split() if rows else []
+        ids = np.fromiter(map(self._framed.__getitem__, words), dtype=np.int64, count=len(words))
+        gaps = np.flatnonzero(ids == self.vocabulary)
+        if not rows or len(gaps) != len(rows) - 1:
+            return None
+        if len(ids) and ids.min() < 0:
+            self.ids([word for word, number in zip(words, ids.tolist(), strict=True) if number < 0])
+        lengths = np.diff(np.concatenate([[-1], gaps, [len(ids)]])) - 1
+        return ids[ids != self.vocabulary], lengths
+
+    def _one_by_one(self, rows: list[Any], before: list[str], after: list[str]) -> tuple[Ints, Ints]:
+        """:meth:`_joined` of sentences of any kind."""
         words: list[str] = []
-        stops = array("q")
-        for sentence in sentences:
+        stops = array("q", [0])
+        for row in rows:
             words += before
-            words += sentence.split() if isinstance(sentence, str) else sentence
+            words += row.split() if isinstance(row, str) else row
             words += after
             stops.append(len(words))
-        edges = np.array([0, *stops], dtype=np.int64)
-        lengths: Ints = edges[1:] - edges[:-1]
-        starts = np.cumsum(lengths) - lengths
-        nats = self.score(self.ids(words), starts).log_probability
-        return np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=nats, minlength=len(lengths)) / np.log(10)
+        return self.ids(words), np.diff(np.array(stops, dtype=np.int64))
 
     def perplexity(self, sentences: Any) -> float:
         """Of sentences with their ends, unknown words included, as KenLM's `query` reports it."""
@@ -278,6 +306,13 @@ class BackoffModel:
         if self.words is None:
             raise DataError("this n-gram model is over token ids and has no words; score ids with log_probabilities")
         return {word: number for number, word in enumerate(self.words)}
+
+    @cached_property
+    def _framed(self) -> _Words:
+        """:attr:`_lookup` and the word between sentences, whose number is V."""
+        table = _Words({**self._lookup, _GAP: self.vocabulary})
+        table.unknown = self._lookup.get("<unk>", self._lookup.get("<UNK>", -1))
+        return table
 
     @property
     def _arrays(self) -> tuple[Any, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import signal
 import socket
@@ -27,7 +26,7 @@ from contextlib import suppress
 from typing import Any
 
 from orrery.core.errors import ConfigError
-from orrery.ngram.service import Refused, Service
+from orrery.ngram.service import Refused, Service, encode
 
 _HEAD = 16 << 10  # bytes of a head
 _SENDING = 10.0  # seconds that a request may take to arrive, and an answer to be read
@@ -158,7 +157,7 @@ class Connection(asyncio.Protocol):
                 raise Refused(405, "this service answers POST, and GET / with the names of its indexes")
             request = service.parse(body)
             if service.quick(request):
-                self._send(200, service.answer(request), close=not keep)
+                self._send(200, service.respond(request), close=not keep)
                 return
             self.server.admit(self.peer)
         except Refused as refused:
@@ -174,11 +173,10 @@ class Connection(asyncio.Protocol):
     async def _work(self, request: dict[str, Any], keep: bool) -> None:
         """Answer in a thread, or say that it takes too long; the thread goes on and keeps its place until it is done."""
         limits = self.server.service.limits
-        future = self.server.pool.submit(self.server.service.answer, request)
+        future = self.server.pool.submit(self.server.service.respond, request)
         future.add_done_callback(lambda _: self.server.loop.call_soon_threadsafe(self.server.release, self.peer))
         try:
-            answer = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), limits.seconds)
-            data = await self.server.loop.run_in_executor(None, _encode, answer)
+            data = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), limits.seconds)
             self._send(200, data, close=not keep)
         except asyncio.TimeoutError:
             future.cancel()
@@ -201,7 +199,7 @@ class Connection(asyncio.Protocol):
     def _send(self, status: int, value: Any, close: bool = False, bare: bool = False) -> None:
         if self.transport.is_closing():
             return
-        data = value if type(value) is bytes else _encode(value)
+        data = value if type(value) is bytes else encode(value)
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
             f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
@@ -218,10 +216,6 @@ class Connection(asyncio.Protocol):
     def late(self, now: float) -> bool:
         """Whether this connection has had its time; a request that is being worked at has time of its own."""
         return now > self.deadline and not self.busy
-
-
-def _encode(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
 
 
 def _head(data: bytes) -> tuple[bytes, bytes, dict[bytes, bytes], bool]:

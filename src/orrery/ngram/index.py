@@ -14,6 +14,8 @@ Infini-gram: 2401.17377.
 
 from __future__ import annotations
 
+import threading
+from array import array as machine_array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from orrery.core.config import config_hash
 from orrery.core.errors import CorruptionError, DataError, StorageError
 from orrery.core.files import MANIFEST, read_json, verify_directory
-from orrery.ngram import provenance, search
+from orrery.ngram import batches, provenance, search, within
 from orrery.ngram.answers import (
     CnfCount,
     Document,
@@ -87,6 +89,7 @@ class Index:
             self.shards.append(Shard(self.folder / f"shard-{number:05d}.bin", layout, plain))
         self._mark = (1 << 8 * int(about["width"])) - 1
         self._one = self.shards[0] if len(self.shards) == 1 else None
+        self._rooms = threading.local()
 
     def __repr__(self) -> str:
         size = f"{self.tokens:,} tokens in {self.documents_total:,} documents"
@@ -155,9 +158,10 @@ class Index:
             queries: n-grams, or one padded array (Q, L) with `lengths` (Q,).
         """
         flat, offsets = flatten(queries, lengths)
+        tokens = self._translated(flat)
         total = np.zeros(len(offsets) - 1, dtype=np.int64)
         for shard in self.shards:
-            lows, highs = self._find_many(shard, flat, offsets[:-1], offsets[1:], across, False)
+            lows, highs = self._find_many(shard, tokens, offsets[:-1], offsets[1:], across, False)
             total += highs - lows
         if across and self._one is None:
             total += [self._straddling(flat[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
@@ -185,13 +189,12 @@ class Index:
     def prob_batch(self, contexts: Iterable[Ids], ids: Ids, *, across: bool = False) -> NDArray[np.float64]:
         """:meth:`prob` of many pairs, on all cores: (Q,)."""
         flat, offsets = _pairs(contexts, ids)
-        count, total = (np.zeros(len(offsets) - 1, dtype=np.int64) for _ in range(2))
+        tokens, starts, stops = self._translated(flat), offsets[:-1], offsets[1:] - 1
+        count, total = (np.zeros(len(starts), dtype=np.int64) for _ in range(2))
         for shard in self.shards:
-            lows, highs = self._find_many(shard, flat, offsets[:-1], offsets[1:] - 1, across, True)
+            lows, highs = self._find_many(shard, tokens, starts, stops, across, True)
             total += highs - lows
-            seen = np.flatnonzero(highs > lows)
-            lows, highs = self._find_many(shard, flat, offsets[:-1][seen], offsets[1:][seen], across, False)
-            count[seen] += highs - lows
+            count += self._follow_many(shard, tokens, starts, stops, lows, highs)[0]
         if across and self._one is None:
             spans = list(zip(offsets[:-1], offsets[1:], strict=True))
             count += [self._straddling(flat[a:b]) for a, b in spans]
@@ -220,14 +223,12 @@ class Index:
     def inf_prob_batch(self, contexts: Iterable[Ids], ids: Ids) -> InfBatch:
         """:meth:`inf_prob_info` of many pairs, on all cores."""
         flat, offsets = _pairs(contexts, ids)
-        parts = []
+        tokens, parts = self._translated(flat), []
         for shard in self.shards:
             starts, stops = offsets[:-1].copy(), offsets[1:] - 1
-            begins, lows, highs = self._longest_many(shard, flat, starts, stops)
-            only = np.zeros_like(lows)
-            shard.run(search.only_many, lows, highs, stops - begins, only)
-            first, last = self._find_many(shard, flat, begins, stops + 1, False, False)
-            parts.append((last - first, highs - lows, stops - begins, only))
+            begins, lows, highs = self._longest_many(shard, tokens, starts, stops)
+            hits, only = self._follow_many(shard, tokens, begins, stops, lows, highs)
+            parts.append((hits, highs - lows, stops - begins, only))
         count, total, n, only = _merge(parts)
         return InfBatch(_ratio(count, total), count, total, n, only >= 0)
 
@@ -263,32 +264,40 @@ class Index:
 
         A document's end is the id `doc_id`. The counts sum to the number of the context's occurrences.
         """
-        q, parts = _array(context), []
+        q, parts, room = _array(context), [], self._room()
         for shard in self.shards:
-            low, high, bad, tokens, counts = shard.run(search.find_next, q, across, CROWD)
+            low, high, bad, found = shard.run(within.find_next, q, across, CROWD, *room)
             if bad >= 0:
                 self._refuse(q, bad)
             if high > low:
-                parts.append((tokens, counts) if len(tokens) else shard.continuations(low, high, len(q)))
+                parts.append((room[0][:found].copy(), room[1][:found].copy()) if found else shard.continuations(low, high, len(q)))
         if across and self._one is None:
             parts += self._straddling_next(q)
         return self._distribution(parts)
 
     def inf_next(self, context: Ids) -> InfNext:
         """:meth:`next` of the longest suffix of the context that occurs."""
-        q, n, total = _array(context), -1, 0
+        q, n, total, room = _array(context), -1, 0, self._room()
         parts: list[tuple[Any, Any]] = []
         for shard in self.shards:
-            length, low, high, bad, tokens, counts = shard.run(search.inf_find_next, q, CROWD)
+            length, low, high, bad, found = shard.run(within.inf_find_next, q, CROWD, *room)
             if bad >= 0:
                 self._refuse(q, bad)
             if length > n:
                 parts, n, total = [], length, 0
             if length == n:
-                parts.append((tokens, counts) if len(tokens) else shard.continuations(low, high, n))
+                parts.append((room[0][:found].copy(), room[1][:found].copy()) if found else shard.continuations(low, high, n))
                 total += high - low
         ids, counts = self._distribution(parts)
         return InfNext(ids, counts, n, len(ids) == 1, total)
+
+    def _room(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """This thread's room for the continuations of one context."""
+        room: tuple[NDArray[np.int64], NDArray[np.int64]] | None = getattr(self._rooms, "room", None)
+        if room is None:
+            size = min(CROWD, self.vocab_size)
+            room = self._rooms.room = (np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64))
+        return room
 
     def _distribution(self, parts: list[tuple[Any, Any]]) -> Next:
         """Stored tokens with counts, from several places, as one distribution over ids."""
@@ -359,24 +368,40 @@ class Index:
             " was the text encoded with another tokenizer?"
         )
 
-    def _find_many(self, shard: Shard, flat: Any, starts: Any, stops: Any, across: bool, inner: bool) -> tuple[Any, Any]:
-        """Ranks of flat[starts[i]:stops[i]], pieces of the batch on threads."""
+    def _translated(self, flat: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ids as they are stored, for :mod:`orrery.ngram.batches`; -1 for one that cannot occur."""
+        tokens = np.empty_like(flat)
+        bad = self.shards[0].run_with_meta(batches.translate, flat, tokens)
+        if bad >= 0:
+            self._refuse(flat, bad)
+        return tokens
+
+    def _find_many(self, shard: Shard, tokens: Any, starts: Any, stops: Any, across: bool, inner: bool) -> tuple[Any, Any]:
+        """Ranks of tokens[starts[i]:stops[i]], pieces of the batch on threads."""
         lows, highs = np.zeros(len(starts), dtype=np.int64), np.zeros(len(starts), dtype=np.int64)
         starts, stops = np.ascontiguousarray(starts), np.ascontiguousarray(stops)
 
-        def part(a: int, b: int) -> int:
-            return int(
-                shard.run(search.find_many, flat, starts[a:b], stops[a:b], across, inner, lows[a:b], highs[a:b])
-            )
+        def part(a: int, b: int) -> None:
+            shard.run(batches.find_many, tokens, starts[a:b], stops[a:b], across, inner, lows[a:b], highs[a:b], batches.workspace())
 
-        for bad in spread(part, len(starts), 512) if len(starts) else []:
-            if bad >= 0:
-                self._refuse(flat, bad)
+        spread(part, len(starts), 512)
         return lows, highs
 
-    def _longest_many(self, shard: Shard, flat: Any, starts: Any, stops: Any) -> tuple[Any, Any, Any]:
+    def _follow_many(self, shard: Shard, tokens: Any, starts: Any, stops: Any, lows: Any, highs: Any) -> tuple[Any, Any]:
+        """How often tokens[stops[i]] follows the contexts starts[i]..stops[i] of ranks lows[i]..highs[i]; the only token that does."""
+        hits, only = np.zeros(len(lows), dtype=np.int64), np.full(len(lows), -1)
+        depths, last = stops - starts, tokens[stops]
+
+        def part(a: int, b: int) -> None:
+            given = (lows[a:b], highs[a:b], depths[a:b], last[a:b], hits[a:b], only[a:b])
+            shard.run(batches.follow_many, *given, batches.workspace())
+
+        spread(part, len(lows), 512)
+        return hits, only
+
+    def _longest_many(self, shard: Shard, tokens: Any, starts: Any, stops: Any) -> tuple[Any, Any, Any]:
         """Start and ranks of the longest suffix of each context that occurs: its length is doubled, then halved."""
-        shard.run_with_meta(search.last_marks, flat, starts, stops)
+        shard.run_with_meta(batches.last_marks, tokens, starts, stops)
         limit = stops - starts
         known, bad, step = np.zeros_like(limit), limit + 1, np.full_like(limit, 4)
         lows, highs = np.zeros_like(limit), np.full_like(limit, shard.n)
@@ -384,7 +409,7 @@ class Index:
         while len(open_):
             length = np.where(bad[open_] > limit[open_], step[open_], (known[open_] + bad[open_]) >> 1)
             length = np.minimum(length, limit[open_])
-            low, high = self._find_many(shard, flat, stops[open_] - length, stops[open_], False, True)
+            low, high = self._find_many(shard, tokens, stops[open_] - length, stops[open_], False, True)
             hit = high > low
             yes, no = open_[hit], open_[~hit]
             known[yes], lows[yes], highs[yes], step[yes] = length[hit], low[hit], high[hit], 2 * length[hit]
@@ -434,7 +459,7 @@ class Index:
         for shard in self.shards:
             a, b = max(start - base, 0), min(stop - base, shard.n)
             if a < b:
-                pieces.append(shard.run(search.read, a, b))
+                pieces.append(shard.run(within.read, a, b))
             base += shard.n
         stored = np.concatenate(pieces)
         return np.where(stored == self._mark, self.doc_id, stored)
@@ -492,10 +517,19 @@ def flatten(queries: Any, lengths: Any = None) -> tuple[NDArray[np.int64], NDArr
         listed = [each if type(each) is list else _array(each) for each in queries]
         sizes = np.fromiter(map(len, listed), dtype=np.int64, count=len(listed))
         if all(type(each) is list for each in listed):
-            flat = _array(list(chain.from_iterable(listed)))
+            flat = _flat(listed)
         else:
             flat = np.concatenate([_array(each) for each in listed])
     return flat, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _flat(listed: list[list[int]]) -> NDArray[np.int64]:
+    """Lists of ids end to end."""
+    ids = list(chain.from_iterable(listed))
+    try:
+        return np.frombuffer(machine_array("q", ids), dtype=np.int64) if ids else np.empty(0, dtype=np.int64)
+    except (TypeError, OverflowError):  # said as it is for one n-gram
+        return _array(ids)
 
 
 def _pairs(contexts: Iterable[Ids], ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

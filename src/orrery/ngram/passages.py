@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from orrery.core.errors import DataError
-from orrery.ngram import search
+from orrery.ngram import within
 from orrery.ngram.homes import plain_text
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def start_of(index: Index, shard: int) -> int:
 
 def place_of_rank(index: Index, shard: int, rank: int) -> int:
     """The place of the suffix of a rank."""
-    return start_of(index, shard) + int(index.shards[shard].run(search.positions, rank, rank + 1)[0])
+    return start_of(index, shard) + int(index.shards[shard].run(within.positions, rank, rank + 1)[0])
 
 
 def matches(index: Index, clauses: list[list[list[int]]], window: int, cap: int | None) -> Matches:
@@ -69,7 +69,7 @@ def matches(index: Index, clauses: list[list[list[int]]], window: int, cap: int 
     for number, shard in enumerate(index.shards):
         parts = [np.empty(0, dtype=np.int64)]
         for term in clauses[rarest]:
-            parts += [shard.run(search.positions, r.low, r.high) for r in index.find(term) if r.shard == number]
+            parts += [shard.run(within.positions, r.low, r.high) for r in index.find(term) if r.shard == number]
         anchors = np.unique(np.concatenate(parts))[::stride]
         met = _met(shard, (flat, offsets, edges, rarest), anchors, window)
         hits += len(met)
@@ -82,7 +82,7 @@ def _met(shard: Any, query: tuple[Any, ...], anchors: NDArray[np.int64], window:
     """The anchors that have all clauses near them: halves of which none or all have are not looked at further."""
     if not len(anchors):
         return anchors
-    hits = int(shard.run(search.near, *query, anchors, window))
+    hits = int(shard.run(within.near, *query, anchors, window))
     if hits in (0, len(anchors)):
         return anchors[: hits or 0]
     middle = len(anchors) // 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orrery.core.errors import ConfigError, CorruptionError, DataError
-from orrery.ngram import search
+from orrery.ngram import within
 from orrery.ngram.answers import CnfCount, Document, Range, Span
 from orrery.ngram.threads import spread
 
@@ -88,7 +88,7 @@ def _positions(index: Index, found: Range) -> Any:
     """Positions in the stream of the suffixes of a range, a million at a time."""
     base = sum(shard.n for shard in index.shards[: found.shard])
     for low in range(found.low, found.high, _CHUNK):
-        yield base + index.shards[found.shard].run(search.positions, low, min(found.high, low + _CHUNK))
+        yield base + index.shards[found.shard].run(within.positions, low, min(found.high, low + _CHUNK))
 
 
 def documents(index: Index, ids: Ids, limit: int, context: int | None) -> list[Document]:
@@ -180,7 +180,7 @@ def count_cnf(
         anchors = np.unique(found)[::stride]
 
         def part(first: int, last: int, shard: Any = shard, anchors: Any = anchors) -> int:
-            return int(shard.run(search.near, flat, offsets, edges, rarest, anchors[first:last], window))
+            return int(shard.run(within.near, flat, offsets, edges, rarest, anchors[first:last], window))
 
         hits += sum(spread(part, len(anchors), 256)) if len(anchors) else 0
     return CnfCount(hits * stride, stride == 1)

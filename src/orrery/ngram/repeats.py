@@ -26,8 +26,8 @@ import numpy as np
 
 from orrery.core.errors import ConfigError
 from orrery.core.progress import progress
-from orrery.ngram.compiled import kernel
-from orrery.ngram.search import _unpack, suffix_at, token_at
+from orrery.ngram.compiled import bare
+from orrery.ngram.pages import suffix_at, token_at, unpack
 from orrery.ngram.threads import spread
 
 BLOCK = 1 << 18  # ranks read at once
@@ -35,10 +35,10 @@ LONGEST = 4096  # tokens that neighbours are compared over; longer duplicates ar
 _KEPT = 100  # places of a span that are reported
 
 
-@kernel
+@bare
 def adjacent(W, ok, meta, first, last, most, where, common, before):  # type: ignore[no-untyped-def]
     """For ranks first..last: position, tokens shared with the rank before (at most `most`), and the token in front."""
-    g = _unpack(meta)
+    g = unpack(meta)
     previous = suffix_at(W, ok, g, first - 1) if first > 0 else -1
     for rank in range(first, last):
         position = suffix_at(W, ok, g, rank)

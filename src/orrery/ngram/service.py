@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,44 @@ class Refused(OrreryError):
         self.status = status
 
 
+class Continuations(Mapping[str, dict[str, Any]]):
+    """A distribution as the public API has it: id -> token, prob, cont_cnt.
+
+    There may be ten thousand entries, so they are written without being made: what an id's entry begins with is known from
+    the time before, and most counts are shared by many.
+    """
+
+    def __init__(self, served: Served, ids: list[int], counts: list[int]) -> None:
+        self._served, self._counts = served, dict(zip(ids, counts, strict=True))
+        self.total = sum(counts)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        count = self._counts[int(key)]
+        return {"token": self._served.texts([int(key)])[0], "prob": count / self.total, "cont_cnt": count}
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def json(self) -> str:
+        """The same as a JSON object."""
+        ends = {count: f'"prob":{count / self.total!r},"cont_cnt":{count}}}' for count in set(self._counts.values())}
+        begins = self._served.beginnings(self._counts)
+        return "{" + ",".join([begins[i] + ends[count] for i, count in self._counts.items()]) + "}"
+
+
+def encode(answer: Any) -> bytes:
+    """JSON in UTF-8; of an answer with a distribution, with that last."""
+    found = answer.get("result_by_token_id") if type(answer) is dict else None
+    rest = {key: value for key, value in answer.items() if value is not found} if isinstance(found, Continuations) else answer
+    text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    if isinstance(found, Continuations):
+        text = f'{text[:-1]},"result_by_token_id":{found.json()}}}'
+    return text.encode("utf-8", "replace")
+
+
 class Served:
     """An index that is being served; of a folder, always its newest build."""
 
@@ -75,6 +113,7 @@ class Served:
         self._stamp = self._look()
         self.index: Any = open_steady(source) if isinstance(source, Path) else source
         self._texts: dict[int, str] = {}
+        self._beginnings: dict[int, str] = {}
         _warm(self.index)
 
     def _look(self) -> tuple[int, int] | None:
@@ -97,7 +136,7 @@ class Served:
         except (StorageError, CorruptionError):
             return False  # perhaps it is whole the next time
         _warm(fresh)
-        self._stamp, self.index, self._texts = stamp, fresh, {}
+        self._stamp, self.index, self._texts, self._beginnings = stamp, fresh, {}, {}
         return True
 
     def texts(self, ids: Any) -> list[str]:
@@ -110,6 +149,16 @@ class Served:
                 text = known[token] = token_text(index, int(token))
             found.append(text)
         return found
+
+
+    def beginnings(self, ids: Any) -> dict[int, str]:
+        """What the entries of tokens begin with, in JSON, of these and of others."""
+        known = self._beginnings
+        for token in ids:
+            if token not in known:
+                text = json.dumps(self.texts([token])[0], ensure_ascii=False)
+                known[token] = f'"{token}":{{"token":{text},'
+        return known
 
 
 class Service:
@@ -192,6 +241,10 @@ class Service:
             raise Refused(400, str(error)) from error
         result["latency"] = round((time.perf_counter() - started) * 1000, 4)
         return result
+
+    def respond(self, request: dict[str, Any]) -> bytes:
+        """:meth:`answer` as it is sent."""
+        return encode(self.answer(request))
 
     # ---------------------------------------------------------------- reading requests
 
@@ -456,8 +509,5 @@ def _nested(served: Served, clauses: list[list[list[int]]]) -> list[list[list[st
 
 
 def _distribution(served: Served, ids: Any, counts: Any) -> dict[str, Any]:
-    total = int(counts.sum())
-    listed = ids.tolist()
-    rows = zip(listed, served.texts(listed), counts.tolist(), strict=True)
-    by_id = {str(i): {"token": text, "prob": count / total, "cont_cnt": count} for i, text, count in rows}
-    return {"prompt_cnt": total, "result_by_token_id": by_id, "approx": False}
+    found = Continuations(served, ids.tolist(), counts.tolist())
+    return {"prompt_cnt": found.total, "result_by_token_id": found, "approx": False}

@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from orrery.core.errors import CorruptionError, StorageError
-from orrery.ngram import search
+from orrery.ngram import within
 from orrery.ngram.compiled import Kernel, available, kernel
-from orrery.ngram.search import PAGE_LOG, check_page, page_sum
+from orrery.ngram.pages import PAGE_LOG, check_page, page_sum
 from orrery.ngram.threads import spread
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Layout:
         return self.guide + self.keys
 
     def meta(self) -> NDArray[np.int64]:
-        """The numbers that the kernels of :mod:`orrery.ngram.search` read."""
+        """The numbers that kernels read: :mod:`orrery.ngram.pages`."""
         bits = 8 * self.width
         numbers = [
             self.n,
@@ -202,7 +202,9 @@ class Shard:
             known = self._crowd(low, depth)
             if known is not None and int(known[1].sum()) == high - low:
                 return known
-        return cast("tuple[Any, Any]", self.run(search.next_tokens, low, high, depth))
+        room = np.empty((2, min(high - low, self.layout.vocab_size)), dtype=np.int64)
+        found = self.run(within.next_tokens, low, high, depth, *room)
+        return room[0, :found], room[1, :found]
 
     def _crowd(self, low: int, depth: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Continuations that were counted beforehand; None where they were not."""
@@ -354,10 +356,14 @@ class Crowds:
 
     def _deepen(self, frontier: list[tuple[int, int]], depth: int) -> list[tuple[int, int]]:
         """Count behind contexts of one length; those one longer that are frequent."""
-        function, layout, later = search.next_tokens.fast, self._layout, []
+        function, layout, later = within.next_tokens.fast, self._layout, []
 
         def part(first: int, last: int) -> list[Any]:
-            return [function(*self._arguments, a, b, depth) for a, b in frontier[first:last]]
+            found = []
+            for a, b in frontier[first:last]:
+                room = np.empty((2, min(b - a, layout.vocab_size)), dtype=np.int64)
+                found.append(room[:, : function(*self._arguments, a, b, depth, *room)].copy())
+            return found
 
         counted = [each for piece in spread(part, len(frontier), 1) for each in piece] if frontier else []
         for (low, _), (tokens, counts) in zip(frontier, counted, strict=True):
