@@ -82,7 +82,8 @@ def ways(texts: list[str], folder: Path) -> dict[str, Callable[[list[str]], Any]
         return torch.cat(found)[torch.tensor(order).argsort()]
 
     def with_ours(given: list[str]) -> torch.Tensor:
-        return encode(own, [e.ids for e in plain.encode_batch(given)])
+        found = [plain.encode(given[0])] if len(given) == 1 else plain.encode_batch(given)
+        return encode(own, [each.ids for each in found])
 
     return {
         "orrery": with_ours,

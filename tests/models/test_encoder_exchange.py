@@ -139,6 +139,24 @@ def test_encoder_decoders_are_equal_there_and_back(case, tmp_path):
     assert found.dtype == torch.float64 and float((found - exact).abs().max()) < 1e-6  # their norms are float32 whatever the model is
 
 
+@pytest.mark.parametrize("kind", ["T5", "MT5"])
+@pytest.mark.parametrize("cls", ["EncoderModel", "ForTokenClassification"])
+@torch.no_grad()
+def test_the_encoder_of_t5_alone_is_equal_there_and_back(kind, cls, tmp_path):
+    hf_class = getattr(transformers, kind + cls)
+    hf = randomised(hf_class(getattr(transformers, f"{kind}Config")(**{**PAIR, **(GATED if kind == "MT5" else {}), "num_labels": 3}))).double()
+    own = orrery.from_transformers(hf).eval()
+    assert own.config.architecture == "t5-encoder" and (own.head is None) == (cls == "EncoderModel")
+    want = hf(TOKENS, attention_mask=MASK)[0] * MASK[..., None]
+    out = own(TOKENS, segments=SEGMENTS)
+    found = (out.hidden if own.head is None else out.logits) * MASK[..., None]
+    assert float((found - want).abs().max()) < 1e-6  # their norms are float32 whatever the model is
+    orrery.to_transformers(own, tmp_path / "hf")
+    back = hf_class.from_pretrained(tmp_path / "hf").eval()
+    assert float((back(TOKENS, attention_mask=MASK)[0] * MASK[..., None] - want).abs().max()) < 1e-6
+    assert orrery.from_transformers(tmp_path / "hf").config == own.config
+
+
 def until_stop(row, stop=1):
     """Ids up to the stop token, which is left out."""
     ids = row.tolist()

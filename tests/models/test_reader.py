@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import orrery
+from orrery.core.errors import ConfigError
 from orrery.models.encode import encode
 from orrery.nn.short_text import MOST_TOKENS
 from orrery.ops.backend import use_backend
@@ -90,6 +91,23 @@ def test_several_threads_read_at_once():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("settings", [{"embed_width": 16, "labels": 3, "head": "classification"}, {"norm": "simple-rmsnorm"}])
+def test_other_ends_and_heads(settings):
+    model = orrery.create_model("electra", **{"head": None, **SMALL, **settings}).eval()
+    (text,) = texts(9)
+    with torch.no_grad():
+        out = model(text[None])
+        expected = out.hidden.mean(1) if out.logits is None else out.logits
+    torch.testing.assert_close(encode(model, [text]), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_what_the_model_refuses_is_refused():
+    model = orrery.create_model("bert", head=None, **{**SMALL, "max_positions": 12})
+    for text, message in ((torch.tensor([3, 50]), "token 50"), (torch.zeros(13, dtype=torch.int64), "12 learned positions")):
+        with pytest.raises(ConfigError, match=message):
+            encode(model, [text])
 
 
 def test_parts_without_a_short_form_are_read_in_the_general_one():

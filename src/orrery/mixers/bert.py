@@ -21,33 +21,32 @@ from typing import Any
 
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
-from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import (
-    ExchangeMap,
-    HeadMap,
-    Rule,
+from orrery.nn.bert_family import (
+    MASKED,
+    POOLER,
+    bert_block,
     bert_config,
+    bert_frame,
+    bert_heads,
     bert_rules,
     bert_settings,
-    linear_rules,
-    norm_rules,
+    document_map,
+    masked_rules,
+    pooler_map,
+    token_maps,
 )
+from orrery.nn.exchange import ExchangeMap, HeadMap
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
     return bert_config(own, "BERT")
 
 
-_MASKED = (
-    *linear_rules("head.dense", "cls.predictions.transform.dense"),
-    *norm_rules("head.norm", "cls.predictions.transform.LayerNorm"),
-    Rule("head.out.weight", ("cls.predictions.decoder.weight",)),
-    Rule("head.out.bias", ("cls.predictions.bias",)),
+_PREDICTIONS = "cls.predictions"
+_RULES = masked_rules(
+    f"{_PREDICTIONS}.transform.dense", f"{_PREDICTIONS}.transform.LayerNorm", f"{_PREDICTIONS}.decoder.weight", f"{_PREDICTIONS}.bias"
 )
-_MLM = {"name": "masked-lm", "transform": "gelu", "norm": True}
-_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
-_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
-_POOLED = {"pool": "first", "transform": "tanh", "norm": False}
+_UNUSED = (f"{_PREDICTIONS}.decoder.weight", f"{_PREDICTIONS}.decoder.bias", *POOLER)
 
 EXCHANGE = ExchangeMap(
     model_type="bert",
@@ -58,56 +57,19 @@ EXCHANGE = ExchangeMap(
     ignored=(".embeddings.position_ids", ".embeddings.token_type_ids"),
     prefixes=("bert.",),
     heads=(
-        HeadMap("BertForMaskedLM", _MLM, _MASKED, (*_TIED, *_POOLER)),
-        HeadMap("BertForPreTraining", _MLM, _MASKED, (*_TIED, *_POOLER, "cls.seq_relationship.weight", "cls.seq_relationship.bias")),
-        HeadMap(
-            "BertForSequenceClassification",
-            {"name": "classification", **_POOLED},
-            (*linear_rules("head.dense", "bert.pooler.dense"), *linear_rules("head.out", "classifier")),
-            labelled=True,
-        ),
-        HeadMap(
-            "BertForTokenClassification",
-            {"name": "tagging", "crf": False, "transform": ""},
-            linear_rules("head.out", "classifier"),
-            _POOLER,
-            labelled=True,
-        ),
-        HeadMap("BertForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs"), _POOLER),
-        HeadMap(
-            "BertModel",
-            {"name": "embedding", **_POOLED, "size": None, "normalise": False},
-            linear_rules("head.dense", "bert.pooler.dense"),
-            needs="bert.pooler.dense.weight",
-        ),
+        HeadMap("BertForMaskedLM", MASKED, _RULES, _UNUSED),
+        HeadMap("BertForPreTraining", MASKED, _RULES, (*_UNUSED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")),
+        document_map("BertForSequenceClassification", "tanh", "bert.pooler.dense", "classifier"),
+        *token_maps("Bert", POOLER),
+        pooler_map("BertModel", "bert.pooler.dense"),
     ),
 )
 
 ARCHITECTURE = Architecture(
-    block=BlockConfig(
-        mixer={"name": "bidirectional-attention", "rope": 0.0, "bias": True, "init_std": 0.02, "init_scaled": False},
-        channel={"name": "mlp", "activation": "gelu", "bias": True, "init_std": 0.02, "init_scaled": False},
-        norm="layernorm",
-        eps=1e-12,
-        placement="post",
-    ),
+    block=bert_block(1e-12),
     kind="encoder",
-    frame={
-        "norm": "layernorm",
-        "eps": 1e-12,
-        "final_norm": False,
-        "embedding.positions": "learned",
-        "embedding.max_positions": 512,
-        "embedding.types": 2,
-        "embedding.norm": True,
-    },
-    heads={
-        "masked-lm": {"transform": "gelu", "norm": True},
-        "classification": {"pool": "first", "transform": "tanh"},
-        "multi-label": {"pool": "first", "transform": "tanh"},
-        "regression": {"pool": "first", "transform": "tanh"},
-        "ordinal": {"pool": "first", "transform": "tanh"},
-    },
+    frame=bert_frame(1e-12, types=2),
+    heads=bert_heads("tanh"),
     head="mixer.head_dim",
     fine_ratio=4.0,
     presets={

@@ -11,8 +11,8 @@ Shapes: B batch, T time, D width, H heads, K head dimension 64, F hidden size 4 
 Cost: that of BERT, and two position terms in every layer (mixers/disentangled_attention.py); no learned absolute positions.
 
 Differs from the paper: no enhanced mask decoder (absolute positions before the vocabulary head), which replaced-token
-    pre-training does not use and the published checkpoints of version 3 do not hold; no convolution beside the first layer
-    (version 2, xlarge and xxlarge), whose checkpoints are refused. Dropout is 0 unless asked for.
+    pre-training does not use and the published checkpoints of version 3 do not hold. The convolution beside the first layer
+    (version 2, xlarge and xxlarge) is the setting `beside`, without dropout of its own. Dropout is 0 unless asked for.
 
 Oracle: transformers' DeBERTa-v2 with all its heads (equal outputs through the exchange map);
     tests/oracles/disentangled_attention.py.
@@ -25,21 +25,31 @@ from typing import Any
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
-from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, bert_rules, bert_settings, linear_rules, norm_rules
+from orrery.nn.bert_family import (
+    MASKED,
+    bert_block,
+    bert_heads,
+    bert_rules,
+    bert_settings,
+    document_map,
+    masked_rules,
+    token_maps,
+)
+from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, linear_rules, norm_rules
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
     require(bool(hf.get("relative_attention")), "a DeBERTa without relative attention has no counterpart")
-    require(not hf.get("conv_kernel_size"), "the convolution beside DeBERTa's first layer (v2-xlarge) has no counterpart")
     require(hf.get("embedding_size", hf["hidden_size"]) == hf["hidden_size"], "DeBERTa's tables must be as wide as the model")
     terms = hf.get("pos_att_type") or []
     terms = [part.strip() for part in terms.lower().split("|")] if isinstance(terms, str) else list(terms)
-    most = int(hf.get("max_relative_positions", -1))
+    most, kernel = int(hf.get("max_relative_positions", -1)), int(hf.get("conv_kernel_size") or 0)
+    beside = {"kernel": kernel, "groups": int(hf.get("conv_groups", 1)), "activation": hf.get("conv_act", "tanh")}
     return {
         **bert_settings(hf),
         "embedding.types": hf.get("type_vocab_size", 0),
         "embedding.positions": "learned" if hf.get("position_biased_input", True) else "none",
+        "beside": beside if kernel else None,
         "mixer.terms": terms,
         "mixer.buckets": max(0, int(hf.get("position_buckets", -1))),
         "mixer.max_positions": most if most > 0 else hf["max_position_embeddings"],
@@ -57,8 +67,9 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     require(one and plain and embedding["norm"] and embedding["width"] is None, "DeBERTa has one kind of block, with GELU")
     require(mixer.get("shared_table", False), "DeBERTa's layers share one table of positions")
     require(mixer.get("bias", True) and mixer.get("eps", own["eps"]) == own["eps"], "DeBERTa's maps have biases, and its norms one eps")
-    head = own["head"] or {}
+    head, beside = own["head"] or {}, own["beside"]
     return {
+        **({} if beside is None else {f"conv_{key}": beside[ours] for key, ours in _CONV.items()}),
         "hidden_size": own["width"],
         "num_hidden_layers": len(own["layout"]),
         "num_attention_heads": own["width"] // mixer["head_dim"],
@@ -87,6 +98,9 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_CONV = {"kernel_size": "kernel", "groups": "groups", "act": "activation"}  # theirs -> ours
+
+
 def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     """Their map of position keys has a bias, which changes nothing."""
     added = {f"{name.removesuffix('weight')}bias": t.new_zeros(len(t)) for name, t in tensors.items() if name.endswith("pos_key_proj.weight")}
@@ -94,7 +108,7 @@ def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 _OWN = "deberta.encoder.layer.{i}.attention.self"
-_MLM = {"name": "masked-lm", "transform": "gelu", "norm": True}
+_OLDER, _NEWER = "cls.predictions", "lm_predictions.lm_head"
 
 EXCHANGE = ExchangeMap(
     model_type="deberta-v2",
@@ -108,6 +122,8 @@ EXCHANGE = ExchangeMap(
         *linear_rules("blocks.{i}.mixer.position_query", f"{_OWN}.pos_query_proj"),
         Rule("blocks.0.mixer.positions", ("deberta.encoder.rel_embeddings.weight",)),
         *norm_rules("blocks.0.mixer.position_norm", "deberta.encoder.LayerNorm"),
+        *linear_rules("beside.conv", "deberta.encoder.conv.conv"),
+        *norm_rules("beside.norm", "deberta.encoder.conv.LayerNorm"),
     ),
     ignored=(
         ".embeddings.position_ids",
@@ -119,62 +135,27 @@ EXCHANGE = ExchangeMap(
     heads=(
         HeadMap(
             "DebertaV2ForMaskedLM",
-            _MLM,
-            (
-                *linear_rules("head.dense", "cls.predictions.transform.dense"),
-                *norm_rules("head.norm", "cls.predictions.transform.LayerNorm"),
-                Rule("head.out.weight", ("cls.predictions.decoder.weight",)),
-                Rule("head.out.bias", ("cls.predictions.bias",)),
-            ),
-            ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
-            needs="cls.predictions.bias",
+            MASKED,
+            masked_rules(f"{_OLDER}.transform.dense", f"{_OLDER}.transform.LayerNorm", f"{_OLDER}.decoder.weight", f"{_OLDER}.bias"),
+            (f"{_OLDER}.decoder.weight", f"{_OLDER}.decoder.bias"),
+            needs=f"{_OLDER}.bias",
         ),
         HeadMap(
             "DebertaV2ForMaskedLM",
-            _MLM,
-            (
-                *linear_rules("head.dense", "lm_predictions.lm_head.dense"),
-                *norm_rules("head.norm", "lm_predictions.lm_head.LayerNorm"),
-                Rule("head.out.bias", ("lm_predictions.lm_head.bias",)),
-            ),
-            needs="lm_predictions.lm_head.bias",
+            MASKED,
+            masked_rules(f"{_NEWER}.dense", f"{_NEWER}.LayerNorm", "", f"{_NEWER}.bias"),
+            needs=f"{_NEWER}.bias",
         ),
-        HeadMap(
-            "DebertaV2ForSequenceClassification",
-            {"name": "classification", "pool": "first", "transform": "gelu", "norm": False},
-            (*linear_rules("head.dense", "pooler.dense"), *linear_rules("head.out", "classifier")),
-            labelled=True,
-        ),
-        HeadMap(
-            "DebertaV2ForTokenClassification",
-            {"name": "tagging", "crf": False, "transform": ""},
-            linear_rules("head.out", "classifier"),
-            labelled=True,
-        ),
-        HeadMap("DebertaV2ForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs")),
+        document_map("DebertaV2ForSequenceClassification", "gelu", "pooler.dense", "classifier"),
+        *token_maps("DebertaV2"),
     ),
 )
 
-_POOLED = {"pool": "first", "transform": "gelu"}
-
 ARCHITECTURE = Architecture(
-    block=BlockConfig(
-        mixer={"name": "disentangled-attention", "shared_table": True},
-        channel={"name": "mlp", "activation": "gelu", "bias": True, "init_std": 0.02, "init_scaled": False},
-        norm="layernorm",
-        eps=1e-7,
-        placement="post",
-    ),
+    block=bert_block(1e-7, {"name": "disentangled-attention", "shared_table": True}),
     kind="encoder",
     frame={"norm": "layernorm", "eps": 1e-7, "final_norm": False, "embedding.norm": True},
-    heads={
-        "masked-lm": {"transform": "gelu", "norm": True},
-        "replaced-tokens": {"transform": "gelu"},
-        "classification": _POOLED,
-        "multi-label": _POOLED,
-        "regression": _POOLED,
-        "ordinal": _POOLED,
-    },
+    heads={**bert_heads("gelu"), "replaced-tokens": {"transform": "gelu"}},
     head="mixer.head_dim",
     fine_ratio=4.0,
     presets={
@@ -182,6 +163,7 @@ ARCHITECTURE = Architecture(
         "deberta-v3-small": {"width": 768, "depth": 6, "vocab_size": 128100},
         "deberta-v3-base": {"width": 768, "depth": 12, "vocab_size": 128100},
         "deberta-v3-large": {"width": 1024, "depth": 24, "vocab_size": 128100},
+        "deberta-v2-xlarge": {"width": 1536, "depth": 24, "vocab_size": 128100, "beside": {"kernel": 3, "groups": 1, "activation": "gelu"}},
     },
     exchange=(EXCHANGE,),
 )
@@ -193,6 +175,6 @@ register(
     paper="2006.03654",
     year=2020,
     tags=("bidirectional", "parallel", "encoder"),
-    presets=("deberta-v3-xsmall", "deberta-v3-small", "deberta-v3-base", "deberta-v3-large"),
+    presets=("deberta-v3-xsmall", "deberta-v3-small", "deberta-v3-base", "deberta-v3-large", "deberta-v2-xlarge"),
     exchange=("deberta-v2",),
 )

@@ -21,8 +21,18 @@ from typing import Any
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
-from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, bert_config, bert_settings, linear_rules, norm_rules
+from orrery.nn.bert_family import (
+    MASKED,
+    bert_block,
+    bert_config,
+    bert_frame,
+    bert_heads,
+    bert_settings,
+    document_map,
+    masked_rules,
+    token_maps,
+)
+from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, linear_rules, norm_rules
 
 _NAMES = {  # theirs -> BERT's
     "dim": "hidden_size",
@@ -76,56 +86,20 @@ EXCHANGE = ExchangeMap(
     heads=(
         HeadMap(
             "DistilBertForMaskedLM",
-            {"name": "masked-lm", "transform": "gelu", "norm": True},
-            (
-                *linear_rules("head.dense", "vocab_transform"),
-                *norm_rules("head.norm", "vocab_layer_norm"),
-                *linear_rules("head.out", "vocab_projector"),
-            ),
+            MASKED,
+            masked_rules("vocab_transform", "vocab_layer_norm", "vocab_projector.weight", "vocab_projector.bias"),
             ("vocab_projector.weight",),
         ),
-        HeadMap(
-            "DistilBertForSequenceClassification",
-            {"name": "classification", "pool": "first", "transform": "relu", "norm": False},
-            (*linear_rules("head.dense", "pre_classifier"), *linear_rules("head.out", "classifier")),
-            labelled=True,
-        ),
-        HeadMap(
-            "DistilBertForTokenClassification",
-            {"name": "tagging", "crf": False, "transform": ""},
-            linear_rules("head.out", "classifier"),
-            labelled=True,
-        ),
-        HeadMap("DistilBertForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs")),
+        document_map("DistilBertForSequenceClassification", "relu", "pre_classifier", "classifier"),
+        *token_maps("DistilBert"),
     ),
 )
 
-_POOLED = {"pool": "first", "transform": "relu"}
-
 ARCHITECTURE = Architecture(
-    block=BlockConfig(
-        mixer={"name": "bidirectional-attention", "rope": 0.0, "bias": True, "init_std": 0.02, "init_scaled": False},
-        channel={"name": "mlp", "activation": "gelu", "bias": True, "init_std": 0.02, "init_scaled": False},
-        norm="layernorm",
-        eps=1e-12,
-        placement="post",
-    ),
+    block=bert_block(1e-12),
     kind="encoder",
-    frame={
-        "norm": "layernorm",
-        "eps": 1e-12,
-        "final_norm": False,
-        "embedding.positions": "learned",
-        "embedding.max_positions": 512,
-        "embedding.norm": True,
-    },
-    heads={
-        "masked-lm": {"transform": "gelu", "norm": True},
-        "classification": _POOLED,
-        "multi-label": _POOLED,
-        "regression": _POOLED,
-        "ordinal": _POOLED,
-    },
+    frame=bert_frame(1e-12),
+    heads=bert_heads("relu"),
     depth_factor=0.5,
     head="mixer.head_dim",
     fine_ratio=4.0,

@@ -22,16 +22,19 @@ from typing import Any
 
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
-from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import (
-    ExchangeMap,
-    HeadMap,
+from orrery.nn.bert_family import (
+    MASKED,
+    bert_block,
     bert_config,
+    bert_frame,
+    bert_heads,
     bert_rules,
     bert_settings,
-    linear_rules,
-    norm_rules,
+    document_map,
+    masked_rules,
+    token_maps,
 )
+from orrery.nn.exchange import ExchangeMap, HeadMap, linear_rules
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
@@ -62,58 +65,22 @@ EXCHANGE = ExchangeMap(
         ),
         HeadMap(
             "ElectraForMaskedLM",
-            {"name": "masked-lm", "transform": "gelu", "norm": True},
-            (
-                *linear_rules("head.dense", "generator_predictions.dense"),
-                *norm_rules("head.norm", "generator_predictions.LayerNorm"),
-                *linear_rules("head.out", "generator_lm_head"),
+            MASKED,
+            masked_rules(
+                "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.weight", "generator_lm_head.bias"
             ),
             ("generator_lm_head.weight",),
         ),
-        HeadMap(
-            "ElectraForSequenceClassification",
-            {"name": "classification", "pool": "first", "transform": "gelu", "norm": False},
-            (*linear_rules("head.dense", "classifier.dense"), *linear_rules("head.out", "classifier.out_proj")),
-            labelled=True,
-        ),
-        HeadMap(
-            "ElectraForTokenClassification",
-            {"name": "tagging", "crf": False, "transform": ""},
-            linear_rules("head.out", "classifier"),
-            labelled=True,
-        ),
-        HeadMap("ElectraForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs")),
+        document_map("ElectraForSequenceClassification", "gelu", "classifier.dense", "classifier.out_proj"),
+        *token_maps("Electra"),
     ),
 )
 
-_POOLED = {"pool": "first", "transform": "gelu"}
-
 ARCHITECTURE = Architecture(
-    block=BlockConfig(
-        mixer={"name": "bidirectional-attention", "rope": 0.0, "bias": True, "init_std": 0.02, "init_scaled": False},
-        channel={"name": "mlp", "activation": "gelu", "bias": True, "init_std": 0.02, "init_scaled": False},
-        norm="layernorm",
-        eps=1e-12,
-        placement="post",
-    ),
+    block=bert_block(1e-12),
     kind="encoder",
-    frame={
-        "norm": "layernorm",
-        "eps": 1e-12,
-        "final_norm": False,
-        "embedding.positions": "learned",
-        "embedding.max_positions": 512,
-        "embedding.types": 2,
-        "embedding.norm": True,
-    },
-    heads={
-        "replaced-tokens": {"transform": "gelu"},
-        "masked-lm": {"transform": "gelu", "norm": True},
-        "classification": _POOLED,
-        "multi-label": _POOLED,
-        "regression": _POOLED,
-        "ordinal": _POOLED,
-    },
+    frame=bert_frame(1e-12, types=2),
+    heads=bert_heads("gelu", "replaced-tokens"),
     head="mixer.head_dim",
     fine_ratio=4.0,
     presets={

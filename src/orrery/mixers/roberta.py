@@ -23,17 +23,21 @@ import torch
 
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
-from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import (
-    ExchangeMap,
-    HeadMap,
-    Rule,
+from orrery.nn.bert_family import (
+    MASKED,
+    POOLER,
+    bert_block,
     bert_config,
+    bert_frame,
+    bert_heads,
     bert_rules,
     bert_settings,
-    linear_rules,
-    norm_rules,
+    document_map,
+    masked_rules,
+    pooler_map,
+    token_maps,
 )
+from orrery.nn.exchange import ExchangeMap, HeadMap
 
 _POSITIONS = "roberta.embeddings.position_embeddings.weight"
 _PADDING = 1  # the padding id of all published checkpoints; their first position is the one behind it
@@ -63,9 +67,7 @@ def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     return {**tensors, _POSITIONS: torch.cat([table.new_zeros(_PADDING + 1, table.shape[1]), table])}
 
 
-_MLM = {"name": "masked-lm", "transform": "gelu", "norm": True}
-_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
-_POOLED = {"pool": "first", "transform": "tanh", "norm": False}
+_RULES = masked_rules("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder.weight", "lm_head.bias")
 
 
 def _exchange(model_type: str, prefix: str) -> ExchangeMap:
@@ -80,67 +82,19 @@ def _exchange(model_type: str, prefix: str) -> ExchangeMap:
         prepare=_prepare,
         finish=_finish,
         heads=(
-            HeadMap(
-                f"{prefix}ForMaskedLM",
-                _MLM,
-                (
-                    *linear_rules("head.dense", "lm_head.dense"),
-                    *norm_rules("head.norm", "lm_head.layer_norm"),
-                    Rule("head.out.weight", ("lm_head.decoder.weight",)),
-                    Rule("head.out.bias", ("lm_head.bias",)),
-                ),
-                ("lm_head.decoder.weight", "lm_head.decoder.bias", *_POOLER),
-            ),
-            HeadMap(
-                f"{prefix}ForSequenceClassification",
-                {"name": "classification", **_POOLED},
-                (*linear_rules("head.dense", "classifier.dense"), *linear_rules("head.out", "classifier.out_proj")),
-                _POOLER,
-                labelled=True,
-            ),
-            HeadMap(
-                f"{prefix}ForTokenClassification",
-                {"name": "tagging", "crf": False, "transform": ""},
-                linear_rules("head.out", "classifier"),
-                _POOLER,
-                labelled=True,
-            ),
-            HeadMap(f"{prefix}ForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs"), _POOLER),
-            HeadMap(
-                f"{prefix}Model",
-                {"name": "embedding", **_POOLED, "size": None, "normalise": False},
-                linear_rules("head.dense", "roberta.pooler.dense"),
-                needs="roberta.pooler.dense.weight",
-            ),
+            HeadMap(f"{prefix}ForMaskedLM", MASKED, _RULES, ("lm_head.decoder.weight", "lm_head.decoder.bias", *POOLER)),
+            document_map(f"{prefix}ForSequenceClassification", "tanh", "classifier.dense", "classifier.out_proj", POOLER),
+            *token_maps(prefix, POOLER),
+            pooler_map(f"{prefix}Model", "roberta.pooler.dense"),
         ),
     )
 
 
 ARCHITECTURE = Architecture(
-    block=BlockConfig(
-        mixer={"name": "bidirectional-attention", "rope": 0.0, "bias": True, "init_std": 0.02, "init_scaled": False},
-        channel={"name": "mlp", "activation": "gelu", "bias": True, "init_std": 0.02, "init_scaled": False},
-        norm="layernorm",
-        eps=1e-5,
-        placement="post",
-    ),
+    block=bert_block(1e-5),
     kind="encoder",
-    frame={
-        "norm": "layernorm",
-        "eps": 1e-5,
-        "final_norm": False,
-        "embedding.positions": "learned",
-        "embedding.max_positions": 512,
-        "embedding.types": 1,
-        "embedding.norm": True,
-    },
-    heads={
-        "masked-lm": {"transform": "gelu", "norm": True},
-        "classification": {"pool": "first", "transform": "tanh"},
-        "multi-label": {"pool": "first", "transform": "tanh"},
-        "regression": {"pool": "first", "transform": "tanh"},
-        "ordinal": {"pool": "first", "transform": "tanh"},
-    },
+    frame=bert_frame(1e-5, types=1),
+    heads=bert_heads("tanh"),
     head="mixer.head_dim",
     fine_ratio=4.0,
     presets={

@@ -28,7 +28,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, linear_rules
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu-tanh", "silu": "silu"}
 
@@ -43,20 +43,25 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
     gated, name = kind.startswith("gated-"), kind.removeprefix("gated-")
     name = "gelu_new" if kind == "gated-gelu" else name
     require(name in _ACTIVATIONS, f"no counterpart for feed_forward_proj '{kind}'")
-    layers, heads = hf["num_layers"], {"heads": hf["num_heads"], "head_dim": hf["d_kv"]}
-    buckets = [hf.get("relative_attention_num_buckets", 32), hf.get("relative_attention_max_distance", 128)]
     return {
         "width": hf["d_model"],
-        "depth": layers,
-        "decoder.depth": hf.get("num_decoder_layers") or layers,
+        "depth": hf["num_layers"],
         "vocab_size": hf["vocab_size"],
-        **heads,
-        "mixer.relative": buckets,
+        "heads": hf["num_heads"],
+        "head_dim": hf["d_kv"],
+        "mixer.relative": [hf.get("relative_attention_num_buckets", 32), hf.get("relative_attention_max_distance", 128)],
         "channel.name": "glu" if gated else "mlp",
         "channel.hidden": hf["d_ff"],
         "channel.activation": _ACTIVATIONS[name],
         "eps": hf.get("layer_norm_epsilon", 1e-6),
         "dropout": hf.get("dropout_rate", 0.0),
+    }
+
+
+def _read_pair(hf: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **_read(hf),
+        "decoder.depth": hf.get("num_decoder_layers") or hf["num_layers"],
         "decoder.tied": _scaled(hf),
         "small_logits": _scaled(hf),
         "start": hf.get("decoder_start_token_id") or 0,
@@ -64,37 +69,53 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(own: dict[str, Any]) -> dict[str, Any]:
-    encoder, decoder = own["encoder"], own["decoder"]
-    for stack in (encoder, decoder):
-        block = stack["blocks"][0]
-        one = stack["layout"] == [0] * len(stack["layout"]) and block["placement"] == "pre" and block["norm"] == "rmsnorm"
-        require(one and not block["canon"], "T5 has one kind of block in each stack")
-        plain = block["mixer"].get("relative") and not block["mixer"].get("rope", 1.0) and not block["mixer"].get("bias")
-        require(bool(plain) and not block["mixer"].get("kv_heads"), "T5's attention has relative positions and nothing else")
-    mixer, channel = encoder["blocks"][0]["mixer"], encoder["blocks"][0]["channel"]
-    require(decoder["tied"] == own["small_logits"] and own["shared"], "T5 divides its logits where, and only where, the head is tied")
+def _write(stack: dict[str, Any]) -> dict[str, Any]:
+    """Their config of one of our stacks."""
+    block = stack["blocks"][0]
+    mixer, channel = block["mixer"], block["channel"]
+    one = stack["layout"] == [0] * len(stack["layout"]) and block["placement"] == "pre" and block["norm"] == "rmsnorm"
+    require(one and not block["canon"], "T5 has one kind of block in each stack")
+    plain = mixer.get("relative") and not mixer.get("rope", 1.0) and not mixer.get("bias")
+    require(bool(plain) and not mixer.get("kv_heads"), "T5's attention has relative positions and nothing else")
     name = {v: k for k, v in _ACTIVATIONS.items()}[channel.get("activation", "silu")]
     kind = "gated-gelu" if (channel["name"], name) == ("glu", "gelu_new") else f"{'gated-' if channel['name'] == 'glu' else ''}{name}"
     return {
-        "vocab_size": decoder["vocab_size"],
-        "d_model": decoder["width"],
+        "vocab_size": stack["vocab_size"],
+        "d_model": stack["width"],
         "d_kv": mixer["head_dim"],
-        "num_heads": mixer.get("heads") or decoder["width"] // mixer["head_dim"],
+        "num_heads": mixer.get("heads") or stack["width"] // mixer["head_dim"],
         "d_ff": channel["hidden"],
-        "num_layers": len(encoder["layout"]),
-        "num_decoder_layers": len(decoder["layout"]),
+        "num_layers": len(stack["layout"]),
         "relative_attention_num_buckets": mixer["relative"][0],
         "relative_attention_max_distance": mixer["relative"][1],
         "feed_forward_proj": kind,
+        "layer_norm_epsilon": stack["eps"],
+        "dropout_rate": block["dropout"],
+        "pad_token_id": 0,
+    }
+
+
+def _write_pair(own: dict[str, Any]) -> dict[str, Any]:
+    encoder, decoder = own["encoder"], own["decoder"]
+    require(decoder["tied"] == own["small_logits"] and own["shared"], "T5 divides its logits where, and only where, the head is tied")
+    return {
+        **_write(decoder),
+        **_write(encoder),
+        "num_decoder_layers": len(decoder["layout"]),
         "layer_norm_epsilon": decoder["eps"],
         "dropout_rate": decoder["blocks"][0]["dropout"],
         "tie_word_embeddings": decoder["tied"],
         "is_encoder_decoder": True,
         "decoder_start_token_id": own["start"],
         "eos_token_id": own["stop"],
-        "pad_token_id": 0,
     }
+
+
+def _write_encoder(own: dict[str, Any]) -> dict[str, Any]:
+    plain = own["embedding"]["positions"] == "none" and not own["embedding"]["norm"] and own["final_norm"]
+    require(plain and own["embedding"]["width"] is None and not own["embedding"]["types"], "T5's embedding has nothing beside its table")
+    head = own["head"] or {}
+    return {**_write(own), "is_encoder_decoder": False, "use_cache": False, "classifier_dropout": head.get("dropout", 0.0)}
 
 
 def _prepare(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
@@ -127,12 +148,13 @@ def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _stack(side: str) -> tuple[Rule, ...]:
-    """Rules for one stack; a decoder's feed-forward network is its third sub-layer."""
-    ours, theirs = f"{side}.blocks.{{i}}", f"{side}.block.{{i}}.layer"
+def _stack(side: str, alone: bool = False) -> tuple[Rule, ...]:
+    """Rules for one stack, or for an encoder alone; a decoder's feed-forward network is its third sub-layer."""
+    home, prefix = ("", f"transformer.{side}") if alone else (f"{side}.", side)
+    ours, theirs = f"{home}blocks.{{i}}", f"{prefix}.block.{{i}}.layer"
     own, last = f"{theirs}.0.SelfAttention", 2 if side == "decoder" else 1
     reading = f"{theirs}.1.EncDecAttention"
-    table = Rule(f"{side}.blocks.0.mixer.relative.weight", (f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",))
+    table = Rule(f"{home}blocks.0.mixer.relative.weight", (f"{prefix}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",))
     cross = (
         Rule(f"{ours}.cross_norm.weight", (f"{theirs}.1.layer_norm.weight",)),
         *linear_rules(f"{ours}.cross.query", f"{reading}.q"),
@@ -148,7 +170,7 @@ def _stack(side: str) -> tuple[Rule, ...]:
         Rule(f"{ours}.channel_norm.weight", (f"{theirs}.{last}.layer_norm.weight",)),
         *linear_rules(f"{ours}.channel.wide", f"{theirs}.{last}.DenseReluDense.wi"),
         *linear_rules(f"{ours}.channel.out", f"{theirs}.{last}.DenseReluDense.wo"),
-        Rule(f"{side}.norm.weight", (f"{side}.final_layer_norm.weight",)),
+        Rule(f"{home}norm.weight", (f"{prefix}.final_layer_norm.weight",)),
     )
 
 
@@ -156,8 +178,8 @@ def _exchange(model_type: str, cls: str) -> ExchangeMap:
     return ExchangeMap(
         model_type=model_type,
         cls=cls,
-        read=_read,
-        write=_write,
+        read=_read_pair,
+        write=_write_pair,
         rules=(
             Rule("encoder.embed.weight", ("shared.weight",)),
             *_stack("encoder"),
@@ -167,6 +189,22 @@ def _exchange(model_type: str, cls: str) -> ExchangeMap:
         ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
         prepare=_prepare,
         finish=_finish,
+    )
+
+
+def _encoder_exchange(model_type: str, prefix: str) -> ExchangeMap:
+    tags = {"name": "tagging", "crf": False, "transform": "", "norm": False}
+    return ExchangeMap(
+        model_type=model_type,
+        cls=f"{prefix}EncoderModel",
+        read=_read,
+        write=_write_encoder,
+        rules=(Rule("embed.weight", ("transformer.shared.weight",)), *_stack("encoder", alone=True)),
+        ignored=("encoder.embed_tokens.weight",),
+        prefixes=("transformer.",),
+        prepare=_prepare,
+        finish=_finish,
+        heads=(HeadMap(f"{prefix}ForTokenClassification", tags, linear_rules("head.out", "classifier"), labelled=True),),
     )
 
 
@@ -207,6 +245,16 @@ T5_V11 = _architecture(
     {"t5-v1.1-small": _size(512, 8, 6, 1024), "t5-v1.1-base": _size(768, 12, 12, 2048)},
 )
 
+T5_ENCODER = Architecture(
+    block=T5.block,
+    kind="encoder",
+    frame={"norm": "rmsnorm", "embedding.std": 1.0},
+    heads={"masked-lm": {"transform": "", "norm": False}, "embedding": {"pool": "mean"}, "tagging": {}},
+    head="mixer.head_dim",
+    fine_ratio=4.0,
+    exchange=(_encoder_exchange("t5", "T5"), _encoder_exchange("mt5", "MT5")),
+)
+
 register(
     "t5",
     architecture="T5",
@@ -226,4 +274,13 @@ register(
     tags=("encoder-decoder", "parallel"),
     presets=("t5-v1.1-small", "t5-v1.1-base"),
     exchange=("mt5",),
+)
+register(
+    "t5-encoder",
+    architecture="T5_ENCODER",
+    summary="The encoder of T5 or mT5 by itself: relative positions, RMSNorm before every part",
+    paper="1910.10683",
+    year=2019,
+    tags=("bidirectional", "parallel", "encoder"),
+    exchange=("t5:T5EncoderModel", "t5:T5ForTokenClassification", "mt5:MT5EncoderModel", "mt5:MT5ForTokenClassification"),
 )

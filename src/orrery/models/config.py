@@ -84,6 +84,7 @@ class EncoderConfig(Config):
     architecture, vocab_size, width, blocks, layout: as a decoder's.
     norm, eps: of the final norm, where there is one (final_norm), and of the embedding's.
     head: {"name": one of `orrery.models.heads.HEADS`, **its settings}, or None: only `hidden`.
+    beside: {"kernel", "groups", "activation"} of a convolution beside the first layer (:mod:`orrery.nn.beside`), or None.
     """
 
     architecture: str
@@ -96,6 +97,7 @@ class EncoderConfig(Config):
     final_norm: bool = True
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     head: dict[str, Any] | None = None
+    beside: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         require(self.vocab_size > 0, f"vocab_size must be positive, not {self.vocab_size}")

@@ -6,7 +6,7 @@ N documents, E size of a vector, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from orrery.core.errors import ConfigError, DataError
 from orrery.models.encoder import Encoder
 from orrery.models.pooling import pool
+from orrery.models.reader import read_text
 
 TOKENS = 2048  # of one call: enough for matrix products at full speed, few enough for the caches
 
@@ -48,7 +49,10 @@ def encode(model: Encoder, documents: Sequence[Tensor | Sequence[int]], tokens: 
     own["prepare"] = True  # a module's way of setting an attribute takes longer than some of its layers' operations
     try:
         if len(rows) == 1:
-            return _call(model, rows)
+            hidden = read_text(model, rows[0])
+            if hidden is None:
+                return _call(model, rows)
+            return hidden.mean(1) if model.head is None else cast(Tensor, model.head(hidden))
         order = sorted(range(len(rows)), key=lengths.__getitem__)
         found = torch.cat([_call(model, [rows[i] for i in part]) for part in _parts(order, lengths, tokens)])
     finally:

@@ -27,7 +27,7 @@ _FROM_DECODER = {  # what a decoder calls a setting of the embedding
     "types": "embedding.types",
     "embed_width": "embedding.width",
 }
-_OWN = ("norm", "eps", "final_norm")
+_OWN = ("norm", "eps", "final_norm", "beside")
 _SAME_ATTENTION = ("heads", "kv_heads", "head_dim", "window", "rope", "rope_theta", "bias", "out_bias", "dropout", "init_std", "relative")
 
 

@@ -21,6 +21,7 @@ from orrery.models.frame import check_input, count_parameters, run_blocks
 from orrery.models.heads import TaskHead, make_head
 from orrery.models.output import Output
 from orrery.models.reader import reader_of
+from orrery.nn.beside import Beside, BesideConfig
 from orrery.nn.block import Block, BlockState
 from orrery.nn.contract import Context, Place
 from orrery.nn.norms import make_norm
@@ -48,6 +49,9 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config.blocks[kind], Place(width=width, layer=layer, depth=config.depth)) for layer, kind in enumerate(config.layout)
         )
+        self.beside: Beside | None = None
+        if config.beside is not None:
+            self.beside = Beside(BesideConfig.from_dict(config.beside, where="beside"), width, config.norm, config.eps)
         self.norm = make_norm(config.norm, width, config.eps) if config.final_norm else None
         self.head: TaskHead | None = make_head(config, self.embed) if config.head else None
         self.packs = all(cast(Block, block).packs for block in self.blocks)
@@ -129,8 +133,13 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
         """Blocks start..stop-1 on h (B,T,D) of a prepared ctx; early exit and layerwise distillation stand on it."""
         ctx = ctx if ctx.shared is not None else ctx.replace(shared={})
+        recompute = self.checkpoint_blocks and self.training
+        if self.beside is not None and start == 0 < stop:
+            after, first = run_blocks(list(self.blocks)[:1], h, (None,), ctx, recompute)
+            h, rest = self.run(self.beside(h, after, ctx), 1, stop, None, ctx)
+            return h, first + rest
         blocks = list(self.blocks)[start:stop]
-        return run_blocks(blocks, h, (None,) * len(blocks), ctx, self.checkpoint_blocks and self.training)
+        return run_blocks(blocks, h, (None,) * len(blocks), ctx, recompute)
 
     def hidden_states(self, tokens: Tensor, segments: Tensor | None = None, types: Tensor | None = None) -> list[Tensor]:
         """What the embedding and every layer give, depth + 1 tensors (B,T,D), the last behind the final norm; for distillation."""
@@ -208,6 +217,7 @@ class Encoder(nn.Module):
         """Forward operations for one document of `length` tokens."""
         own = 0 if self.embed_map is None else 2 * self.embed_map.weight.numel() * length
         own += self.head.flops(length) if head and self.head is not None else 0
+        own += 0 if self.beside is None else self.beside.flops(length)
         return own + sum(cast(Block, block).flops(length) for block in self.blocks)
 
     def num_parameters(self, embedding: bool = False, active: bool = False) -> int:
@@ -227,7 +237,7 @@ class Encoder(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every parameter anew, in a fixed order, from torch's global generator."""
         self._reset_frame()
-        for part in (self.embed_norm, *self.blocks, self.norm, self.head):
+        for part in (self.embed_norm, *self.blocks, self.beside, self.norm, self.head):
             if part is not None:
                 cast(Any, part).reset_parameters()
 

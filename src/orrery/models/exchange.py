@@ -43,7 +43,7 @@ def from_transformers(source: Any, dtype: torch.dtype | None = None) -> nn.Modul
         CorruptionError: for missing, unexpected or misshapen tensors.
     """
     config, tensors = _read_source(source)
-    exchange, name = find_map(str(config.get("model_type")))
+    exchange, name = find_map(str(config.get("model_type")), str(next(iter(config.get("architectures") or ()), "")))
     tensors = _stack_experts(_named(tensors, exchange))
     if exchange.prepare is not None:
         tensors = exchange.prepare(config, tensors)
@@ -86,15 +86,16 @@ def to_transformers(model: nn.Module, path: str | Path) -> Path:
     return Path(path)
 
 
-def find_map(model_type: str) -> tuple[ExchangeMap, str]:
-    """The map for their model type and the architecture that has it."""
+def find_map(model_type: str, cls: str = "") -> tuple[ExchangeMap, str]:
+    """The map for their model type, or for one class of it that has a map of its own, and the architecture that has it."""
     known = {}
     for entry in registry.entries("architecture"):
         for each in entry.exchange:
             known[each] = entry.name
-    if model_type not in known:
+    wanted = f"{model_type}:{cls}" if f"{model_type}:{cls}" in known else model_type
+    if wanted not in known:
         raise ConfigError(f"no exchange for the model type '{model_type}'.{suggest(model_type, known)} Known: {', '.join(sorted(known))}")
-    name = known[model_type]
+    name = known[wanted]
     maps = registry.load(name, "architecture").exchange
     return next(each for each in maps if each.model_type == model_type), name
 

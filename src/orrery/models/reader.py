@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from orrery.models.frame import check_input
 from orrery.nn.block import Block
 from orrery.nn.contract import Context, Part
 from orrery.nn.norms import NoNorm
-from orrery.nn.short_text import MOST_TOKENS, ShortText, Step, short_norm
-from orrery.nn.stepping import norm_of
+from orrery.nn.short_text import MOST_TOKENS, ShortLinear, ShortText, Step, short_norm
+from orrery.nn.stepping import norm_of, plain_linear
 from orrery.ops.backend import choose
 from orrery.ops.packed_linear import available
 from orrery.ops.row_linear import RowNorm, norm_of_rows
@@ -38,6 +39,7 @@ class Reader:
         named = [(m._parameters, name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
         self.seen = [(home, name, p, p._version, p.data_ptr()) for home, name, p in named]
         self.blocks = [cast(Block, block) for block in model.blocks]
+        self.ends = Ends(model.embed, model.position_embed, model.type_embed, model.embed_norm, model.embed_map, model.norm)
 
     def current(self) -> bool:
         """Whether every parameter is what it was."""
@@ -51,7 +53,7 @@ class Reader:
     @functools.cached_property
     def short(self) -> Short | None:
         """For one short text, where all parts have such a form."""
-        return short_of(self.blocks)
+        return short_of(self.blocks, self.ends)
 
     def __call__(self, h: Tensor, ctx: Context) -> Tensor:
         """H (B,T,D) behind the last layer, before the final norm."""
@@ -69,35 +71,85 @@ def _plain(ctx: Context) -> bool:
     return one and time.starts is None and time.lengths is None and ctx.positions is None and ctx.bias is None and ctx.cond is None
 
 
+class Ends(NamedTuple):
+    """What stands before an encoder's layers, in order, and the norm behind them; each may be missing but the first."""
+
+    embed: nn.Embedding
+    positions: nn.Embedding | None
+    types: nn.Embedding | None
+    norm: nn.Module | None
+    map: nn.Linear | None
+    last: nn.Module | None
+
+
 class Short:
-    """The layers for one short text. Texts read at the same time, by several threads, have buffers of their own.
+    """A whole encoder for one short text. Texts read at the same time, by several threads, have buffers of their own.
 
     Args:
         parts: what binds each part (`Part.short`), and its norm, in order.
         width: D. before: norms stand before their parts.
+        ends: what stands around the layers; None: only layers can be read.
     """
 
-    def __init__(self, parts: list[tuple[Bind, RowNorm]], width: int, before: bool) -> None:
-        self.parts, self.width, self.before = parts, width, before
+    def __init__(self, parts: list[tuple[Bind, RowNorm]], width: int, before: bool, ends: Ends | None) -> None:
+        self.parts, self.width, self.before, self.ends = parts, width, before, ends
         self.free: list[tuple[ShortText, dict[int, list[Step]]]] = []
+        if ends is not None:
+            self.table = ends.embed.weight.detach()
+            self.map = None if ends.map is None else ShortLinear(ends.map)
+            self.added = None if ends.types is None else ends.types.weight.detach()[:1].expand(MOST_TOKENS, -1)
+            if ends.positions is not None:
+                positions = ends.positions.weight.detach()[:MOST_TOKENS]
+                self.added = positions if self.added is None else positions + self.added[: len(positions)]
 
     def __call__(self, h: Tensor) -> Tensor:
-        """H (1,N,D) -> (1,N,D)."""
-        try:
-            run, known = self.free.pop()
-        except IndexError:
-            run, known = ShortText(self.width, self.before), {}
-        length = h.shape[1]
-        steps = known.get(length)
-        if steps is None:
-            steps = known[length] = self._bind(run.at(length))
-        x = run.buffer("x", self.width, length)
+        """H (1,N,D) behind the layers."""
+        run, known = self._free()
+        if h.shape[1] not in known:
+            known[h.shape[1]] = self._bind(run.at(h.shape[1]))
+        x = run.buffer("x", self.width, h.shape[1])
         x.copy_(h[0])
-        for step in steps:
+        for step in known[h.shape[1]]:
             step()
         found = x.clone()[None]
         self.free.append((run, known))
         return found
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Hidden (1,N,D) of the text `ids` (N,), with embedding and last norm; its ids and length are those of the model."""
+        assert self.ends is not None
+        run, known = self._free()
+        length = len(ids)
+        if -length not in known:
+            known[-length] = self._bind_ends(run.at(length), known)
+        given = run.buffer("embedded", self.table.shape[1], length)
+        torch.index_select(self.table, 0, ids, out=given)
+        for step in known[-length]:
+            step()
+        found = run.buffer("x", self.width, length).clone()[None]
+        self.free.append((run, known))
+        return found
+
+    def _free(self) -> tuple[ShortText, dict[int, list[Step]]]:
+        """Buffers that nobody uses, and what is bound to them: layers by length, whole models by its negative."""
+        try:
+            return self.free.pop()
+        except IndexError:
+            return ShortText(self.width, self.before), {}
+
+    def _bind_ends(self, run: ShortText, known: dict[int, list[Step]]) -> list[Step]:
+        """From embeddings to the last norm."""
+        assert self.ends is not None
+        h, steps = run.buffer("embedded", self.table.shape[1]), []
+        if self.added is not None:
+            steps.append(functools.partial(h.add_, self.added[: run.length]))
+        if self.ends.norm is not None:
+            steps.append(short_norm(h, None, cast(RowNorm, norm_of(self.ends.norm)), h))
+        steps.append(functools.partial(run.x.copy_, h) if self.map is None else functools.partial(self.map, h, run.x))
+        steps += known.setdefault(run.length, self._bind(run))
+        if self.ends.last is not None:
+            steps.append(short_norm(run.x, None, cast(RowNorm, norm_of(self.ends.last)), run.x))
+        return steps
 
     def _bind(self, run: ShortText) -> list[Step]:
         norms = [norm for _, norm in self.parts]
@@ -110,7 +162,7 @@ class Short:
         return steps
 
 
-def short_of(blocks: list[Block]) -> Short | None:
+def short_of(blocks: list[Block], ends: Ends | None = None) -> Short | None:
     """All blocks for one short text; None where one has a part, a norm or a place for them that is not bound plainly."""
     found: list[tuple[Bind, RowNorm]] = []
     for block in blocks:
@@ -123,13 +175,33 @@ def short_of(blocks: list[Block]) -> Short | None:
             if bind is None or known is None:
                 return None
             found.append((bind, known))
-    return Short(found, blocks[0].place.width, blocks[0].config.placement == "pre") if found else None
+    if ends is not None and (norm_of(ends.norm) is None or norm_of(ends.last) is None or not plain_linear(*([ends.map] if ends.map else []))):
+        ends = None
+    return Short(found, blocks[0].place.width, blocks[0].config.placement == "pre", ends) if found else None
+
+
+def read_text(model: Any, ids: Tensor) -> Tensor | None:
+    """Hidden (1,N,D) of one whole text `ids` (N,) int64, in the way of short texts; None where that does not serve.
+
+    Raises:
+        ConfigError: for ids outside the vocabulary, or more positions than the model has.
+    """
+    if len(ids) > MOST_TOKENS or ids.device.type != "cpu":
+        return None
+    reader = reader_of(model)
+    if reader is None or reader.short is None or reader.short.ends is None:
+        return None
+    check_input(ids[None], None, model.vocab_size, model.embed_width)
+    model.check_position(len(ids) - 1)
+    return reader.short.read(ids)
 
 
 def reader_of(model: Any) -> Reader | None:
     """The model's reader, kept until a parameter changes; None where layouts would not serve: gradients, another device or
     dtype, hooks, parts that nobody has prepared."""
     if torch.is_grad_enabled() or model.training or not available() or torch.is_autocast_enabled("cpu"):
+        return None
+    if model.beside is not None:
         return None
     held = model.__dict__.get("_reader")
     if held is not None and held.current():

@@ -29,8 +29,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orrery.core.config import require
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -133,72 +131,6 @@ def mamba2_rules(ours: str, theirs: str, mixer: str = "") -> tuple[Rule, ...]:
         Rule(f"{ours}.norm", (f"{theirs}.norm.weight",), mixer=mixer),
         *linear_rules(f"{ours}.out", f"{theirs}.out_proj", mixer=mixer),
     )
-
-
-def bert_rules(prefix: str) -> tuple[Rule, ...]:
-    """Rules for an encoder's body whose parts are named as BERT's: embedding and post-norm layers behind `prefix`."""
-    layer, table = f"{prefix}.encoder.layer.{{i}}", f"{prefix}.embeddings"
-    inputs = tuple(f"{layer}.attention.self.{part}" for part in ("query", "key", "value"))
-    return (
-        Rule("embed.weight", (f"{table}.word_embeddings.weight",)),
-        Rule("position_embed.weight", (f"{table}.position_embeddings.weight",)),
-        Rule("type_embed.weight", (f"{table}.token_type_embeddings.weight",)),
-        *norm_rules("embed_norm", f"{table}.LayerNorm"),
-        *linear_rules("blocks.{i}.mixer.inputs.linear", inputs),
-        *linear_rules("blocks.{i}.mixer.out", f"{layer}.attention.output.dense"),
-        *norm_rules("blocks.{i}.mixer_norm", f"{layer}.attention.output.LayerNorm"),
-        *linear_rules("blocks.{i}.channel.wide", f"{layer}.intermediate.dense"),
-        *linear_rules("blocks.{i}.channel.out", f"{layer}.output.dense"),
-        *norm_rules("blocks.{i}.channel_norm", f"{layer}.output.LayerNorm"),
-    )
-
-
-def bert_settings(hf: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an encoder whose config is named as BERT's."""
-    require(hf.get("hidden_act", "gelu") == "gelu", f"no counterpart for activation {hf.get('hidden_act')}")
-    kind = hf.get("position_embedding_type") or "absolute"
-    require(kind == "absolute", f"position embedding '{kind}' has no counterpart")
-    require(not hf.get("is_decoder") and not hf.get("add_cross_attention"), "a BERT that is a decoder has no counterpart")
-    return {
-        "width": hf["hidden_size"],
-        "depth": hf["num_hidden_layers"],
-        "vocab_size": hf["vocab_size"],
-        "mixer.head_dim": hf["hidden_size"] // hf["num_attention_heads"],
-        "mixer.dropout": hf.get("attention_probs_dropout_prob", 0.0),
-        "channel.hidden": hf["intermediate_size"],
-        "eps": hf.get("layer_norm_eps", 1e-12),
-        "dropout": hf.get("hidden_dropout_prob", 0.0),
-        "embedding.max_positions": hf["max_position_embeddings"],
-        "embedding.types": hf.get("type_vocab_size", 2),
-        "embedding.std": hf.get("initializer_range", 0.02),
-    }
-
-
-def bert_config(own: dict[str, Any], name: str) -> dict[str, Any]:
-    """The way back; `name` is theirs, for messages."""
-    block, embedding = own["blocks"][0], own["embedding"]
-    mixer, channel = block["mixer"], block["channel"] or {}
-    plain = own["layout"] == [0] * len(own["layout"]) and block["placement"] == "post" and not block["canon"] and not own["final_norm"]
-    require(plain and mixer["name"] == "bidirectional-attention" and channel.get("name") == "mlp", f"{name} has one kind of block")
-    odd = any(mixer.get(key) for key in ("window", "relative", "kv_heads")) or mixer.get("rope", 1.0) or not embedding["norm"]
-    require(not odd and channel.get("activation") == "gelu", f"{name} has learned positions, GELU, and no window")
-    head = own["head"] or {}
-    return {
-        "hidden_size": own["width"],
-        "num_hidden_layers": len(own["layout"]),
-        "num_attention_heads": mixer.get("heads") or own["width"] // mixer["head_dim"],
-        "intermediate_size": channel["hidden"],
-        "vocab_size": own["vocab_size"],
-        "hidden_act": "gelu",
-        "layer_norm_eps": own["eps"],
-        "hidden_dropout_prob": block["dropout"],
-        "attention_probs_dropout_prob": mixer.get("dropout", 0.0),
-        "classifier_dropout": head.get("dropout"),
-        "max_position_embeddings": embedding["max_positions"],
-        "type_vocab_size": embedding["types"],
-        "initializer_range": embedding["std"],
-        "tie_word_embeddings": head.get("tied", True),
-    }
 
 
 def hybrid_settings(hf: dict[str, Any], kinds: Collection[str], rope: float, theta: float) -> dict[str, Any]:
