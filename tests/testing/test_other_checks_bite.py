@@ -14,6 +14,7 @@ from orrery.models.build import create_model
 from orrery.models.output import Output
 from orrery.objectives.next_token import NextToken
 from orrery.optim.adamw import AdamW, AdamWConfig
+from orrery.testing import encoder as encoders
 from orrery.testing import model as models
 from orrery.testing import objective as objectives
 from orrery.testing import optimizer as optimizers
@@ -132,7 +133,7 @@ def test_broken_model_fails(broken: type[Broken], check: Any) -> None:
 
 def test_ladder_and_canon_bite(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = models.ModelSubject("transformer")
-    monkeypatch.setattr(models, "TOLERANCE", 1e-9)
+    monkeypatch.setattr("orrery.testing.whole.TOLERANCE", 1e-9)
     with pytest.raises(AssertionError, match="parameters"):
         models.ladder(subject)
     deaf = models.ModelSubject("transformer", {"width": 32, "depth": 2, "canon": "abcd"})
@@ -158,6 +159,20 @@ def test_a_wrapped_module_is_checked() -> None:
     assert [check.name for check in ran if not check.disabled] == ["split", "causality", "batch", "learns"]
     with pytest.raises(AssertionError, match="Strange, causality: the logits up to 0 under another future"):
         models.check_model(Strange(causal=False))
+
+
+def test_models_that_are_built_already_are_checked_as_what_they_are() -> None:
+    encoder = create_model("bert", width=32, depth=2, vocab_size=61, seed=1)
+    ran = {check.name for check in models.check_model(encoder) if not check.disabled}
+    assert ran == set(encoders.ENCODER_CHECKS) - {"seeds", "ladder"}
+    pair = {check.name for check in models.model_checks_for(create_model("t5", width=32, depth=1, vocab_size=61, head_dim=8))}
+    assert pair == set(encoders.PAIR_CHECKS)
+    sees_padding = encoder.blocks[0].mixer
+    sees_padding.packs = False
+    sees_padding.mix = lambda x, state, ctx: (x.mean(1, keepdim=True).expand_as(x), None)
+    encoder.packs = False
+    with pytest.raises(AssertionError, match="bert, padding"):
+        models.check_model(encoder)
 
 
 # ---------------------------------------------------------------- objectives

@@ -7,7 +7,6 @@ B batch, T time, D width, V vocabulary.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,27 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from orrery.core.errors import ConfigError, StateError
-from orrery.models.build import build, resolve
 from orrery.models.convert import with_head
 from orrery.models.heads import HEADS
-from orrery.models.ladder import LADDER, TOLERANCE
-from orrery.models.shapes import shapes_only
-from orrery.models.storage import load, save
 from orrery.nn.contract import Context
 from orrery.nn.state import state_bytes
-from orrery.testing.count import counting
-from orrery.testing.tolerance import FLOPS, assert_close, assert_finite, assert_same
+from orrery.testing.tolerance import assert_close, assert_finite, assert_same
+from orrery.testing.whole import (
+    check_flops,
+    check_gradients,
+    check_parameters,
+    check_recomputed,
+    check_stored,
+    halves,
+    ladder,
+    must_raise,
+    refuses_settings,
+)
 
 Subject = Any  # a ModelSubject; that file lists these checks
 LENGTHS = (9, 1, 14, 9)
-
-
-def _must_raise(call: Callable[[], Any], error: type[Exception], what: str) -> None:
-    try:
-        call()
-    except error:
-        return
-    raise AssertionError(f"{what} was accepted without a {error.__name__}")
 
 
 def _texts(subject: Subject) -> list[Tensor]:
@@ -66,13 +63,12 @@ def interface(subject: Subject) -> None:
     assert (out.logits is None) == (model.head is None), "logits are there without a head, or not there with one"
     too_large, empty = tokens.clone(), tokens[:, :0]
     too_large[1, 3] = subject.vocab
-    _must_raise(lambda: model(too_large), ConfigError, "a token outside the vocabulary")
-    _must_raise(lambda: model(empty), StateError, "an empty input")
-    _must_raise(lambda: model(tokens, state=(1, 2)), StateError, "a state")
-    _must_raise(lambda: model(tokens, segments=torch.tensor([[1, 0] + [0] * 5] * 2)), StateError, "segments that decrease")
-    _must_raise(lambda: model(tokens, segments=tokens[:, :3]), StateError, "segments of another shape")
-    _must_raise(lambda: subject.build(no_such_setting=1), ConfigError, "an unknown setting")
-    _must_raise(lambda: subject.build(head="no-such-head"), ConfigError, "an unknown head")
+    must_raise(lambda: model(too_large), ConfigError, "a token outside the vocabulary")
+    must_raise(lambda: model(empty), StateError, "an empty input")
+    must_raise(lambda: model(tokens, state=(1, 2)), StateError, "a state")
+    must_raise(lambda: model(tokens, segments=torch.tensor([[1, 0] + [0] * 5] * 2)), StateError, "segments that decrease")
+    must_raise(lambda: model(tokens, segments=tokens[:, :3]), StateError, "segments of another shape")
+    refuses_settings(subject, no_such_setting=1, head="no-such-head")
 
 
 def padding(subject: Subject) -> None:
@@ -157,17 +153,7 @@ def _hidden(subject: Subject, model: Any) -> Tensor:
 
 def saved(subject: Subject) -> None:
     """save and load keep every bit, and what is loaded is independent of what was saved."""
-    model = subject.build(torch.float32)
-    expected = _hidden(subject, model)
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, folder + "/model")
-        other = cast(Any, load(folder + "/model")).eval()
-        assert_same(_hidden(subject, other), expected, "hidden after save and load")
-        with torch.no_grad():
-            for parameter in other.parameters():
-                parameter.zero_()
-        again = cast(Any, load(folder + "/model")).eval()
-    assert_same(_hidden(subject, again), expected, "hidden after a second load")
+    check_stored(subject.build(torch.float32), lambda model: _hidden(subject, model), "hidden")
 
 
 def every_parameter(subject: Subject) -> None:
@@ -178,15 +164,7 @@ def every_parameter(subject: Subject) -> None:
     scores = out.hidden if model.head is None else out.logits
     loss = (scores * torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))).sum()
     loss.backward()
-    _check_gradients(model, {"position_embed.weight"})
-
-
-def _check_gradients(model: nn.Module, partly: set[str]) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, f"{name} receives no gradient"
-            assert_finite(parameter.grad, f"the gradient of {name}")
-            assert bool(parameter.grad.any()), f"the gradient of {name} is zero everywhere"
+    check_gradients(model)
 
 
 def parts(subject: Subject) -> None:
@@ -197,14 +175,7 @@ def parts(subject: Subject) -> None:
     states = model.hidden_states(tokens)
     assert len(states) == model.config.depth + 1, f"{len(states)} hidden states of {model.config.depth} layers"
     assert_close(states[-1], whole.hidden, "the last of hidden_states")
-    found = []
-    for recompute in (False, True):
-        model.train().checkpoint_blocks = recompute
-        found.append(torch.autograd.grad(model(tokens).hidden.square().sum(), list(model.parameters()), allow_unused=True))
-    for (name, _), a, b in zip(model.named_parameters(), *found, strict=True):
-        assert (a is None) == (b is None), f"{name} has a gradient only with or without recomputed blocks"
-        if a is not None and b is not None:
-            assert_close(b, a, f"the gradient of {name} with recomputed blocks", gradient=True)
+    check_recomputed(model, lambda: cast(Tensor, model(tokens).hidden))
 
 
 def heads(subject: Subject) -> None:
@@ -236,30 +207,9 @@ def heads(subject: Subject) -> None:
 
 def costs(subject: Subject) -> None:
     """flops are what is counted; the parameters without embedding and head are counted right."""
-    model, tokens = subject.build(torch.float32, head=None), subject.tokens(2, 24)
-    with counting() as counter:
-        model(tokens)
-    flops, least = model.flops(24), counter.products / 2
-    most = least + counter.elementwise / 2
-    assert (1 - FLOPS) * least <= flops <= (1 + FLOPS) * most, f"flops(24) says {flops}; counted {least:.0f} to {most:.0f}"
-    _count_parameters(model, (model.embed, model.head, model.position_embed, model.type_embed))
-
-
-def _count_parameters(model: Any, parts: tuple[Any, ...]) -> None:
-    every = sum(p.numel() for p in model.parameters())
-    assert model.num_parameters(embedding=True) == every, f"num_parameters says {model.num_parameters(embedding=True)}, there are {every}"
-    outside = {id(p): p.numel() for m in parts if m is not None for p in m.parameters()}
-    assert model.num_parameters() == every - sum(outside.values()), "num_parameters() does not leave out tables and head alone"
-
-
-def ladder(subject: Subject) -> None:
-    """Every rung of the size ladder is met within its tolerance."""
-    for size, step in LADDER.items():
-        config = resolve(subject.name, size, vocab_size=subject.vocab)
-        with shapes_only():
-            count = cast(Any, build(config)).num_parameters()
-        share = count / step.parameters - 1
-        assert abs(share) <= TOLERANCE, f"size {size} has {count} parameters, {100 * share:+.1f} % from {step.parameters}"
+    model, tokens = subject.build(torch.float32), subject.tokens(2, 24)
+    check_flops(lambda: model(tokens), model.flops(24, head=False), 24)
+    check_parameters(model, (model.embed, model.head, model.position_embed, model.type_embed))
 
 
 def learns(subject: Subject) -> None:
@@ -268,16 +218,12 @@ def learns(subject: Subject) -> None:
     tokens, labels = subject.tokens(16, 12), torch.arange(16) % 2
     tokens[labels == 1, 5] = 7
     tokens[(labels == 0)[:, None] & (tokens == 7)] = 8
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(40):
+
+    def loss() -> Tensor:
         assert model.head is not None
-        loss = model.head.loss(cast(Tensor, model(tokens).logits), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0], f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in 40 steps"
+        return model.head.loss(cast(Tensor, model(tokens).logits), labels)
+
+    halves(model, loss)
 
 
 ENCODER_CHECKS: dict[str, Callable[[Subject], None]] = {
@@ -306,13 +252,13 @@ def pair_interface(subject: Subject) -> None:
     out = model(source, target)
     assert out.logits.shape == (2, 5, subject.vocab), f"logits have shape {tuple(out.logits.shape)}"
     assert_finite(out.logits, "the logits")
-    _must_raise(lambda: model(source, target[:1]), StateError, "another number of sources than targets")
-    _must_raise(lambda: model.decode(target, None), ConfigError, "a target without a memory")
-    _must_raise(lambda: model(source, target, state=model(source[:1], target[:1]).state), StateError, "a state of another batch size")
+    must_raise(lambda: model(source, target[:1]), StateError, "another number of sources than targets")
+    must_raise(lambda: model.decode(target, None), ConfigError, "a target without a memory")
+    must_raise(lambda: model(source, target, state=model(source[:1], target[:1]).state), StateError, "a state of another batch size")
     too_large = source.clone()
     too_large[0, 0] = subject.vocab
-    _must_raise(lambda: model(too_large, target), ConfigError, "a source token outside the vocabulary")
-    _must_raise(lambda: subject.build(no_such_setting=1), ConfigError, "an unknown setting")
+    must_raise(lambda: model(too_large, target), ConfigError, "a source token outside the vocabulary")
+    refuses_settings(subject, no_such_setting=1)
 
 
 def cached(subject: Subject) -> None:
@@ -371,7 +317,7 @@ def pair_every_parameter(subject: Subject) -> None:
     model = subject.build(torch.float32)
     logits = model(subject.tokens(3, 30), subject.tokens(3, 20)).logits
     nn.functional.cross_entropy(logits.flatten(0, 1), subject.tokens(3, 20, seed=2).flatten()).backward()
-    _check_gradients(model, set())
+    check_gradients(model)
 
 
 def pair_costs(subject: Subject) -> None:
@@ -380,17 +326,17 @@ def pair_costs(subject: Subject) -> None:
     out = model(tokens, tokens)
     held, declared = state_bytes(out.state) / 2, model.state_bytes(24)
     assert declared == held, f"state_bytes(24) says {declared}, the state holds {held:g} bytes per pair"
-    with counting() as counter:
+
+    def read() -> None:
         memory, state = model.encode(tokens), None
         for time in range(24):
             out = model.decode(tokens[:, time : time + 1], memory if state is None else None, state=state)
             state = out.state
             assert out.logits is not None
-    flops, least = model.flops(24), counter.products / 2
-    most = least + counter.elementwise / 2
-    assert (1 - FLOPS) * least <= flops <= (1 + FLOPS) * most, f"flops(24) says {flops}; counted {least:.0f} to {most:.0f}"
+
+    check_flops(read, model.flops(24), 24)
     encoder, decoder = model.encoder, model.decoder
-    _count_parameters(model, (encoder.embed, encoder.position_embed, decoder.embed, decoder.position_embed, decoder.head))
+    check_parameters(model, (encoder.embed, encoder.position_embed, decoder.embed, decoder.position_embed, decoder.head))
 
 
 def pair_learns(subject: Subject) -> None:
@@ -398,15 +344,7 @@ def pair_learns(subject: Subject) -> None:
     model = subject.build(torch.float32, randomise=False).train()
     source = subject.tokens(8, 6)
     target = torch.cat([torch.zeros(8, 1, dtype=torch.int64), source.flip(1)], 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(40):
-        loss = nn.functional.cross_entropy(model(source, target[:, :-1]).logits.flatten(0, 1), target[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0], f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in 40 steps"
+    halves(model, lambda: nn.functional.cross_entropy(model(source, target[:, :-1]).logits.flatten(0, 1), target[:, 1:].flatten()))
 
 
 PAIR_CHECKS: dict[str, Callable[[Subject], None]] = {

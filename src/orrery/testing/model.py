@@ -6,7 +6,6 @@ Every check takes a :class:`ModelSubject` and raises AssertionError with numbers
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,20 +18,29 @@ from torch import Tensor, nn
 from orrery.core import registry
 from orrery.core.errors import ConfigError, StateError
 from orrery.core.seeds import generator
-from orrery.models.build import build, create_model, resolve
+from orrery.models.build import create_model
 from orrery.models.decoder import DecoderLM
-from orrery.models.ladder import LADDER, TOLERANCE
-from orrery.models.shapes import shapes_only
-from orrery.models.storage import load, save
+from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import EncoderDecoder
 from orrery.models.wrap import wrap
 from orrery.nn.contract import Context
 from orrery.nn.state import state_bytes
 from orrery.testing.check import Check, run_all
-from orrery.testing.count import counting
 from orrery.testing.encoder import ENCODER_CHECKS, PAIR_CHECKS
 from orrery.testing.subject import perturb
 from orrery.testing.tags import disabled
-from orrery.testing.tolerance import FLOPS, assert_close, assert_finite, assert_same
+from orrery.testing.tolerance import assert_close, assert_finite, assert_same
+from orrery.testing.whole import (
+    check_flops,
+    check_gradients,
+    check_parameters,
+    check_recomputed,
+    check_stored,
+    halves,
+    ladder,
+    must_raise,
+    refuses_settings,
+)
 
 VOCAB = 61
 
@@ -73,19 +81,11 @@ def interface(subject: ModelSubject) -> None:
     assert out.hidden.shape[:2] == (2, 7), f"hidden has shape {tuple(out.hidden.shape)}"
     too_large, empty = tokens.clone(), tokens[:, :0]
     too_large[1, 3] = subject.vocab
-    _must_raise(lambda: model(too_large), ConfigError, "a token outside the vocabulary")
-    _must_raise(lambda: model(empty), StateError, "an empty input")
-    _must_raise(lambda: model(tokens[:1], state=out.state), StateError, "a state of another batch size")
-    _must_raise(lambda: model(tokens, state=(1, 2, 3)), StateError, "a state of another kind")
-    _must_raise(lambda: subject.build(no_such_setting=1), ConfigError, "an unknown setting")
-
-
-def _must_raise(call: Callable[[], Any], error: type[Exception], what: str) -> None:
-    try:
-        call()
-    except error:
-        return
-    raise AssertionError(f"{what} was accepted without a {error.__name__}")
+    must_raise(lambda: model(too_large), ConfigError, "a token outside the vocabulary")
+    must_raise(lambda: model(empty), StateError, "an empty input")
+    must_raise(lambda: model(tokens[:1], state=out.state), StateError, "a state of another batch size")
+    must_raise(lambda: model(tokens, state=(1, 2, 3)), StateError, "a state of another kind")
+    refuses_settings(subject, no_such_setting=1)
 
 
 def split(subject: ModelSubject) -> None:
@@ -174,15 +174,8 @@ def seeds(subject: ModelSubject) -> None:
 def saved(subject: ModelSubject) -> None:
     """save and load keep every bit, and what is loaded is independent of what was saved."""
     model, tokens = subject.build(torch.float32), subject.tokens(2, 20)
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, folder + "/model")
-        other = cast(Any, load(folder + "/model")).eval()
-        with torch.no_grad():
-            assert_same(other(tokens).logits, model(tokens).logits, "the logits after save and load")
-            for parameter in other.parameters():
-                parameter.zero_()
-        again = cast(Any, load(folder + "/model")).eval()
-    assert_same(again(tokens).logits, model(tokens).logits, "the logits after a second load")
+    with torch.no_grad():
+        check_stored(model, lambda each: cast(Tensor, each(tokens).logits), "the logits")
 
 
 def every_parameter(subject: ModelSubject) -> None:
@@ -190,11 +183,7 @@ def every_parameter(subject: ModelSubject) -> None:
     model, tokens = subject.build(torch.float32), subject.tokens(3, 30)
     logits = model(tokens).logits
     nn.functional.cross_entropy(logits.flatten(0, 1)[:-1], tokens.flatten()[1:]).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, f"{name} receives no gradient"
-            assert_finite(parameter.grad, f"the gradient of {name}")
-            assert bool(parameter.grad.any()), f"the gradient of {name} is zero everywhere"
+    check_gradients(model)
 
 
 def parts(subject: ModelSubject) -> None:
@@ -203,16 +192,7 @@ def parts(subject: ModelSubject) -> None:
     whole = model(tokens)
     ctx = Context(tokens=tokens)  # for parts that read ids
     assert_close(model(embeds=model.embed(tokens), ctx=ctx).hidden, whole.hidden, "embeds in place of tokens")
-    found = {}
-    for recompute in (False, True):
-        model.train().checkpoint_blocks = recompute
-        found[recompute] = torch.autograd.grad(
-            model(tokens).hidden.square().sum(), list(model.parameters()), allow_unused=True
-        )
-    for (name, _), a, b in zip(model.named_parameters(), *found.values(), strict=True):
-        if a is not None and b is not None:
-            assert_close(b, a, f"the gradient of {name} with recomputed blocks", gradient=True)
-        assert (a is None) == (b is None), f"{name} has a gradient only with or without recomputed blocks"
+    check_recomputed(model, lambda: cast(Tensor, model(tokens).hidden))
 
 
 def costs(subject: ModelSubject) -> None:
@@ -221,42 +201,16 @@ def costs(subject: ModelSubject) -> None:
     out = model(tokens)
     held, declared = state_bytes(out.state) / 2, model.state_bytes(24)
     assert declared == held, f"state_bytes(24) says {declared}, the state holds {held:g} bytes per sequence"
-    with counting() as counter:
+
+    def read() -> None:
         state = None
         for time in range(24):
             out = model(tokens[:, time : time + 1], state=state)
             state = out.state
             assert out.logits is not None
-    flops, least = model.flops(24), counter.products / 2
-    most = least + counter.elementwise / 2
-    assert (1 - FLOPS) * least <= flops <= (1 + FLOPS) * most, (
-        f"flops(24) says {flops}; counted {least:.0f} to {most:.0f}"
-    )
-    every = sum(p.numel() for p in model.parameters())
-    assert model.num_parameters(embedding=True) == every, (
-        f"num_parameters says {model.num_parameters(embedding=True)}, there are {every}"
-    )
-    outside = {
-        id(p): p.numel()
-        for m in (model.embed, model.head, model.position_embed)
-        if m is not None
-        for p in m.parameters()
-    }
-    assert model.num_parameters() == every - sum(outside.values()), (
-        "num_parameters() does not leave out embedding and head alone"
-    )
 
-
-def ladder(subject: ModelSubject) -> None:
-    """Every rung of the size ladder is met within its tolerance."""
-    for size, step in LADDER.items():
-        config = resolve(subject.name, size, vocab_size=VOCAB)
-        with shapes_only():
-            count = cast(Any, build(config)).num_parameters()
-        share = count / step.parameters - 1
-        assert abs(share) <= TOLERANCE, (
-            f"size {size} has {count} parameters, {100 * share:+.1f} % from {step.parameters}"
-        )
+    check_flops(read, model.flops(24), 24)
+    check_parameters(model, (model.embed, model.head, model.position_embed))
 
 
 def canon(subject: ModelSubject) -> None:
@@ -272,15 +226,7 @@ def learns(subject: ModelSubject) -> None:
     """Forty steps of plain AdamW on a repeating text at least halve its loss."""
     model = subject.build(torch.float32, randomise=False).train()
     tokens = ((torch.arange(33) % 7)[None].expand(4, -1) * 3 + torch.arange(4)[:, None]) % subject.vocab
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(40):
-        loss = nn.functional.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0], f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in 40 steps"
+    halves(model, lambda: nn.functional.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten()))
 
 
 MODEL_CHECKS: dict[str, Callable[[ModelSubject], None]] = {
@@ -302,7 +248,7 @@ MODEL_CHECKS: dict[str, Callable[[ModelSubject], None]] = {
 
 def model_checks_for(model: str | nn.Module, settings: Mapping[str, Any] | None = None) -> list[Check]:
     """The checks of a model, to be run or handed to `pytest.mark.parametrize`; arguments as in :func:`check_model`."""
-    subject = _wrapped(model) if isinstance(model, nn.Module) else _named(model, settings)
+    subject = _instance(model) if isinstance(model, nn.Module) else _named(model, settings)
     checks = ENCODER_CHECKS if "encoder" in subject.tags else PAIR_CHECKS if "encoder-decoder" in subject.tags else MODEL_CHECKS
     return [
         Check(f"model {subject.name}", key, partial(run, subject), disabled(key, subject.tags, "model"))
@@ -310,11 +256,12 @@ def model_checks_for(model: str | nn.Module, settings: Mapping[str, Any] | None 
     ]
 
 
-def _wrapped(module: nn.Module) -> ModelSubject:
-    """A subject that is an instance: the frame's own models, or anything that `orrery.wrap` takes."""
-    model: Any = module if isinstance(module, DecoderLM) else wrap(module)
+def _instance(module: nn.Module) -> ModelSubject:
+    """A subject that is an instance: one of the frames' own models, or anything that `orrery.wrap` takes."""
+    kind = {Encoder: "encoder", EncoderDecoder: "encoder-decoder", DecoderLM: "causal"}.get(type(module))
+    model: Any = module if kind or isinstance(module, DecoderLM) else wrap(module)
     name = getattr(model, "name", None) or model.config.architecture
-    return ModelSubject(name, {}, frozenset({"instance"}), copy.deepcopy(model), model.vocab_size)
+    return ModelSubject(name, {}, frozenset({"built", kind} if kind else {"instance"}), copy.deepcopy(model), model.vocab_size)
 
 
 def _named(name: str, settings: Mapping[str, Any] | None) -> ModelSubject:
@@ -333,8 +280,8 @@ def check_model(model: str | nn.Module, settings: Mapping[str, Any] | None = Non
     """Run every check of a model.
 
     Args:
-        model: a registered name, a pattern such as "mamba2 + attention", or a module that `orrery.wrap` takes (of which
-            less can be asked: no documents, no sizes, no storage).
+        model: a registered name, a pattern such as "mamba2 + attention", a model of `create_model`, or any module that
+            `orrery.wrap` takes (of which less can be asked: no documents, no sizes, no storage).
         settings: arguments of `create_model` that make it small; by default width 32 and depth 2, and for a whole model
             the first of its class's `examples`. A model with a method `fit(tokens)` is fitted before it is checked.
 

@@ -102,6 +102,11 @@ MODELS_DISABLED: dict[str, dict[str, str]] = {
         "canon": _NO_BLOCKS,
         "costs": "counted by running it",
     },
+    "built": {
+        "seeds": "is built already",
+        "ladder": "has a size of its own",
+        "canon": "is built already",
+    },
     "bytes": {
         "padding": "has no embedding that could stand for tokens; its own tests pad it",
         "heads": "has no vocabulary to fill in and pools itself; its own tests try its heads",
