@@ -215,6 +215,19 @@ def test_a_language_model_becomes_an_encoder_with_the_same_hidden_states(name):
     assert model.config.head["pool"] == "last"
 
 
+@pytest.mark.parametrize("settings", [{"kv_heads": 2, "window": 3, "mixer.gate": True}, {"rope": 0.0, "relative": [8, 16]}, {"qk_norm": True}])
+def test_a_causal_encoder_computes_no_padding_and_equals_its_model(settings):
+    lm = build("transformer", head_dim=8, **settings)
+    perturb(lm, 3)
+    model = as_encoder(lm)
+    assert model.packs
+    row, marks = TOKENS.flatten()[None, :20], torch.tensor([[0] * 9 + [1] * 2 + [4] * 9])
+    with torch.no_grad():
+        for tokens, segments in ((TOKENS, SEGMENTS), (row, marks)):
+            found = model(tokens, segments=segments).hidden
+            assert torch.allclose(found, lm(tokens, segments=segments).hidden, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["bert", "transformer", "lstm"])
 def test_many_documents_come_back_in_their_order(name):
     model = orrery.create_model(name, frame="encoder", head="embedding", **SMALL).train()
@@ -276,3 +289,24 @@ def test_a_language_model_encodes_for_a_small_decoder():
     assert model.cache_saving(100) == 0.75  # half the layers at half the width
     with pytest.raises(ConfigError, match="group 5 must lie between 1"):
         orrery.create_model("lamate", group=5)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("t5", {"head_dim": 8}), ("bart", {"head_dim": 8, "max_positions": 9})])
+def test_padded_targets_are_trained_on_without_computing_padding(name, settings):
+    """Scores and gradients as of the rows, which evaluation computes; no row of padding reaches a feed-forward network."""
+    model = build(name, **settings)
+    perturb(model, 4)
+    targets = torch.tensor([[0] * 4 + [-1] * 5, [0] * 9, [0] * 2 + [1] * 3 + [-1] * 4])
+    source = torch.tensor([[0] * 9, [0] * 5 + [-1] * 4, [0] * 4 + [1] * 5])
+    found, seen = {}, []
+    for training in (False, True):
+        model.train(training)
+        if training:
+            model.decoder.blocks[0].channel.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
+        logits = model(TOKENS, TOKENS.flip(1), source_segments=source, segments=targets).logits * (targets >= 0)[..., None]
+        found[training] = [logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()), allow_unused=True)]
+    for a, b in zip(*found.values(), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert torch.allclose(a, b, atol=2e-5 * float(a.detach().abs().max()) + 1e-6)
+    assert seen == [(1, 18, 32)]

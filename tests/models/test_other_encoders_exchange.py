@@ -90,8 +90,19 @@ def test_the_newer_head_of_deberta():
     """Version 3's own masked-lm head, and what its checkpoints hold beside it."""
     hf = theirs("deberta", "ForMaskedLM", legacy=False)
     assert float((ours(orrery.from_transformers(hf)) - answers(hf)).abs().max()) < 5e-8
-    with pytest.raises(ConfigError, match="convolution beside DeBERTa's first layer"):
-        orrery.from_transformers(theirs("deberta", "Model", conv_kernel_size=3, conv_act="gelu"))
+
+
+@pytest.mark.parametrize("settings", [{"conv_kernel_size": 3, "conv_act": "gelu"}, {"conv_kernel_size": 5, "conv_groups": 2}])
+@torch.no_grad()
+def test_a_convolution_beside_the_first_layer_of_deberta(settings, tmp_path):
+    own = exchanged("deberta", "ForTokenClassification", tmp_path, **settings)
+    assert own.beside.conv.kernel_size == (settings["conv_kernel_size"],)
+    row = torch.cat([TOKENS[0, :5], TOKENS[1, :7]])[None]  # documents in one row do not reach into each other
+    both = own(row, segments=torch.tensor([[0] * 5 + [1] * 7])).hidden[0]
+    alone = torch.cat([own(part).hidden[0] for part in (row[:, :5], row[:, 5:])])
+    assert float((both - alone).abs().max()) < 1e-12
+    states = own.hidden_states(row[:, :5])
+    assert float((states[-1][0] - alone[:5]).abs().max()) < 1e-12
 
 
 @torch.no_grad()
@@ -107,6 +118,8 @@ def test_a_discriminator_and_tables_as_wide_as_the_model(tmp_path):
         ("distilbert-base", "DistilBert", {}),
         ("electra-small", "Electra", {}),
         ("deberta-v3-base", "DebertaV2", {**V3, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}),
+        ("deberta-v2-xlarge", "DebertaV2",
+         {**V3, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24, "intermediate_size": 6144, "conv_kernel_size": 3}),
         ("modernbert-large", "ModernBert", {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624}),
     ],
 )
@@ -190,3 +203,31 @@ def test_bart_writes_what_theirs_writes():
         found = orrery.generate(own, source[row : row + 1, : int(MASK[row].sum())], 12, temperature=0)[0].tolist()
         ids = want[row].tolist()
         assert found[: found.index(2) if 2 in found else None] == ids[: ids.index(2) if 2 in ids else None]
+
+
+@torch.no_grad()
+def test_barts_steps_are_theirs_along_a_varied_target():
+    """Cached step by cached step, in float64: what either would write next at each of 24 places, and with what scores."""
+    hf = bart()
+    for name, p in hf.named_parameters():  # what is the same at every place is made small, so that tokens decide
+        if name.endswith("bias"):
+            p.mul_(0.1)
+        elif "norm" in name:
+            p.add_(1.0)
+        elif name.endswith(("out_proj.weight", "fc2.weight")):
+            p.mul_(0.2)
+    own = orrery.from_transformers(hf).eval()
+    target = torch.randint(3, V, (3, 24), generator=torch.Generator().manual_seed(2))
+    memory, state = own.encode(TOKENS, SEGMENTS), None
+    encoded, past, written = hf.model.encoder(TOKENS, attention_mask=MASK), None, []
+    for step in range(24):
+        now = target[:, step : step + 1]
+        want = hf(encoder_outputs=encoded, attention_mask=MASK, decoder_input_ids=now, past_key_values=past, use_cache=True)
+        past = want.past_key_values
+        found = own.decode(now, memory if state is None else None, state=state)
+        state = found.state
+        assert float((found.logits - want.logits).abs().max()) < 1e-8
+        written.append(want.logits[:, 0].argmax(-1))
+    chosen = torch.stack(written, 1)
+    assert all(len(row.unique()) >= 8 for row in chosen), "the target was to be varied"
+    assert float((chosen[:, 1:] != chosen[:, :-1]).float().mean()) > 0.6

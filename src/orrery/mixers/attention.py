@@ -121,6 +121,7 @@ class Attention(Mixer):
         )
         require(self.heads % self.kv_heads == 0, f"kv_heads {self.kv_heads} must divide heads {self.heads}")
         self.rotated = 2 * int(config.rope * self.head_dim / 2)
+        self.packs = type(self) is Attention and "b" not in place.canon
         inner = self.heads * self.head_dim
         self._parts = [inner + 2 * self.kv_heads * self.head_dim, inner if config.gate else 0]
         self.inputs = Projection(place, sum(self._parts), bias=config.bias)  # of q, k, v, and the gate
@@ -146,8 +147,10 @@ class Attention(Mixer):
             if part is not None:
                 part.reset_parameters()
 
-    def mix(self, x: Tensor, state: AttentionState | None, ctx: Context) -> tuple[Tensor, AttentionState]:
+    def mix(self, x: Tensor, state: AttentionState | None, ctx: Context) -> tuple[Tensor, AttentionState | None]:
         time = ctx.timeline
+        if time.groups is not None:
+            return self._documents(x, ctx), None
         q, k, v, gate, conv = self._project(x, None if state is None else state.conv, ctx)
         fresh = state is None or time.past == 0
         still = time.starts is None and time.lengths is None
@@ -172,6 +175,29 @@ class Attention(Mixer):
             kept = _trim(k, v, state, time, old, self.config.window)
         y = y if gate is None else sigmoid_gate(gate, y)
         return self.out(y), AttentionState(*kept, conv, time.clock)
+
+    def _documents(self, x: Tensor, ctx: Context) -> Tensor:
+        """A packed row of whole documents (1,N,D), as an encoder has it: those of one length together, each causal."""
+        groups = ctx.timeline.groups or ()
+        q, k, v, gate, _ = self._project(x, None, ctx)
+        bias = self._square(groups[-1][1], ctx, x) if self.config.relative is not None else None
+        begin, found = 0, []
+        for count, length in groups:
+            stop = begin + count * length
+            own = [part[0, begin:stop].unflatten(0, (count, length)) for part in (q, k, v)]
+            time = Timeline(None, torch.arange(length, device=x.device), None, ctx.timeline.clock, 0)
+            y = self._attend(*own, self._mask(None, time, own[0], 0), None if bias is None else bias[..., :length, :length])
+            found.append(y.flatten(0, 1))
+            begin = stop
+        y = torch.cat(found)[None]
+        return self.out(y if gate is None else sigmoid_gate(gate, y))
+
+    def _square(self, length: int, ctx: Context, x: Tensor) -> Tensor | None:
+        """T5's bias of one document (1,H,T,T), which the first layer leaves for the others."""
+        shared = ctx.shared if ctx.shared is not None else {}
+        if self.relative is not None:
+            shared["relative"] = self.relative.square(length).to(x.dtype)
+        return shared.get("relative")
 
     def queries_keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
         """Queries (B,T,H*K), keys and values (B,T,G*K) before they are normed and rotated; what distillation compares."""

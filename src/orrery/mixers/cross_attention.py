@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class CrossAttention(Mixer):
     Config = CrossAttentionConfig
     State = CrossAttentionState
     config: CrossAttentionConfig
+    packs = True
     honours = frozenset({"memory", "positions", "bias"})  # positions and biases are those of self-attention
     examples = ({"head_dim": 8}, {"head_dim": 16, "heads": 4, "kv_heads": 2, "bias": True})
 
@@ -93,13 +94,20 @@ class CrossAttention(Mixer):
                 self.out.weight.div_(math.sqrt(2 * self.place.depth))
 
     def mix(self, x: Tensor, state: CrossAttentionState | None, ctx: Context) -> tuple[Tensor, CrossAttentionState]:
-        held = self._memory(len(x), state, ctx)
-        q = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        packing = ctx.packing
+        if packing is not None:  # rows for the scores, which are each row's own; maps for the valid tokens only
+            held, given = self._memory(packing.batch, state, ctx), cast(Tensor, ctx.segments)
+            ctx = ctx.replace(segments=packing.spread(given))
+            q = packing.spread(self.query(x))
+        else:
+            held, q = self._memory(len(x), state, ctx), self.query(x)
+        q = q.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         mask = self._mask(held, ctx)
         dropout = self.config.dropout if self.training else 0.0
         grouped = self.kv_heads != self.heads
         y = F.scaled_dot_product_attention(q, held.k.transpose(1, 2), held.v.transpose(1, 2), mask, dropout, enable_gqa=grouped)
-        return self.out(y.transpose(1, 2).flatten(2)), held._replace(clock=ctx.timeline.clock)
+        y = y.transpose(1, 2).flatten(2)
+        return self.out(y if packing is None else packing.gather(y)), held._replace(clock=ctx.timeline.clock)
 
     def _memory(self, batch: int, state: CrossAttentionState | None, ctx: Context) -> CrossAttentionState:
         """What is read: the state's keys and values, else those of ctx.memory."""
@@ -116,8 +124,16 @@ class CrossAttention(Mixer):
             segments = torch.zeros(batch, 0, dtype=torch.int64, device=memory.device)
         else:
             memory = memory.masked_fill((segments < 0)[..., None], 0.0)
-        k, v = self.memory(memory).unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(2)
+        k, v = self._mapped(memory, segments).unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(2)
         return CrossAttentionState(k, v, segments, ctx.timeline.clock)
+
+    def _mapped(self, memory: Tensor, segments: Tensor) -> Tensor:
+        """Keys and values beside each other, computed for valid tokens only where many are padding; 0 at padding."""
+        if not segments.shape[1] or not torch.is_grad_enabled() or bool((segments >= 0).all()):
+            return self.memory(memory)
+        places = (segments >= 0).flatten().nonzero()[:, 0]
+        found = self.memory(memory.flatten(0, 1).index_select(0, places))
+        return found.new_zeros(segments.numel(), found.shape[1]).index_copy(0, places, found).unflatten(0, segments.shape)
 
     def _mask(self, held: CrossAttentionState, ctx: Context) -> Tensor | None:
         """Which memory each token sees, (B,1,1|T,M) bool; None: all of it. A token with nothing to see sees everything."""

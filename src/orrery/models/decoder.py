@@ -20,6 +20,7 @@ from orrery.models.stepper import Stepper, make_stepper
 from orrery.nn.block import Block, BlockState
 from orrery.nn.contract import Context, Place
 from orrery.nn.norms import make_norm
+from orrery.nn.packing import pack
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock, gather_time, plan, spread_time
 
@@ -115,6 +116,22 @@ class DecoderLM(nn.Module):
             h = spread_time(h, order)
         return Output(h, DecoderState(blocks, time.clock), ctx.aux, self.head)
 
+    def read_packed(self, tokens: Tensor, segments: Tensor, ctx: Context) -> Tensor:
+        """Hidden (B,T,D) of whole documents, by way of one row that holds the valid tokens only; without a state.
+
+        Where all blocks pack, as an encoder does it (:mod:`orrery.nn.packing`): what training on padded targets takes.
+        """
+        packing, time = pack(segments)
+        row = packing.gather(tokens)
+        ctx = ctx.replace(time=time, tokens=row, segments=packing.gather(segments), shared={}, packing=packing)
+        h, _ = self.run(self._embed(row, None, ctx), 0, len(self.blocks), None, ctx)
+        return packing.spread(self.norm(h))
+
+    @property
+    def packs(self) -> bool:
+        """Whether all blocks may meet a packed row."""
+        return all(cast(Block, block).packs for block in self.blocks)
+
     def run(
         self, h: Tensor, start: int, stop: int, state: tuple[BlockState, ...] | None, ctx: Context
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
@@ -131,7 +148,7 @@ class DecoderLM(nn.Module):
         h = embeds if embeds is not None else self.embed(tokens)
         if self.position_embed is not None:
             positions, time = ctx.timeline.positions, ctx.timeline
-            most = int(positions.max()) if time.past or ctx.positions is not None else h.shape[1] - 1
+            most = int(positions.max()) if time.past or ctx.positions is not None or time.groups else h.shape[1] - 1
             self.check_position(most)
             h = h + self.position_embed(positions)
         if self.embed_norm is not None:

@@ -10,7 +10,7 @@ B batch, S source length, U target length, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from orrery.core.errors import ConfigError, StateError
 from orrery.models.config import EncoderDecoderConfig
 from orrery.models.decoder import DecoderLM, DecoderState
 from orrery.models.encoder import Encoder
-from orrery.models.frame import count_parameters
+from orrery.models.frame import check_input, count_parameters
 from orrery.models.output import Output
 from orrery.models.stepper import Stepper, make_stepper
 from orrery.nn.contract import Context
@@ -104,7 +104,10 @@ class EncoderDecoder(nn.Module):
         self, target: Tensor, memory: Memory | None, segments: Tensor | None = None, state: DecoderState | None = None,
         ctx: Context | None = None,
     ) -> Output:
-        """The decoder on target (B,U), reading `memory`, or what `state` has kept of it."""
+        """The decoder on target (B,U), reading `memory`, or what `state` has kept of it.
+
+        In training, padded targets are packed as an encoder's texts are; there is no state then.
+        """
         if memory is None and state is None:
             raise ConfigError("the decoder has nothing to read: pass a memory, or the state of an earlier call")
         ctx = ctx or Context()
@@ -113,7 +116,18 @@ class EncoderDecoder(nn.Module):
             if marks is None and segments is not None:
                 marks = torch.zeros(memory.hidden.shape[:2], dtype=torch.int64, device=target.device)
             ctx = ctx.replace(memory=memory.hidden, memory_segments=marks)
+        if self._packable(segments, memory, state, ctx):
+            check_input(target, None, self.vocab_size, self.decoder.config.width)
+            hidden = self.decoder.read_packed(target, cast(Tensor, segments), ctx)
+            return Output(hidden, None, ctx.aux, self.decoder.head)
         return self.decoder(target, state=state, ctx=ctx, segments=segments)
+
+    def _packable(self, segments: Tensor | None, memory: Memory | None, state: DecoderState | None, ctx: Context) -> bool:
+        """Whether targets are only trained on, so that no state is asked for and padding need not be computed."""
+        if not (self.training and torch.is_grad_enabled()) or segments is None or memory is None or state is not None:
+            return False
+        plain = ctx.positions is None and ctx.bias is None and ctx.cond is None
+        return plain and self.decoder.packs and bool((segments < 0).any())
 
     def stepper(self, state: DecoderState, capacity: int) -> Stepper | None:
         """The quickest way to continue targets from `state`, which the caller gives away."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from orrery.core.config import Config
 from orrery.core.errors import ConfigError, StateError
 from orrery.nn.state import state_tensors
 from orrery.nn.timeline import Timeline, fresh_clock, gather_time, plan, spread_time
+
+if TYPE_CHECKING:
+    from orrery.nn.packing import Packing
 
 
 class Aux:
@@ -63,6 +66,7 @@ class Context:
     donate: the caller gives its state away; buffers may be overwritten in place (only `generate` sets it).
     shared: what a layer leaves for later ones of the same call, by name (RWKV-7's first values); the frame makes it anew
         for every call. It holds activations of these very tokens, so it is no state: cuts and steps need nothing of it.
+    packing: of a decoder's packed row (:mod:`orrery.nn.packing`): where its tokens stood, for parts that read a memory row by row.
     """
 
     segments: Tensor | None = None
@@ -76,6 +80,7 @@ class Context:
     time: Timeline | None = None
     donate: bool = False
     shared: dict[str, Tensor] | None = None
+    packing: Packing | None = None
 
     def replace(self, **changes: Any) -> Context:
         """A copy with some fields changed."""
