@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--lmplz", type=Path, required=True, help="folder of lmplz and build_binary")
     parser.add_argument("--order", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=1 << 62)
-    parser.add_argument("--memory", default="80%", help="lmplz -S")
+    parser.add_argument("--memory", nargs="*", default=["80%"], help="lmplz -S; of several, all are built and the first is compared")
     parser.add_argument("--folder", type=Path, help="keep the files here; a second run takes them up")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,9 +114,12 @@ def measure(arguments: argparse.Namespace, folder: Path, facts: dict[str, Any]) 
     first = run([sys.executable, str(HERE), "--build", str(small(folder)), str(facts["vocabulary"]), order])  # compiles
     seconds, memory, out = run(worker)
     rows["ours"] = {"seconds": seconds, "MB": memory, "first run ever, s": first[0], **json.loads(out)}
-    lmplz = [str(arguments.lmplz / "lmplz"), "-o", order, "-S", arguments.memory, "-T", str(folder), "--discount_fallback"]
-    seconds, memory, _ = run(lmplz, read=folder / "train.txt", write=folder / "kenlm.arpa")
-    rows["kenlm"] = {"seconds": seconds, "MB": memory}
+    rows["lmplz -S"] = {}
+    for given in reversed(arguments.memory):
+        lmplz = [str(arguments.lmplz / "lmplz"), "-o", order, "-S", given, "-T", str(folder), "--discount_fallback"]
+        seconds, memory, _ = run(lmplz, read=folder / "train.txt", write=folder / "kenlm.arpa")
+        rows["kenlm"] = {"seconds": seconds, "MB": memory}
+        rows["lmplz -S"][given] = rows["kenlm"].copy()
     binary = folder / "kenlm.bin"
     rows["kenlm"]["build_binary, s"], _, _ = run([str(arguments.lmplz / "build_binary"), "probing", str(folder / "kenlm.arpa"), str(binary)])
     rows["kenlm"]["bytes"] = binary.stat().st_size
@@ -211,6 +214,9 @@ def table(rows: dict[str, Any]) -> None:
         ("held-out perplexity", rows["perplexity"]["ours, ids"], rows["perplexity"]["kenlm"], 0.0),
     ]
     print(f"\n{rows['tokens']:,} tokens of {rows['corpus']}, {rows['tokenizer']}\n\n| | Orrery | KenLM | ratio |\n|---|---|---|---|")
+    for given, found in rows["lmplz -S"].items():
+        lines.append((f"building, s, beside lmplz -S {given}", ours["seconds"], found["seconds"], ours["seconds"] / found["seconds"]))
+        lines.append((f"peak memory, MB, beside lmplz -S {given}", ours["MB"], found["MB"], ours["MB"] / found["MB"]))
     for name, a, b, ratio in lines:
         print(f"| {name} | {a:,.6g} | {b:,.6g} | {f'{ratio:.2f}' if ratio else ''} |")
     print(f"\npeak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
