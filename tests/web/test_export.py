@@ -43,6 +43,21 @@ def test_every_link_is_a_file(site: Path) -> None:
         assert "window.stolen = 1</script>" not in text
 
 
+def test_long_lists_are_paged_and_light(shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orrery.web.export.PER_PAGE", 5)
+    export(shared, tmp_path / "pages", quiet=True)
+    first, second = tmp_path / "pages" / "topic" / "recurrence.html", tmp_path / "pages" / "topic" / "recurrence-2.html"
+    assert 'rel="next" href="recurrence-2.html"' in first.read_text() and 'rel="prev" href="recurrence.html"' in second.read_text()
+    slugs = [set(re.findall(r'<article class="card" id="([^"]+)"', page.read_text())) for page in (first, second)]
+    assert len(slugs[0]) == 5 and slugs[1] and not slugs[0] & slugs[1]
+
+
+def test_no_exported_page_is_heavy(site: Path) -> None:
+    assets = sum((site / "static" / name).stat().st_size for name in ("style.css", "script.js", "icon.svg"))
+    heavy = {page.name: size for page in site.rglob("*.html") if (size := page.stat().st_size + assets) > 150_000}
+    assert not heavy, heavy
+
+
 def test_exporting_again_and_elsewhere(shared: Store, site: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in site.rglob("*"))
     export(shared, site, quiet=True)

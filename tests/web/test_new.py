@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from orrery.catalogue import status
+from orrery.catalogue import community, status
 from orrery.catalogue.store import Store
 from orrery.web import places
 from orrery.web.app import create_app
 from orrery.web.settings import Settings
-from web.support import BASE
+from web.support import BASE, seal
 
 
 class Clock:
@@ -134,3 +134,17 @@ def test_a_room_joins_with_one_row(store: Store, monkeypatch: pytest.MonkeyPatch
         assert '<a href="/models">Models</a>' in client.get("/").text and "All of them." in client.get("/models").text
         assert '<a href="/models" aria-current="page">' in client.get("/models").text
     assert ("Models", "/models") not in places.navigation(static=True)
+
+
+# ---------------------------------------------------------------- picks
+
+
+def test_a_pick_stands_on_the_front_page_with_its_curators(client: Any, store: Store) -> None:
+    assert "Pick by" not in client.get("/paper/emo").text and "<h2>Picks</h2>" not in client.get("/").text
+    community.set_name(store, community.OWNER, "Ada")
+    client.post("/paper/emo/pick", data={"csrf": seal(client, "/paper/emo")})
+    page, home = client.get("/paper/emo").text, client.get("/").text
+    assert "Pick by Ada" in page and 'aria-pressed="true">Picked</button>' in page, "a paper that ships can be picked as well"
+    assert "by Ada and the community" in home and "<h2>Picks</h2>" in home
+    client.post("/paper/emo/pick", data={"csrf": seal(client, "/paper/emo")})
+    assert "Pick by" not in client.get("/paper/emo").text and "<h2>Picks</h2>" not in client.get("/").text

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from orrery.core.errors import ConfigError, DataError, OrreryError, UnknownNameE
 
 if TYPE_CHECKING:
     from orrery.catalogue.mail import Mailer
+    from orrery.catalogue.record import Paper
     from orrery.catalogue.store import Store
 
 OWNER = 1  # the one user of a local machine
@@ -210,6 +211,25 @@ def pick(store: Store, key: str, reader: int = OWNER, *, remove: bool = False) -
 def picked_by(store: Store, slug: str) -> list[str]:
     """Names of the curators who picked a paper, first pick first."""
     return _pickers(store.connection(), store.paper(slug).slug)
+
+
+def picks(store: Store, slugs: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Of some papers those that were picked: the curators, number and name, first pick first."""
+    marks = ", ".join("?" * len(slugs))
+    ask = (
+        "SELECT p.slug, r.id, r.name FROM picks k JOIN papers p ON p.id = k.paper JOIN readers r ON r.id = k.by"
+        f" WHERE p.slug IN ({marks}) ORDER BY k.at, k.by"
+    )
+    found: dict[str, dict[int, str]] = {}
+    for slug, number, name in store.connection().execute(ask, list(slugs)):
+        found.setdefault(slug, {})[number] = name
+    return found
+
+
+def latest_picks(store: Store, limit: int = 5) -> list[Paper]:
+    """The papers that were picked last, newest pick first."""
+    ask = "SELECT p.slug FROM picks k JOIN papers p ON p.id = k.paper GROUP BY p.id ORDER BY MAX(k.at) DESC, p.id DESC LIMIT ?"
+    return store.papers([row["slug"] for row in store.connection().execute(ask, (limit,))])
 
 
 # ---------------------------------------------------------------- submissions

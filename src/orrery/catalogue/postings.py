@@ -105,6 +105,7 @@ def current(store: Store, key: tuple[Any, ...], *, wait: bool = False) -> Postin
     with _lock:
         found = _known.get(store.folder) or _load(store.folder / FOLDER)
         if found is not None and found.key == key:
+            _known[store.folder] = found
             return found
         ids, digests = _covered(store.connection())
         if len(ids) <= LEAST:
@@ -226,7 +227,7 @@ def _save(store: Store, made: Postings) -> None:
                 np.save(folder / f"{name}.npy", getattr(made, name), allow_pickle=False)
             (folder / "terms.txt").write_text("\n".join(made.terms), encoding="utf-8")
             files.write_json(folder / "meta.json", {**_WAY, "made": made.made})
-    except OrreryError:
+    except (OrreryError, OSError):
         return  # a folder that cannot be written costs time only
 
 

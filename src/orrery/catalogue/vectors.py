@@ -178,11 +178,9 @@ def _bags(
         part = numbers[start : start + 500]
         marks = ", ".join("?" * len(part))
         for row in connection.execute(
-            f"SELECT id, authors, {_TEXTS} FROM papers WHERE id IN ({marks}) ORDER BY id", part
-        ):
-            counts.update(
-                {w for name in ("title", "sentence", "abstract", "names", "authors") for w in words(row[name])}
-            )
+            f"SELECT id, {_TEXTS} FROM papers WHERE id IN ({marks}) ORDER BY id", part
+        ):  # no names of people: a mistyped word of the field is not a name that is spelt alike
+            counts.update({w for name in ("title", "sentence", "abstract", "names") for w in words(row[name])})
             yield row["id"], semantic.bag(*((row[name] or "", weight) for name, weight in WEIGHTS.items()))
 
 

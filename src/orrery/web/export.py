@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from orrery.web.rendering import ASSETS, MONTHS, Renderer, day_words, file, rela
 from orrery.web.views import Card, Views, day_heading
 
 if TYPE_CHECKING:
+    from orrery.catalogue.record import Paper
     from orrery.catalogue.store import Store
 
 MARKER = "orrery-export.json"  # tells a folder that we wrote, and may write again, from one that is somebody's
-PER_PAGE = 60
+MOST_PAGES = 50  # of one topic
+PER_PAGE = 30  # cards with their abstracts: 100 kB
 
 
 def export(store: Store, folder: str | Path, *, at: dt.datetime | None = None, quiet: bool = False) -> list[Path]:
@@ -93,15 +96,9 @@ class _Export:
                 listing=cards,
                 search_index=relative("static/index.js", "search.html"),
             )
-            first = self.views.trending(PER_PAGE)
-            self._page(
-                "/trending",
-                "list.html",
-                heading="Trending",
-                lead="By the votes of readers, recent ones counting most.",
-                papers=first,
-                first=1,
-            )
+            ranked = self.views.trending(PER_PAGE)
+            lead = "By the votes of readers, recent ones counting most."
+            self._page("/trending", "list.html", heading="Trending", lead=lead, papers=ranked, first=1)
             self._about()
             bar.update(3)
         return self.written
@@ -119,6 +116,7 @@ class _Export:
             "/",
             found,
             day_words(today),
+            picks=self.views.picks(),
             trending=[card for card in self.views.trending(6) if card.votes],
             topics=self.topics[:10],
         )
@@ -126,19 +124,30 @@ class _Export:
 
     def _day(self, path: str, found: Any, eyebrow: str, **more: Any) -> None:
         date, many = str(found.date), len(found.papers)
-        self._page(
-            path, "home.html", eyebrow=eyebrow, heading=day_heading(date, "") if path != "/" else "Daily papers",
+        self._pages(
+            path, "home.html", found.papers, eyebrow=eyebrow, heading=day_heading(date, "") if path != "/" else "Daily papers",
             lead=f"{many:,} paper{'' if many == 1 else 's'} came in on {day_words(date)}." if many else "", date=date, is_today=path == "/",
-            previous=found.previous, next=found.next, papers=self.views.cards(found.papers[: PER_PAGE * 5]), planets=_planets(date), **more,
+            previous=found.previous, next=found.next, planets=_planets(date), **more,
         )  # fmt: skip
+
+    def _pages(self, path: str, template: str, papers: Sequence[Paper], **context: Any) -> None:
+        """A list of papers as as many pages as it takes; those behind the first are called `-2`, `-3` ..."""
+        of = max(1, -(-len(papers) // PER_PAGE))
+        names = [path, *(f"{'/today' if path == '/' else path}-{number}" for number in range(2, of + 1))]
+        for number, name in enumerate(names, 1):
+            self.here = file_of(name)
+            near = {"previous": names[number - 2] if number > 1 else None, "next": names[number] if number < of else None}
+            links = {which: self.link(where) if where else None for which, where in near.items()}
+            shown = self.views.cards(papers[(number - 1) * PER_PAGE : number * PER_PAGE])
+            self._page(name, template, papers=shown, pages={"number": number, "of": of, **links} if of > 1 else None, **context)
 
     def _topics(self, bar: Any) -> None:
         for one in self.topics:
-            found = topics.topic(self.store, one.slug, limit=PER_PAGE * 5)
+            found = topics.topic(self.store, one.slug, limit=PER_PAGE * MOST_PAGES)
             series = [(year.year, year.count) for year in found.by_year][-24:]
             lead = f"{one.count:,} paper{'' if one.count == 1 else 's'}, newest first."
-            shown = {"series": series if len(series) > 1 else [], "papers": self.views.cards(found.papers)}
-            self._page(f"/topic/{one.slug}", "list.html", eyebrow="Topic", heading=one.title, lead=lead, **shown)
+            shown = {"series": series if len(series) > 1 else []}
+            self._pages(f"/topic/{one.slug}", "list.html", found.papers, eyebrow="Topic", heading=one.title, lead=lead, **shown)
             bar.update(1)
         listed, span = self.views.topic_list()
         self._page("/topics", "topics.html", topics=listed, span=span)

@@ -80,8 +80,8 @@ def pick(ask: Ask) -> Response:
     reader = ask.who()
     ask.turn("change", ask.settings.limits.changes)
     slug = ask.request.path_params["slug"]
-    names = community.picked_by(ask.store, slug)
-    community.pick(ask.store, slug, reader.id, remove=reader.name in names)
+    slug = ask.store.paper(slug).slug
+    community.pick(ask.store, slug, reader.id, remove=reader.id in community.picks(ask.store, [slug]).get(slug, {}))
     return see(f"/paper/{slug}")
 
 

@@ -61,6 +61,7 @@ def _list(ask: Ask) -> bytes:
         papers=ask.views.trending(PER_PAGE, (number - 1) * PER_PAGE),
         pages=_pages(ask, number, -(-count // PER_PAGE)),
         planets=_planets(date),
+        picks=ask.views.picks(),
         topics=ask.views.topics()[:10],
     )
 
@@ -101,6 +102,7 @@ def _day(ask: Ask, found: Any, now: str) -> bytes:
         papers=ask.views.cards(shown),
         pages=_pages(ask, number, -(-many // PER_PAGE)),
         planets=_planets(ask.at.date() if front else dt.date.fromisoformat(date)),
+        picks=ask.views.picks() if front else None,
         trending=[card for card in ask.views.trending(6) if card.votes] if front else [],
         topics=ask.views.topics()[:10] if front else [],
     )

@@ -41,7 +41,7 @@ MONTHS = [
 ]
 OPTIONAL = (  # what a page may say of itself; everything else must be given
     "notice", "description", "eyebrow", "lead", "series", "first", "nothing", "pages", "papers", "wrong", "action", "onward", "key",
-    "asked", "suggestion", "fresh", "search_index", "trending", "topics", "curator", "moderator", "reader", "account",
+    "asked", "suggestion", "fresh", "picks", "search_index", "trending", "topics", "curator", "moderator", "reader", "account",
 )  # fmt: skip
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 

@@ -43,7 +43,8 @@ class Card:
     upvotes: int
     voted: bool
     new: bool
-    picked: str | bool
+    picked: str | bool  # by whom; True: picked where it was imported from
+    mine: bool  # picked by this reader
     source: str
     topics: list[dict[str, str]]
     links: list[tuple[str, str]]
@@ -74,12 +75,15 @@ class Views:
             else set()
         )
         states = status.of_all(found, self.store, self.runs)
+        picks = community.picks(self.store, [paper.slug for paper in found]) if found else {}
         return [
-            self._card(paper, state, paper.slug in voted, (marks or {}).get(paper.slug, {}))
+            self._card(paper, state, paper.slug in voted, picks.get(paper.slug, {}), (marks or {}).get(paper.slug, {}))
             for paper, state in zip(found, states, strict=True)
         ]
 
-    def _card(self, paper: Paper, state: status.Status, voted: bool, marks: Mapping[str, Any]) -> Card:
+    def _card(
+        self, paper: Paper, state: status.Status, voted: bool, picked: Mapping[int, str], marks: Mapping[str, Any]
+    ) -> Card:
         return Card(
             slug=paper.slug,
             title=paper.title,
@@ -98,7 +102,8 @@ class Views:
             upvotes=paper.upvotes,
             voted=voted,
             new=days.is_new(paper, self.at, self.seen),
-            picked=paper.curated and not paper.shipped,
+            picked=" and ".join(picked.values()) or (paper.curated and not paper.shipped),
+            mine=self.reader in picked,
             source="" if paper.shipped else paper.source,
             topics=[{"slug": slug, "title": topics.titles().get(slug, slug)} for slug in paper.topics],
             links=links(paper),
@@ -181,6 +186,13 @@ class Views:
         """Papers that are NEW to this reader, last entered first, and how many there are."""
         papers, count = days.new(self.store, self.at, self.seen, limit=limit, offset=offset)
         return self.cards(papers), count
+
+    def picks(self, limit: int = 5) -> dict[str, Any] | None:
+        """What curators picked last and who they are; None when nothing was picked."""
+        cards = self.cards(community.latest_picks(self.store, limit))
+        picked = community.picks(self.store, [card.slug for card in cards]) if cards else {}
+        names = dict.fromkeys(name for who in picked.values() for name in who.values())
+        return {"cards": cards, "by": f"by {', '.join(names)} and the community"} if cards else None
 
     def since(self) -> str:
         """Since when papers are NEW to this reader, in words."""
