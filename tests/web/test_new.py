@@ -42,8 +42,8 @@ def reading_at(store: Store) -> Iterator[Any]:
         yield client, clock
 
 
-def bring(store: Store, title: str, at: dt.datetime) -> str:
-    (put,) = store.record("import", {"source": "later", "papers": [{"title": title, "year": 2026}]}, at=at)
+def bring(store: Store, title: str, at: dt.datetime, **more: str) -> str:
+    (put,) = store.record("import", {"source": "later", "papers": [{"title": title, "year": 2026, **more}]}, at=at)
     return str(put.slug)
 
 
@@ -67,10 +67,12 @@ def test_new_is_what_came_since_the_last_visit(reading_at: Any, store: Store) ->
     clock.pass_(minutes=10)
     assert new_on(client, "/search?q=came") == {third}, "marks stay while the visit lasts"
     page = client.get("/new").text
-    assert "1 paper came in since you last looked, on" in page and third in page and second not in page
-    assert "1 paper came in since you last looked" in client.get("/").text
+    assert "1 paper since you last looked, on" in page and third in page and second not in page
+    bring(store, "Came With It, of Another Day", clock.at - dt.timedelta(hours=3), date="2026-01-05")
+    client.app.app.state.site._state = (-1e9, None)
+    assert "2 new papers since you last looked" in client.get("/").text
     clock.pass_(days=30)
-    assert new_on(client, "/search?q=came") == set() and "Nothing came in since you last looked" in client.get("/new").text
+    assert new_on(client, "/search?q=came") == set() and "Nothing new since you last looked" in client.get("/new").text
     assert first and store.count() > 0
 
 

@@ -94,7 +94,7 @@ def _day(ask: Ask, found: Any, now: str) -> bytes:
         eyebrow=day_words(now) if front else "Archive",
         heading=heading,
         lead=lead if many else "",
-        fresh=_fresh(ask) if front else "",
+        fresh=_fresh(ask, many) if front else "",
         date=date,
         is_today=front,
         previous=found.previous,
@@ -130,10 +130,11 @@ def archive(ask: Ask) -> bytes:
     return ask.render("archive.html", months=shown, lead=lead, pages=_pages(ask, number, -(-len(months) // per)))
 
 
-def _fresh(ask: Ask) -> str:
-    """How many papers are NEW to this reader, and since when; nothing when none is."""
+def _fresh(ask: Ask, shown: int = 0) -> str:
+    """How many papers are NEW to this reader, and since when; nothing when none is, or only the day's own, `shown` ones."""
     count = ask.views.new(0)[1]
-    return f"{_papers(count)} came in {ask.views.since()}" if count else ""
+    count = 0 if count == shown else count
+    return f"{count:,} new paper{'' if count == 1 else 's'} {ask.views.since()}" if count else ""
 
 
 def fresh(ask: Ask) -> bytes:
@@ -143,9 +144,9 @@ def fresh(ask: Ask) -> bytes:
     return ask.render(
         "list.html",
         heading="New",
-        lead=f"{_papers(count)} came in {ask.views.since()}." if count else "",
+        lead=f"{_papers(count)} {ask.views.since()}." if count else "",
         papers=cards,
-        nothing=f"Nothing came in {ask.views.since()}.",
+        nothing=f"Nothing new {ask.views.since()}.",
         pages=_pages(ask, number, -(-count // PER_PAGE)),
     )
 
