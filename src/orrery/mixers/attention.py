@@ -184,9 +184,10 @@ class Attention(Mixer):
         begin, found = 0, []
         for count, length in groups:
             stop = begin + count * length
-            own = [part[0, begin:stop].unflatten(0, (count, length)) for part in (q, k, v)]
+            own_q, own_k, own_v = (part[0, begin:stop].unflatten(0, (count, length)) for part in (q, k, v))
             time = Timeline(None, torch.arange(length, device=x.device), None, ctx.timeline.clock, 0)
-            y = self._attend(*own, self._mask(None, time, own[0], 0), None if bias is None else bias[..., :length, :length])
+            mask = self._mask(None, time, own_q, 0)
+            y = self._attend(own_q, own_k, own_v, mask, None if bias is None else bias[..., :length, :length])
             found.append(y.flatten(0, 1))
             begin = stop
         y = torch.cat(found)[None]

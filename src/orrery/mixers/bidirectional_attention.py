@@ -141,6 +141,7 @@ class BidirectionalAttention(Mixer):
         return attend
 
     def short(self) -> Callable[[ShortText], Callable[[], Any]] | None:
+        """Both projections laid out for few rows; heads are views of one buffer, made once for a length."""
         maps = short_linears(self.inputs.linear, self.out)
         if maps is None:
             return None

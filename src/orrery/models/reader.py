@@ -140,12 +140,14 @@ class Short:
     def _bind_ends(self, run: ShortText, known: dict[int, list[Step]]) -> list[Step]:
         """From embeddings to the last norm."""
         assert self.ends is not None
-        h, steps = run.buffer("embedded", self.table.shape[1]), []
+        h = run.buffer("embedded", self.table.shape[1])
+        steps: list[Step] = []
         if self.added is not None:
             steps.append(functools.partial(h.add_, self.added[: run.length]))
         if self.ends.norm is not None:
             steps.append(short_norm(h, None, cast(RowNorm, norm_of(self.ends.norm)), h))
-        steps.append(functools.partial(run.x.copy_, h) if self.map is None else functools.partial(self.map, h, run.x))
+        into: Callable[..., Any] = functools.partial(run.x.copy_, h) if self.map is None else functools.partial(self.map, h, run.x)
+        steps.append(into)
         steps += known.setdefault(run.length, self._bind(run))
         if self.ends.last is not None:
             steps.append(short_norm(run.x, None, cast(RowNorm, norm_of(self.ends.last)), run.x))
@@ -153,7 +155,7 @@ class Short:
 
     def _bind(self, run: ShortText) -> list[Step]:
         norms = [norm for _, norm in self.parts]
-        steps = []
+        steps: list[Step] = []
         if self.before:
             steps.append(short_norm(run.x, None, norms[0], run.given))
             norms = [*norms[1:], RowNorm()]

@@ -5,6 +5,7 @@ T time. A subject is a :class:`~orrery.testing.model.ModelSubject`.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -33,7 +34,7 @@ def must_raise(call: Callable[[], Any], error: type[Exception], what: str) -> No
 def refuses_settings(subject: Any, **settings: Any) -> None:
     """Every one of these settings raises ConfigError when it is built with; an instance is built already."""
     for key, value in settings.items() if subject.instance is None else ():
-        must_raise(lambda key=key, value=value: subject.build(**{key: value}), ConfigError, f"the unknown setting {key}={value}")
+        must_raise(functools.partial(subject.build, **{key: value}), ConfigError, f"the unknown setting {key}={value}")
 
 
 def check_stored(model: nn.Module, answer: Callable[[Any], Tensor], what: str) -> None:
