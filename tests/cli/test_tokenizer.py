@@ -28,3 +28,13 @@ def test_train_then_report(texts, tmp_path):
     (tmp_path / "full" / "letter.txt").write_text("mine")
     refused = run("tokenizer", "train", "bytes", str(texts), "--out", str(tmp_path / "full"), code=2)
     assert "holds no tokenizer" in refused.stderr and (tmp_path / "full" / "letter.txt").read_text() == "mine"
+
+
+def test_one_table_holds_several_languages(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("text,language\n" + "".join(f"the runner {n} ran,en\nkosucu {n} kostu,tr\n" for n in range(60)))
+    rows = json.loads(run("tokenizer", "report", "bytes", "bpe:290", "--text", f"{table}:text", "--by", "language", "--json").stdout)
+    assert [(row["text"], row["tokenizer"]) for row in rows] == [("en", "bytes"), ("en", "bpe:290"), ("tr", "bytes"), ("tr", "bpe:290")]
+    assert rows[0]["words"] / rows[0]["bytes"] > rows[2]["words"] / rows[2]["bytes"], "each is measured on its own rows"
+    assert "TABLE:COLUMN" in run("tokenizer", "report", "bytes", "--text", "t.csv", "--by", "language", code=2).stderr
+    assert "no column 'tongue'" in run("tokenizer", "report", "bytes", "--text", f"{table}:text", "--by", "tongue", code=2).stderr

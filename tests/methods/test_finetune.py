@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from orrery.data.records import Row, Table
 from orrery.data.tokenizers import ByteTokenizer
 from orrery.methods import finetune as module
 from orrery.methods.baselines import baseline
-from orrery.methods.finetune import FinetuneConfig, finetune
+from orrery.methods.finetune import FinetuneConfig, batch_by_rows, finetune, rate_by_width
 from orrery.methods.fitted import load_fitted
 
 SMALL = {"width": 32, "depth": 1}
@@ -87,7 +88,8 @@ def test_each_kind_of_task_is_learnt(tmp_path, kind, figure, least):
 def test_text_to_text_is_learnt_by_an_encoder_decoder(tmp_path):
     result = learn(tmp_path, "text-to-text", "t5", epochs=36, batch=8, lr=4e-3)
     assert result["figures"]["test"]["exact_match"]["value"] >= 0.7
-    assert result["baseline"]["name"] == "the source, copied" and result["baseline"]["beaten"]
+    other = result["baseline"]
+    assert other["name"] == "the nearest training row's answer" and other["beaten"] == (other["difference"]["low"] > 0)
     assert load_fitted(tmp_path / "run").predict(["dog sits"])[0]["text"] in WORDS
 
 
@@ -281,3 +283,23 @@ def test_a_damaged_or_missing_model_is_said(tmp_path):
             settings=SMALL,
             quiet=True,
         )
+
+
+def test_rules_where_nothing_is_given():
+    assert [batch_by_rows(rows) for rows in (50, 400, 1000, 9600)] == [8, 10, 25, 32]
+    rates = {width: rate_by_width(SimpleNamespace(config=SimpleNamespace(width=width)), True) for width in (64, 96, 256, 768)}
+    assert rates == pytest.approx({64: 1e-3, 96: 1e-3, 256: 5e-5 * 3**1.5, 768: 5e-5})
+    assert rate_by_width(SimpleNamespace(config=SimpleNamespace(width=128)), False) == 1e-3
+
+
+def test_a_translation_is_held_against_the_nearest_row_or_the_source():
+    spec = TaskSpec(kind="text-to-text")
+
+    def of(pairs):
+        return Table("t", ("text", "label"), [Row("", {"text": a, "label": b}) for a, b in pairs])
+
+    train = of([("a red dog", "ein roter Hund"), ("a blue cat", "eine blaue Katze"), ("two boys run", "zwei Jungen rennen")])
+    other = of([("two boys sit", "zwei Jungen sitzen"), ("the red dog", "der rote Hund")])
+    name, given = baseline(spec, train, other)
+    assert name == "the nearest training row's answer" and given["texts"] == ["zwei Jungen rennen", "ein roter Hund"]
+    assert baseline(spec, train, of([("x y", "x y")])) == ("the source, copied", {"texts": ["x y"]})

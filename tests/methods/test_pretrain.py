@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+import torch
 
 from orrery.core.errors import ConfigError
 from orrery.data.labelled import TaskSpec
 from orrery.data.records import Row, Table
+from orrery.data.tokenizer_files import load_tokenizer
 from orrery.methods.finetune import FinetuneConfig, finetune
-from orrery.methods.pretrain import pretrain
+from orrery.methods.pretrain import pretrain, rows_by_budget
+from orrery.models.encoder import Encoder
 from orrery.models.storage import load
+from orrery.train import run as training
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +57,6 @@ def test_the_task_and_its_marks_follow_the_model(corpus, tmp_path, name, objecti
         result["bits_per_byte"] is None and 0 < result["validation"]["loss"] < 60
     )  # electra weighs its discriminator 50 times
     assert result["validation"]["targets"] > 0
-    from orrery.data.tokenizer_files import load_tokenizer
-
     assert mark in load_tokenizer(tmp_path / "run" / "weights" / "tokenizer").marks
 
 
@@ -67,6 +70,25 @@ def test_several_pretext_tasks_are_learnt_together(corpus, tmp_path):
     for wrong, words in (("denoising+denoising", "stands twice"), ("denoising:x", "must read OBJECTIVE or OBJECTIVE:WEIGHT")):
         with pytest.raises(ConfigError, match=words):
             pretrain("bart", tmp_path / "no", small, objective=wrong, quiet=True)
+
+
+def test_going_on_with_a_folder_is_resumed_exactly_and_keeps_its_tokenizer(corpus, tmp_path, monkeypatch):
+    small = settings(corpus, **{"model.size": None, "model.width": 16, "model.depth": 1})
+    pretrain("bert", tmp_path / "a", small, quiet=True)
+    on = settings(corpus, **{"data.tokenizer": "chars"})  # what is asked for gives way to what the folder has
+    whole = pretrain(str(tmp_path / "a"), tmp_path / "whole", on, quiet=True)
+    asked = iter([False] * 3 + [True] * 100)
+    fake = type("Asked", (), {"requested": property(lambda self: next(asked))})
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "interruptible", lambda: contextlib.nullcontext(fake()))
+        assert pretrain(str(tmp_path / "a"), tmp_path / "cut", on, quiet=True)["status"] == "interrupted"
+    again = pretrain(str(tmp_path / "a"), tmp_path / "cut", on, quiet=True)
+    assert again["domains"] == whole["domains"] and again["validation"]["loss"] == whole["validation"]["loss"]
+    a, b = (load(tmp_path / name / "weights").state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(ConfigError, match="begins with layers that are there already; leave model.width out"):
+        pretrain(str(tmp_path / "a"), tmp_path / "no", {**on, "model.width": 32}, quiet=True)
+    assert load_tokenizer(tmp_path / "cut" / "weights" / "tokenizer").hash == load_tokenizer(tmp_path / "a" / "weights" / "tokenizer").hash
 
 
 def test_a_folder_goes_on_and_is_fine_tuned(corpus, tmp_path):
@@ -94,3 +116,14 @@ def test_a_folder_goes_on_and_is_fine_tuned(corpus, tmp_path):
     )
     with pytest.raises(ConfigError, match="lacks the marks of span-corruption"):
         pretrain(str(tmp_path / "a"), tmp_path / "d", settings(corpus), objective="span-corruption", quiet=True)
+
+
+def test_any_architecture_reads_both_ways_where_the_task_needs_it(corpus, tmp_path):
+    small = settings(corpus, **{"model.size": None, "model.width": 16, "model.depth": 1, "budget": "2steps"})
+    pretrain("gru", tmp_path / "run", small, objective="masked-lm", quiet=True)
+    assert isinstance(load(tmp_path / "run" / "weights"), Encoder)
+
+
+@pytest.mark.parametrize(("budget", "rows"), [("2Mtok", 6), ("4Mtok", 12), ("100ktok", 4), ("1Gtok", 32), ("500steps", 32), ("", 32)])
+def test_steps_are_small_where_there_are_few_tokens(budget, rows):
+    assert rows_by_budget(budget, 127) == rows

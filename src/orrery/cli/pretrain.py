@@ -58,7 +58,6 @@ def pretrain(
         "budget": budget,
         "seed": seed,
         "data.length": 127,
-        "data.batch": 32,
         **parse_overrides(settings),
     }
     taken = _numbers(layers) if layers else None

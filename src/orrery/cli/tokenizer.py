@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import typer
 
@@ -46,22 +46,35 @@ def report(
         ..., help="Specs (trained on the first text), folders, tokenizer.json files."
     ),
     text: list[str] = typer.Option(..., "--text", help="A corpus to measure on, or LABEL=CORPUS; once per language."),
-    trained_on: Optional[str] = typer.Option(None, "--train", help="What specs are trained on, if not the first text."),  # noqa: UP045
+    by: Optional[str] = typer.Option(  # noqa: UP045
+        None, "--by", help="A column, such as language: --text is TABLE:COLUMN then, and every value of it a text of its own."
+    ),
+    trained_on: Optional[str] = typer.Option(None, "--train", help="What specs are trained on; else the first text, with --by all."),  # noqa: UP045
     as_json: bool = typer.Option(False, "--json", help="For machines."),
 ) -> None:
     """Bytes per token, fertility, broken words and unknowns of tokenizers, on the held-out side of each text.
 
     Example:  orrery tokenizer report bytes bpe:4096 wordpiece:4096 --text pl=polish/ --text tr=turkish.txt
+
+    Example:  orrery tokenizer report bpe:4096 unigram:4096 --text reviews.csv:text --by language
     """
     from orrery.core.errors import DataError
+    from orrery.data.corpora import MemoryCorpus
     from orrery.data.dataset import build_tokenizer
-    from orrery.data.fertility import compare_tokenizers, held_out
+    from orrery.data.fertility import compare_tokenizers, held_out, texts_by
 
-    pairs = [item.partition("=") if "=" in item else (item, "=", item) for item in text]
-    if len({label for label, *_ in pairs}) < len(pairs):
-        raise DataError("two texts have the same label; write --text LABEL=CORPUS")
-    built = [build_tokenizer(spec, trained_on or pairs[0][2]) for spec in tokenizers]
-    rows = compare_tokenizers(built, {label: held_out(corpus) for label, _, corpus in pairs})
+    if by is not None:
+        if len(text) > 1:
+            raise DataError("with --by all texts stand in one table; give --text once")
+        texts: dict[str, Any] = dict(texts_by(text[0], by))
+        first: Any = MemoryCorpus([kept for part in texts.values() for kept in part.texts.values()], name=text[0])
+    else:
+        pairs = [item.partition("=") if "=" in item else (item, "=", item) for item in text]
+        if len({label for label, *_ in pairs}) < len(pairs):
+            raise DataError("two texts have the same label; write --text LABEL=CORPUS")
+        texts, first = {label: corpus for label, _, corpus in pairs}, pairs[0][2]
+    built = [build_tokenizer(spec, trained_on or first) for spec in tokenizers]
+    rows = compare_tokenizers(built, {label: held_out(corpus) for label, corpus in texts.items()})
     if as_json:
         output.say_json([row.to_dict() for row in rows])
         return

@@ -49,9 +49,9 @@ def task_page(result: TaskComparison) -> str:
         ],
         "pictures": drawn,
         "names": [{"index": i, "label": row.label, "swatch": swatch(i)} for i, row in enumerate(result.architectures)],
-        "said": [facts.sentence(line) for line in sentences(result)] or ["Nothing yet."],
+        "said": [_ended(line) for line in sentences(result)] or ["Nothing yet."],
         "rule": _rule(result), "statistics": _statistics(result), "protocol": _protocol(result), "rates": _rates(result),
-        "notes": [facts.sentence(note) for note in result.notes], "environment": facts.environment(result),
+        "notes": [_ended(note) for note in result.notes], "environment": facts.environment(result),
         "command": result.command or "orrery compare",
         "runs": _runs(result), "version": version(result.environment),
     })  # fmt: skip
@@ -67,13 +67,18 @@ def lead(result: TaskComparison) -> tuple[str, str]:
         return "No run has finished yet.", "What was asked is under Protocol."
     best, name = rows[0], figure_name(result)
     beyond = best.beyond_floor
-    said = facts.sentence(beyond.sentence) if beyond is not None else ""
+    said = _ended(beyond.sentence) if beyond is not None else ""
     decided = {one.first: one for one in result.contrasts}
     about = decided.get(best.label) or next((decided[row.label] for row in rows[1:] if row.label in decided), None)
-    said = f"{said} {facts.sentence(about.sentence)}" if about is not None else said
+    said = f"{said} {_ended(about.sentence)}" if about is not None else said
     if beyond is not None and beyond.verdict != "better":
         return f"{best.label} comes out first, and is not shown to beat {beyond.second}.", said
     return f"{best.label}: {name} {written(best.quality.mean)}.", said
+
+
+def _ended(sentence: str) -> str:
+    """With its full stop; the first word may be a name, which keeps its letters."""
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 def _caveat(result: TaskComparison) -> str:

@@ -55,7 +55,7 @@ class Pictures:
                     panel,
                     [
                         "One run each, under a seed that no compared run has.",
-                        "The best is never at the edge of what was tried.",
+                        "Tried until the best has a worse or equal one on either side.",
                     ],
                 )
             )

@@ -50,7 +50,14 @@ from orrery.evaluate.tasks import LOWER, Judged, judge
 from orrery.methods import starting
 from orrery.methods.baselines import baseline as fit_baseline
 from orrery.methods.baselines import simplest
-from orrery.methods.finetune import LEAST_EPOCHS, MOST_EPOCHS, WANTED_STEPS, FinetuneConfig, rate_by_width
+from orrery.methods.finetune import (
+    LEAST_EPOCHS,
+    MOST_EPOCHS,
+    WANTED_STEPS,
+    FinetuneConfig,
+    batch_by_rows,
+    rate_by_width,
+)
 from orrery.models.ladder import LADDER
 from orrery.runs.folder import finite, now, slug
 from orrery.train.budget import parse_budget
@@ -162,6 +169,7 @@ class _Sweep:
             ).lengths.sum()
         )
         draft = FinetuneConfig.from_dict({"task": self.spec.to_dict(), **settings.finetune})
+        draft = draft.replace(batch=draft.batch or batch_by_rows(len(train)))
         self.steps = -(-len(train) // draft.batch)
         self.config = draft.replace(epochs=self._epochs(), patience=0)
         self._answers: dict[tuple[str, int], Judged] = {}
@@ -292,7 +300,7 @@ class _Sweep:
             f"AdamW, warm-up and cosine decay; the learning rate {self._how_rates()}",
         ]
         return TaskProtocol(
-            table=self.tables["train"].name,
+            table=self.tables["train"].name.split(" (kept)")[0],
             task=self.spec.to_dict(),
             rows={side: len(table) for side, table in self.tables.items()},
             tokenizer=self.tokenizer.name,

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from orrery.core.errors import DataError
-from orrery.data.corpora import Corpus, open_corpus
+from orrery.data.corpora import Corpus, MemoryCorpus, open_corpus
 from orrery.data.dataset import assigned
+from orrery.data.records import read_table
 from orrery.data.text import Tally
 from orrery.data.tokenizers import Tokenizer
 
@@ -95,6 +96,28 @@ def held_out(corpus: str | Corpus, limit: int = LIMIT) -> Iterator[str]:
             text = "".join(document.pieces(Tally()))[:left]
             left -= len(text)
             yield text
+
+
+def texts_by(source: str, by: str) -> dict[str, Corpus]:
+    """The texts of a table's column, one corpus for every value of another column, such as a language.
+
+    Args:
+        source: TABLE:COLUMN, a table as :func:`orrery.data.records.read_table` takes it.
+
+    Raises:
+        DataError: a table or column that is not there, or a value with fewer than two texts: one is held out.
+    """
+    file, colon, column = source.rpartition(":")
+    if not colon or not file:
+        raise DataError(f"'{source}' names no column; with --by a text is TABLE:COLUMN, such as reviews.csv:text")
+    table = read_table(file)
+    groups: dict[str, list[str]] = {}
+    for value, text in zip(table.column(by), table.column(column), strict=True):
+        groups.setdefault(str(value), []).append(" ".join(map(str, text)) if isinstance(text, list) else str(text))
+    for value, texts in groups.items():
+        if len(texts) < 2:
+            raise DataError(f"'{table.name}' has one text only where '{by}' is '{value}'; a report needs two or more")
+    return {value: MemoryCorpus(texts, name=f"{table.name}, {by} {value}") for value, texts in sorted(groups.items())}
 
 
 def compare_tokenizers(tokenizers: Iterable[Tokenizer], texts: dict[str, Iterable[str]]) -> list[Fertility]:

@@ -6,7 +6,9 @@ The sections are those of model cards (1810.03993), as far as a machine can fill
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from orrery.data.labelled import NAMED, read_label
@@ -71,10 +73,15 @@ def write_card(
         "",
         *(f"* {text}" for text in _limits(result, fitted, judged)),
         "",
-        f"Made by `{' '.join(record['command'])}`; run {record['id']}, {record['created']}.",
+        f"Made by `{_typed(record['command'])}`; run {record['id']}, {record['created']}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _typed(command: list[str]) -> str:
+    """A command as a person would type it: the program by its name, not by its place on this machine."""
+    return shlex.join([Path(command[0]).name, *command[1:]]) if command else ""
 
 
 def _teacher(result: dict[str, Any]) -> list[str]:

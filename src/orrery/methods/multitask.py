@@ -171,7 +171,7 @@ class _Tasks(Epochs):
             own, number = divmod(place[name], self.own_steps[name])
             if (name, own) not in held:
                 lengths = self.jobs[name].examples["train"].lengths
-                held[name, own] = epoch_batches(lengths, self.config.batch, self.config.seed, own)
+                held[name, own] = epoch_batches(lengths, self.jobs[name].config.batch, self.config.seed, own)
             found.append((name, held[name, own][number]))
             place[name] += 1
         return found

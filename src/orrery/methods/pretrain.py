@@ -33,8 +33,11 @@ from orrery.models.encoder_decoder import EncoderDecoder
 from orrery.models.folders import find_weights
 from orrery.models.patterns import parse_pattern
 from orrery.train import TrainConfig, train
+from orrery.train.budget import parse_budget
 
 SPANS = 100
+STEPS = 2500  # wanted of a budget of tokens
+READS = {"masked-lm", "replaced-tokens"}  # objectives that need the whole text: any architecture becomes an encoder for them
 DOMAINS = "domains.json"
 OBJECTIVES = {"encoder": "masked-lm", "encoder-decoder": "span-corruption", "decoder": "next-token"}
 OWN = {"bart": "denoising", "electra": "replaced-tokens"}
@@ -104,6 +107,10 @@ def pretrain(
         given["data.tokenizer"] = str(given.get("data.tokenizer", "wordpiece:8192,lower"))
         for each in mixture(name):
             given["data.tokenizer"] = marked_spec(given["data.tokenizer"], each)
+    sized = sorted(key for key in given if key.startswith(("model.width", "model.depth", "model.settings.")) and given[key] is not None)
+    if not drawn and sized:
+        raise ConfigError(f"'{source}' begins with layers that are there already; leave {sized[0]} out")
+    _settle(source, given, name, drawn and teacher is None)
     if "+" in name:
         parts = {each: {"weight": weight} for each, weight in mixture(name).items()}
         name, given = "multi-task", {**given, "objective.settings": {"parts": parts, **given.get("objective.settings", {})}}
@@ -115,6 +122,26 @@ def pretrain(
     if is_folder(source) and teacher is None and result["status"] == "done" and name != "replaced-tokens":  # whose generator is gone
         result = {**result, "domains": _domains(source, Path(out), config, also, quiet)}
     return result
+
+
+def _settle(source: str, given: dict[str, Any], objective: str, fresh: bool) -> None:
+    """Put into the settings what follows from the others: a model that reads both ways where its task asks for that, rows of a step."""
+    if fresh and READS & set(mixture(objective)) and find_architecture(parse_pattern(source)[0][0].name).kind == "decoder":
+        if "model.settings" in given:
+            given["model.settings"] = {"frame": "encoder", **given["model.settings"]}
+        else:
+            given.setdefault("model.settings.frame", "encoder")
+    length = int(given.get("data.length", TrainConfig().data.length))
+    given.setdefault("data.batch", rows_by_budget(str(given.get("budget", "")), length))
+
+
+def rows_by_budget(budget: str, length: int) -> int:
+    """Rows of a step where none are given: as many as leave 2,500 steps to a budget of tokens, 4 to 32; of others 32.
+
+    A masked language model learns little but how frequent tokens are in its first thousand steps, however large these are.
+    """
+    found = parse_budget(budget) if budget else None
+    return 32 if found is None or found.kind != "tokens" else int(min(32, max(4, found.amount // (STEPS * length))))
 
 
 def _domains(source: str, out: Path, config: TrainConfig, also: str, quiet: bool) -> list[dict[str, Any]]:
