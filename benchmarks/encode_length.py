@@ -124,6 +124,8 @@ def main() -> int:
             held = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
             print(f"  {length:7,}  {spent * 1e3:9.2f}  {held / 1e6:8.1f}", flush=True)
         for least in (SHORTEST, CALLS):
+            if sum(length >= least for length in lengths) < 3:
+                continue  # no line through fewer
             first = lengths.index(least)
             middle, low, high = slope(lengths[first:], found[:, first:])
             print(f"  slope from {least:,}: {middle:.3f} (95 % {low:.3f} to {high:.3f}; 1 is linear cost)")
