@@ -32,8 +32,8 @@ ROWS = HERE / "NGRAM.md"
 SEED = 20250
 
 
-def tokens_of(corpus: str, tokenizer: str, folder: Path) -> Any:
-    """The corpus as a token file, made once."""
+def tokens_of(corpus: str, tokenizer: str, folder: Path, limit: int) -> Any:
+    """The corpus as a token file of at most `limit` tokens, made once. Of bytes 0xFF, which is none of UTF-8, is the mark."""
     from orrery.data import TokenFile, write_tokens
     from orrery.ngram.sources import open_source
 
@@ -42,13 +42,18 @@ def tokens_of(corpus: str, tokenizer: str, folder: Path) -> Any:
 
         def documents():  # type: ignore[no-untyped-def]
             held: list[np.ndarray] = []
+            size = 0
             for piece in source.pieces():
                 held.append(piece.ids)
                 if piece.last:
+                    size += 1 + sum(map(len, held))
+                    if size > limit:
+                        return
                     yield np.concatenate(held), 0
                     held = []
 
-        write_tokens(folder, documents(), source.vocab_size, source.doc_id)
+        bounds = (256, 255) if tokenizer == "bytes" else (source.vocab_size, source.doc_id)
+        write_tokens(folder, documents(), *bounds)
     return TokenFile(folder, verify=False)
 
 
@@ -267,6 +272,7 @@ def curve(tokens: Any, work: Path, points: list[tuple[float, str]]) -> str:
     for limit, memory in points:
         documents, marked = stored(tokens, int(limit))
         built, n = build_ours(documents, tokens.vocab_size, tokens.doc_id, work, memory), len(marked)
+        del documents
         index = orrery.ngram.open(work / "ours")
         contexts, ids = queries(marked, 1000)
         pairs = list(zip(contexts, ids, strict=True))
@@ -287,6 +293,9 @@ def main() -> None:
     parser.add_argument("--corpus", default="stdlib", help="a name, file, folder or .jsonl")
     parser.add_argument("--tokenizer", default="bpe:16384")
     parser.add_argument("--tokens", type=float, default=30.9e6, help="how many to index at most")
+    parser.add_argument(
+        "--points", nargs="+", default=["1e6:4G", "3e6:4G", "10e6:4G", "30e6:4G", "30e6:300M"], help="of the curve: TOKENS:MEMORY"
+    )
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--memory", default="4G")
     parser.add_argument("--work", type=Path, default=Path("ngram-benchmark"))
@@ -296,10 +305,9 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     folder = options.token_file or options.work / "tokens"
-    tokens = tokens_of(options.corpus, options.tokenizer, folder)
+    tokens = tokens_of(options.corpus, options.tokenizer, folder, int(options.tokens))
     if options.stage == "curve":
-        sizes = [size for size in (1e6, 3e6, 10e6, 30e6, 100e6, 300e6) if size <= len(tokens)]
-        text = curve(tokens, options.work, [*((size, "4G") for size in sizes), (sizes[-1], "400M"), (sizes[-1], "300M")])
+        text = curve(tokens, options.work, [(float(size), memory) for size, memory in (point.split(":") for point in options.points)])
         print(text)
         if not options.dry:
             with open(ROWS, "a", encoding="utf-8") as file:

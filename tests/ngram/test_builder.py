@@ -138,11 +138,13 @@ def test_a_second_builder_is_refused_and_readers_keep_the_old_index(tmp_path):
 def test_a_small_budget_means_more_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "_BASE", 0)
     long = [np.arange(40_000, dtype=np.uint16) % 97 for _ in range(4)]
+    monkeypatch.setattr(builder, "PIECES", 1)
     index = ngram.build(long, tmp_path / "index", memory=900_000, quiet=True)
     assert len(index.shards) >= 2 and index.count([5, 6, 7]) == 4 * len(np.flatnonzero(long[0][:-2] == 5))
     with pytest.raises(BudgetError, match="too little"):
         ngram.build(long, tmp_path / "other", memory=100_000, quiet=True)
-    with pytest.raises(BudgetError, match="document"):
+    monkeypatch.setattr("orrery.ngram.external.LONGEST", 150_000)  # really 2^32 - 2
+    with pytest.raises(BudgetError, match="too long"):
         ngram.build([np.zeros(200_000, np.uint16)], tmp_path / "other", memory=900_000, quiet=True)
 
 

@@ -73,9 +73,30 @@ def test_agreement_by_effective_n(index, corpus):
     json.dumps(report.to_dict())
 
 
+@pytest.fixture(scope="module")
+def several(corpus, tmp_path_factory):
+    return ngram.build(corpus, tmp_path_factory.mktemp("uses") / "three", vocab_size=4, document=MARK, shards=3, quiet=True)
+
+
+def test_repeats_of_several_shards_are_those_of_one(index, several, monkeypatch):
+    """Reports are equal, whatever the blocks; spans too, but for the order of those that end with their documents."""
+    for block in (7, 1 << 18):
+        monkeypatch.setattr(repeats, "BLOCK", block)
+        assert duplicate_report(several, 9, limit=50).to_dict()["covered"] == duplicate_report(index, 9).covered > 0
+        one, other = (sorted(span.to_dict().items() for span in duplicates(each, 6)) for each in (index, several))
+        assert one == other and len(one) > 3
+        one, other = (curiosities(each, (1, 2, 5, 30), limit=3).to_dict() for each in (index, several))
+        for facts in (one, other):  # of equal counts any may be named
+            facts["frequent"] = {n: [count for _, count in top] for n, top in facts["frequent"].items()}
+            facts["longest"] = facts["longest"]["length"]
+        assert one == other
+
+
+@pytest.mark.parametrize("shards", ["index", "several"])
 @pytest.mark.parametrize("block", [16, 1 << 18])
-def test_repeats_equal_brute_force(index, corpus, block, monkeypatch):
+def test_repeats_equal_brute_force(request, shards, corpus, block, monkeypatch):
     """Blocks of 16 suffixes, so that groups and n-grams reach over many blocks; and one block."""
+    index = request.getfixturevalue(shards)
     monkeypatch.setattr(repeats, "BLOCK", block)
     facts = curiosities(index, (1, 2, 5, 30), limit=3)
     for n in (1, 2, 5, 30):
@@ -105,7 +126,7 @@ def test_repeats_equal_brute_force(index, corpus, block, monkeypatch):
     json.dumps([facts.to_dict(), report.to_dict()])
 
 
-def test_misuse_is_named(index, corpus, tmp_path):
+def test_misuse_is_named(index, several, corpus):
     with pytest.raises(ConfigError, match="share"):
         contamination(index, [[1]], share=0)
     with pytest.raises(DataError, match="no document"):
@@ -118,7 +139,4 @@ def test_misuse_is_named(index, corpus, tmp_path):
         agreement(index, [[1]], edges=(4, 2))
     with pytest.raises(ConfigError, match="between 1 and"):
         next(duplicates(index, 0))
-    several = ngram.build(corpus, tmp_path / "two", vocab_size=4, document=MARK, shards=2, quiet=True)
-    with pytest.raises(ConfigError, match="one shard"):
-        next(duplicates(several, 9))
     assert contamination(several, [corpus[0]]).to_dict() == contamination(index, [corpus[0]]).to_dict()

@@ -9,27 +9,30 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orrery.core.config import config_hash
-from orrery.core.errors import BudgetError, ConfigError, DataError, StorageError
+from orrery.core.errors import BudgetError, ConfigError, CorruptionError, DataError, StorageError
 from orrery.core.files import check_free_space, publish_directory, read_json, write_json
 from orrery.core.progress import Progress, progress
+from orrery.ngram import external
 from orrery.ngram.index import DESCRIPTION, FORMAT, Index, open_index
 from orrery.ngram.provenance import name_record
-from orrery.ngram.shard import Layout, ShardWriter, blocks, token_type
+from orrery.ngram.shard import BLOCK, Layout, ShardWriter, blocks, token_type
 from orrery.ngram.sources import Source, open_source
 from orrery.ngram.suffixes import LONGEST, suffix_array
 
 _STAGE = "build.json"
+LEAST = 1 << 16  # tokens that must fit into memory
 _BASE = 160 << 20  # bytes that Python with numba occupies before it sorts anything
-_COUNTED = 1 << 22  # ids up to which each is counted; more are replaced by their ranks first
+_BUFFERS = 24 << 20  # bytes of what is read and written where a shard is sorted by pieces
+_COUNTED = external.COUNTED
+PIECES = 8  # that a shard is sorted in, where its documents allow it: more shards are made of more tokens
 _PER_TOKEN = 8  # bytes beside the tokens themselves: 4 of the result, and of the shorter text and its buckets 4
 
 
@@ -51,9 +54,10 @@ def build_index(
     Args:
         source: a corpus (name, path, Corpus, texts), a TokenFile, an array of ids, or a list of arrays, one a document.
         folder: of the index; an older index there is replaced once the new one is whole.
-        memory: what the process may occupy, as in `4G`, `800M`.
+        memory: what the process may occupy, as in `4G`, `800M`. A shard that does not fit is sorted by pieces, which are
+            merged (:mod:`orrery.ngram.external`).
         tokenizer: as `bytes` (the default) or `bpe:16384` for a corpus; a Tokenizer.
-        shards: number of parts; None: as few as possible.
+        shards: number of parts; None: as few as possible, each of at most 8 pieces (of more where a document is larger).
         split: of a corpus: `all`, `train` or `validation`.
         vocab_size, document, names: of ids: see :func:`~orrery.ngram.sources.open_source`.
         quiet: show no progress.
@@ -125,7 +129,7 @@ def only_builder(target: Path) -> Iterator[None]:
 
 def _resume(work: Path, key: str) -> dict[str, Any] | None:
     """Where an earlier build of the same thing stood; what is left of another one is removed."""
-    if (work / _STAGE).is_file():
+    with suppress(CorruptionError, StorageError):
         stage = read_json(work / _STAGE)
         if isinstance(stage, dict) and stage.get("key") == key:
             return stage
@@ -139,14 +143,18 @@ def _spool(source: Source, work: Path, key: str, quiet: bool) -> dict[str, Any]:
         check_free_space(work.parent, int(source.total) * (source.width + 5))
     try:
         work.mkdir(parents=True, exist_ok=True)
-        offsets, ends, text_bytes = array("q", [0]), array("q", [0]), 0
+        text_bytes, documents = 0, 0
         kind, length, fresh = token_type(source.width), 0, True
         mark = np.array([(1 << 8 * source.width) - 1], dtype=kind).tobytes()
         with (
             open(work / "stream.bin", "wb") as stream,
             open(work / "names.bin", "wb") as labels,
+            open(work / "documents.bin", "wb") as offsets,
+            open(work / "names.idx", "wb") as ends,
             progress(source.total, "reading tokens", source.unit, quiet=quiet) as bar,
         ):
+            for numbers in (offsets, ends):
+                numbers.write(_number(0))
             for piece in source.pieces():
                 if fresh:
                     stream.write(mark)
@@ -155,36 +163,67 @@ def _spool(source: Source, work: Path, key: str, quiet: bool) -> dict[str, Any]:
                 length, text_bytes, fresh = length + len(piece.ids), text_bytes + piece.size, piece.last
                 if fresh:
                     labels.write(name_record(piece.name))
-                    offsets.append(length)
-                    ends.append(labels.tell())
+                    offsets.write(_number(length))
+                    ends.write(_number(labels.tell()))
+                    documents += 1
                 bar.update(piece.size if source.unit == "B" else len(piece.ids) + 1)
             stream.write(mark)
-        if len(offsets) == 1:
+        if not documents:
             raise DataError("there is no token to build an index of")
-        for name, numbers in (("documents.bin", offsets), ("names.idx", ends)):
-            (work / name).write_bytes(np.asarray(numbers, dtype="<i8").tobytes())
     except OSError as error:
         raise StorageError(f"cannot write '{work}': {error.strerror or error}; free some space and run again") from error
-    stage = {"key": key, "tokens": length, "documents": len(offsets) - 1, "text_bytes": text_bytes, "shards": []}
+    stage = {"key": key, "tokens": length, "documents": documents, "text_bytes": text_bytes, "shards": []}
     write_json(work / _STAGE, stage)
     return stage
 
 
+def _number(value: int) -> bytes:
+    return value.to_bytes(8, "little", signed=True)
+
+
 def _shards(source: Source, work: Path, stage: dict[str, Any], budget: int, wanted: int | None, quiet: bool) -> None:
     """Sort the suffixes of every shard that is not done yet."""
-    edges = _plan(np.fromfile(work / "documents.bin", dtype="<i8"), _capacity(budget, source), wanted)
+    room = _room(budget, source)
+    edges = planned(work, stage, _capacity(room, source), wanted)
     done = stage["shards"]
-    check_free_space(work, stage["tokens"] * (source.width + 4))
+    check_space(work, stage, source, edges, room)
     with progress(stage["tokens"], "sorting suffixes", "tok", quiet=quiet) as bar:
         if done:
             bar.start_at(sum(entry["tokens"] for entry in done))
+        for number in range(len(done)):  # a build that was killed right behind its note
+            shutil.rmtree(pieces_folder(work, number), ignore_errors=True)
         for number in range(len(done), len(edges) - 1):
             first, last = edges[number], edges[number + 1]
             layout = Layout(last.token - first.token, source.width, source.doc_id, source.vocab_size)
-            layout = _shard(work, number, len(edges) == 2, first.token, last.document - first.document, layout, bar)
+            layout = _shard(work, number, len(edges) == 2, first.token, last.document - first.document, layout, bar, room)
             sizes = {"tokens": layout.n, "nodes": layout.nodes, "entries": layout.entries}
             done.append({**sizes, "documents": last.document - first.document})
             write_json(work / _STAGE, stage)
+            shutil.rmtree(pieces_folder(work, number), ignore_errors=True)
+
+
+def planned(work: Path, stage: dict[str, Any], capacity: int, wanted: int | None) -> list[_Edge]:
+    """The shards' edges; a build that goes on keeps those it began with, whatever memory it has now."""
+    if "edges" not in stage:
+        stage["edges"] = [[edge.document, edge.token] for edge in _plan(work / "documents.bin", capacity, wanted)]
+        write_json(work / _STAGE, stage)
+    return [_Edge(document, token) for document, token in stage["edges"]]
+
+
+def pieces_folder(work: Path, number: int) -> Path:
+    """Where the pieces of a shard are kept until it is done."""
+    return work / f"shard-{number:05d}.pieces"
+
+
+def check_space(work: Path, stage: dict[str, Any], source: Source, edges: list[_Edge], room: int) -> None:
+    """Look for room on the disk: for all shards, and for the pieces of the largest.
+
+    Raises:
+        StorageError: there is too little.
+    """
+    largest = max(b.token - a.token for a, b in zip(edges[:-1], edges[1:], strict=True))
+    pieces = 0 if largest <= _inside(room, source.width, source.vocab_size) else 6 * largest
+    check_free_space(work, stage["tokens"] * (source.width + 4) + pieces)
 
 
 class _Edge:
@@ -194,21 +233,39 @@ class _Edge:
         self.document, self.token = document, token
 
 
-def _capacity(budget: int, source: Source) -> int:
-    """Tokens of the largest shard that can be sorted in the budget."""
-    beside = _PER_TOKEN + (0 if source.width < 4 else 4 if source.vocab_size <= _COUNTED else 32)
-    room = (budget - _BASE - 16 * min(source.vocab_size, _COUNTED)) // (source.width + beside)
-    if room < 1 << 16:
-        raise BudgetError(f"{budget / 1e6:,.0f} MB are too little to sort anything; give at least 256M")
-    return min(room, LONGEST)
-
-
-def _plan(offsets: np.ndarray, capacity: int, wanted: int | None) -> list[_Edge]:
-    """Cut the stream between documents into as few shards as possible, of about equal size.
+def _room(budget: int, source: Source) -> int:
+    """Bytes of a budget that are left for tokens.
 
     Raises:
-        BudgetError: a document is larger than a shard can be.
+        BudgetError: hardly any.
     """
+    room = budget - _BASE - 48 * min(source.vocab_size, _COUNTED)
+    if _inside(room, source.width, source.vocab_size) < LEAST:
+        raise BudgetError(f"{budget / 1e6:,.0f} MB are too little to sort anything; give at least 256M")
+    return room
+
+
+def _inside(room: int, width: int, vocab_size: int) -> int:
+    """Tokens that are sorted in so many bytes at once."""
+    beside = _PER_TOKEN + (0 if width < 4 else 4 if vocab_size <= _COUNTED else 32)
+    return min(room // (width + beside), LONGEST)
+
+
+def _capacity(room: int, source: Source) -> int:
+    """Tokens of the largest shard that is made where documents allow it."""
+    piece = int(max(room / 2, room - _BUFFERS) / external.bytes_per_token(source.width, source.vocab_size))
+    return min(max(PIECES * piece, _inside(room, source.width, source.vocab_size)), external.LONGEST)
+
+
+def _plan(documents: Path, capacity: int, wanted: int | None) -> list[_Edge]:
+    """Cut the stream between documents into as few shards as possible, of about equal size.
+
+    A document that is larger than `capacity` makes its shard larger.
+
+    Raises:
+        BudgetError: a document is larger than any shard can be.
+    """
+    offsets = np.memmap(documents, dtype="<i8", mode="r")
     total, count = int(offsets[-1]), len(offsets) - 1
     parts = max(wanted or 1, -(-total // capacity))
     edges = [_Edge(0, 0)]
@@ -217,14 +274,14 @@ def _plan(offsets: np.ndarray, capacity: int, wanted: int | None) -> list[_Edge]
         document = min(max(document, edges[-1].document + 1), count - (min(parts, count) - part))
         edges.append(_Edge(document, int(offsets[document])))
     edges.append(_Edge(count, total))
-    longest = int(np.diff(offsets).max())
-    if longest > capacity:
-        raise BudgetError(f"a document of {longest:,} tokens does not fit into the memory given; {capacity:,} tokens do")
+    longest = max(b.token - a.token for a, b in zip(edges[:-1], edges[1:], strict=True))
+    if longest > external.LONGEST:
+        raise BudgetError(f"a document of about {longest:,} tokens is too long; {external.LONGEST:,} tokens at most make a shard")
     return edges
 
 
 def _shard(
-    work: Path, number: int, only: bool, start: int, documents: int, layout: Layout, bar: Progress
+    work: Path, number: int, only: bool, start: int, documents: int, layout: Layout, bar: Progress, room: int
 ) -> Layout:
     path = work / f"shard-{number:05d}.bin"
     stream = work / "stream.bin"
@@ -232,6 +289,8 @@ def _shard(
         stream.rename(path)
     elif not only:
         _copy_tokens(stream, path, start, layout)
+    if layout.n + 1 > _inside(room, layout.width, layout.vocab_size):
+        return _by_pieces(work, number, layout, bar, room)
     writer = ShardWriter(path, layout)
     tokens = writer.tokens()
     order = suffix_array(*_dense(tokens, layout))
@@ -242,6 +301,20 @@ def _shard(
     layout = writer.finish()
     bar.update(layout.n)
     return layout
+
+
+def _by_pieces(work: Path, number: int, layout: Layout, bar: Progress, room: int) -> Layout:
+    """Sort a shard that does not fit into memory; its pieces stay until it is noted as done."""
+    path = work / f"shard-{number:05d}.bin"
+    bound = min(layout.vocab_size, (1 << 8 * layout.width) - 1)
+    size = int(max(room / 2, room - _BUFFERS) / external.bytes_per_token(layout.width, layout.vocab_size))
+    pieces = external.Pieces(
+        pieces_folder(work, number), path, token_type(layout.width), layout.n + 1, bound, size,
+        lambda share: bar.update(share * layout.n, pieces=len(pieces)),
+    )  # fmt: skip
+    writer = ShardWriter(path, layout, room)
+    writer.append(pieces.blocks(BLOCK))
+    return writer.finish()
 
 
 def _dense(tokens: np.ndarray, layout: Layout) -> tuple[np.ndarray, int]:

@@ -10,6 +10,7 @@ they are sent tokens and send back the finished file. Shards that were finished 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -23,7 +24,7 @@ import numpy as np
 
 from orrery.core.config import config_hash
 from orrery.core.errors import ConfigError, StorageError
-from orrery.core.files import check_free_space, publish_directory, write_json
+from orrery.core.files import publish_directory, write_json
 from orrery.core.progress import progress
 from orrery.ngram import builder
 from orrery.ngram.index import FORMAT, Index, open_index
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     start: int
     documents: int
     layout: Layout
+    room: int
 
 
 def build_over(
@@ -89,7 +91,7 @@ def build_over(
             stage = builder._resume(work, key)
             if stage is None:
                 stage = builder._spool(opened, work, key, quiet)
-            jobs = _jobs(opened, work, stage, budget, parts)
+            jobs = _jobs(opened, work, stage, budget, parts, cluster is not None)
             made = _on_processes(jobs, processes) if cluster is None else cluster.run(jobs)
             _gather(jobs, made, work, stage, quiet)
             builder._describe(opened, work, stage)
@@ -100,15 +102,19 @@ def build_over(
     return open_index(target)
 
 
-def _jobs(source: Source, work: Path, stage: dict[str, Any], budget: int, parts: int) -> list[Job]:
-    """The shards that are not done yet."""
-    edges = builder._plan(np.fromfile(work / "documents.bin", dtype="<i8"), builder._capacity(budget, source), parts)
-    check_free_space(work, stage["tokens"] * (source.width + 4))
+def _jobs(source: Source, work: Path, stage: dict[str, Any], budget: int, parts: int, sent: bool) -> list[Job]:
+    """The shards that are not done yet; those that are sent to other machines whole are made to fit into their memory."""
+    room = builder._room(budget, source)
+    capacity = builder._inside(room, source.width, source.vocab_size) if sent else builder._capacity(room, source)
+    edges = builder.planned(work, stage, capacity, parts)
+    builder.check_space(work, stage, source, edges, room)
+    for number in range(len(stage["shards"])):
+        shutil.rmtree(builder.pieces_folder(work, number), ignore_errors=True)
     jobs = []
     for number in range(len(stage["shards"]), len(edges) - 1):
         first, last = edges[number], edges[number + 1]
         layout = Layout(last.token - first.token, source.width, source.doc_id, source.vocab_size)
-        jobs.append(Job(str(work), number, first.token, last.document - first.document, layout))
+        jobs.append(Job(str(work), number, first.token, last.document - first.document, layout, room))
     return jobs
 
 
@@ -124,19 +130,20 @@ def _gather(jobs: list[Job], made: Iterator[tuple[int, Layout]], work: Path, sta
             while len(stage["shards"]) in finished:
                 stage["shards"].append(finished.pop(len(stage["shards"])))
                 write_json(work / builder._STAGE, stage)
+                shutil.rmtree(builder.pieces_folder(work, len(stage["shards"]) - 1), ignore_errors=True)
 
 
 def sort_shard(job: Job) -> Layout:
     """Make a shard in a folder that is shared."""
     with progress(None, "", quiet=True) as bar:
-        return builder._shard(Path(job.work), job.number, False, job.start, job.documents, job.layout, bar)
+        return builder._shard(Path(job.work), job.number, False, job.start, job.documents, job.layout, bar, job.room)
 
 
-def sort_tokens(tokens: np.ndarray, documents: int, layout: dict[str, int]) -> tuple[dict[str, int], np.ndarray]:
+def sort_tokens(tokens: np.ndarray, documents: int, layout: dict[str, int], room: int) -> tuple[dict[str, int], np.ndarray]:
     """Make a shard of tokens (n + 1,) anywhere: its layout, and the bytes of its file."""
     with tempfile.TemporaryDirectory(prefix="orrery-shard-") as name, progress(None, "", quiet=True) as bar:
         tokens.tofile(Path(name) / "stream.bin")
-        done = builder._shard(Path(name), 0, True, 0, documents, Layout(**layout), bar)
+        done = builder._shard(Path(name), 0, True, 0, documents, Layout(**layout), bar, room)
         return asdict(done), np.fromfile(Path(name) / "shard-00000.bin", dtype=np.uint8)
 
 
@@ -193,7 +200,7 @@ class _Cluster:
                 tokens = np.fromfile(
                     Path(job.work) / "stream.bin", dtype=kind, count=job.layout.n + 1, offset=job.start * job.layout.width
                 )
-                flying[task.remote(tokens, job.documents, asdict(job.layout))] = job
+                flying[task.remote(tokens, job.documents, asdict(job.layout), job.room)] = job
             ready, _ = ray.wait(list(flying), num_returns=1)
             job = flying.pop(ready[0])
             try:

@@ -8,7 +8,9 @@ n at once. The array is read in blocks, so memory does not grow with the corpus.
     report = duplicate_report(index, min_length=100)        how many tokens they cover
     facts = curiosities(index)                              numbers for a page about a corpus
 
-Duplicates by a suffix array: Lee et al. 2022, 2107.06499. Indexes of one shard only: a neighbour in another shard is not seen.
+The orders of several shards are merged while they are read, so what is told is that of the whole corpus.
+
+Duplicates by a suffix array: Lee et al. 2022, 2107.06499.
 
 N tokens, R ranks of a block.
 """
@@ -26,8 +28,10 @@ import numpy as np
 
 from orrery.core.errors import ConfigError
 from orrery.core.progress import progress
+from orrery.ngram import within
 from orrery.ngram.compiled import bare
 from orrery.ngram.pages import suffix_at, token_at, unpack
+from orrery.ngram.shard import call, token_type
 from orrery.ngram.threads import spread
 
 BLOCK = 1 << 18  # ranks read at once
@@ -79,23 +83,117 @@ class _Block(NamedTuple):
 
 
 def _blocks(index: Any, most: int, quiet: bool) -> Iterator[_Block]:
-    """The suffix array in its order, a block at a time, on all cores."""
-    if len(index.shards) != 1:
-        raise ConfigError(
-            f"repeats are looked for in an index of one shard, and this one has {len(index.shards)}; build it with shards=1"
-        )
-    shard = index.shards[0]
-    with progress(shard.n, "reading suffixes", "tok", quiet=quiet) as bar:
-        for first in range(0, shard.n, BLOCK):
-            size = min(BLOCK, shard.n - first)
-            block = _Block(*(np.empty(size, dtype=np.int64) for _ in range(3)))
-
-            def part(a: int, b: int, first: int = first, block: _Block = block) -> None:
-                shard.run(adjacent, first + a, first + b, most, *(array[a:b] for array in block))
-
-            spread(part, size, 4096)
-            bar.update(size)
+    """All suffixes in their order, a block at a time."""
+    with progress(index.tokens, "reading suffixes", "tok", quiet=quiet) as bar:
+        found = _of_shard(index.shards[0], 0, most) if len(index.shards) == 1 else _of_all(index, most)
+        for block in found:
+            bar.update(len(block.where))
             yield block
+
+
+def _of_shard(shard: Any, base: int, most: int) -> Iterator[_Block]:
+    """A shard's suffixes, on all cores; `base` is its place in the stream."""
+    for first in range(0, shard.n, BLOCK):
+        size = min(BLOCK, shard.n - first)
+        block = _Block(*(np.empty(size, dtype=np.int64) for _ in range(3)))
+
+        def part(a: int, b: int, first: int = first, block: _Block = block) -> None:
+            shard.run(adjacent, first + a, first + b, most, *(array[a:b] for array in block))
+
+        spread(part, size, 4096)
+        block.where[:] += base
+        yield block
+
+
+def _of_all(index: Any, most: int) -> Iterator[_Block]:
+    """The suffixes of several shards merged, over a copy of all tokens in a file of its own."""
+    kind = token_type(int(index.info["width"]))
+    with tempfile.TemporaryDirectory(prefix="orrery-repeats-") as folder:
+        path = Path(folder) / "tokens.bin"
+        with open(path, "wb") as file:
+            for shard in index.shards:
+                for first in range(0, shard.n, BLOCK):
+                    file.write(shard.run(within.read, first, min(shard.n, first + BLOCK)).astype(kind).tobytes())
+            file.write(np.array([_mark(index)], dtype=kind).tobytes())
+        text: Any = np.asarray(np.memmap(path, dtype=kind, mode="r"))
+        bases = np.cumsum([0, *(shard.n for shard in index.shards)])
+        parts = [_of_shard(shard, int(base), most) for shard, base in zip(index.shards, bases, strict=False)]
+        yield from _zipped(text, parts, _mark(index), most)
+        del text  # before its folder goes
+
+
+def _zipped(text: Any, parts: list[Iterator[_Block]], mark: int, most: int) -> Iterator[_Block]:
+    """Blocks of several orders as one."""
+    count = len(parts)
+    where, common, before = (np.zeros((count, BLOCK), dtype=np.int64) for _ in range(3))
+    at, end, shared, beside = (np.zeros(count, dtype=np.int64) for _ in range(4))
+    ended = [False] * count
+    while True:
+        for k in range(count):
+            if at[k] == end[k] and not ended[k]:
+                block = next(parts[k], None)
+                ended[k] = block is None
+                at[k], end[k] = 0, 0 if block is None else len(block.where)
+                if block is not None:
+                    for held, new in zip((where, common, before), block, strict=True):
+                        held[k, : len(new)] = new
+                    shared[k] = common[k, 0]
+        left = int((end - at).sum())
+        if not left:
+            return
+        made = [np.empty(min(BLOCK, left), dtype=np.int64) for _ in range(3)]
+        done = np.zeros(1, dtype=np.int64)
+        open_ = np.array([not each for each in ended], dtype=np.int64)
+        held = [each.reshape(-1) for each in (where, common, before)]
+        call(zip_orders, text, mark, most, BLOCK, *held, at, end, open_, shared, beside, *made, done)
+        yield _Block(*(each[: int(done[0])] for each in made))
+
+
+@bare
+def zip_orders(text, mark, most, pitch, where, common, before, at, end, open_, shared, beside, w_out, c_out, b_out, done):  # type: ignore[no-untyped-def]
+    """Merge sorted suffixes of several shards until the block is full or those of a shard are used up.
+
+    shared[k]: tokens that shard k's next suffix shares with the one given last, as far as `common` goes. Of all that come
+    later, those which share more with it are smaller; only where they share the same are tokens compared, from there on.
+    """
+    made, count = 0, len(at)
+    while made < len(w_out):
+        top = -1
+        for k in range(count):
+            if at[k] < end[k]:
+                top = max(top, shared[k])
+            elif open_[k] == 1:
+                done[0] = made
+                return
+        best = -1
+        for k in range(count):
+            beside[k] = -1
+            if at[k] == end[k] or shared[k] != top:
+                continue
+            if best < 0:
+                best = k
+                continue
+            a, b, n = where[best * pitch + at[best]], where[k * pitch + at[k]], top
+            while n < most and text[a + n] == text[b + n] and text[a + n] != mark:
+                n += 1
+            beside[k] = n
+            if n < most and text[b + n] < text[a + n]:
+                for j in range(k):
+                    beside[j] = min(beside[j], n)
+                beside[best], beside[k] = n, -1
+                best = k
+        if best < 0:
+            break
+        for k in range(count):
+            if beside[k] >= 0:
+                shared[k] = beside[k]
+        place = best * pitch + at[best]
+        w_out[made], c_out[made], b_out[made] = where[place], top, before[place]
+        made += 1
+        at[best] += 1
+        if at[best] < end[best]:
+            shared[best] = common[place + 1]
+    done[0] = made
 
 
 class _Group:
@@ -127,7 +225,7 @@ def duplicates(index: Any, min_length: int = 50, *, quiet: bool = True) -> Itera
     follow the same token, the span that begins there is reported in its place. Spans do not reach over documents.
 
     Raises:
-        ConfigError: for a length outside 1..4096, or an index of several shards.
+        ConfigError: for a length outside 1..4096.
     """
     if not 1 <= min_length <= LONGEST:
         raise ConfigError(f"min_length must lie between 1 and {LONGEST}, not {min_length}")
@@ -198,7 +296,7 @@ def duplicate_report(index: Any, min_length: int = 50, *, limit: int = 20, quiet
 
 def _covered(index: Any, length: int, quiet: bool) -> int:
     """Tokens that lie in a stretch of `length` tokens that occurs more than once."""
-    size = index.shards[0].n
+    size = index.tokens
     with tempfile.TemporaryDirectory(prefix="orrery-repeats-") as folder:
         begins = np.memmap(Path(folder) / "begins.bin", dtype=np.uint8, mode="w+", shape=(size,))
         last = -1
@@ -246,7 +344,7 @@ def curiosities(index: Any, lengths: tuple[int, ...] = (1, 2, 3, 4, 5, 8), *, li
     """Read the suffix array once and tell what is curious in it.
 
     Raises:
-        ConfigError: for lengths outside 1..4096, or an index of several shards.
+        ConfigError: for lengths outside 1..4096.
     """
     if not lengths or min(lengths) < 1 or max(lengths) > LONGEST:
         raise ConfigError(f"lengths must lie between 1 and {LONGEST}, not {lengths}")

@@ -14,6 +14,7 @@ Opening maps the file and reads nothing of it. Pages are checked when a query fi
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ GUIDE_LOG = 7
 CROWD = 1 << 14  # occurrences
 _CROWD_LEAST = 256  # different continuations
 _CROWD_DEPTH = 6  # tokens
-_BLOCK = 1 << 20  # suffixes packed at once; a multiple of 64 * PAGE, so that every block fills whole pages
+BLOCK = 1 << 20  # suffixes packed at once; a multiple of 64 * PAGE, so that every block fills whole pages
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class Shard:
         for first in range(0, self.layout.pages, 4096):
             last = min(self.layout.pages, first + 4096)
             sums = np.empty(last - first, dtype=np.int64)
-            _run(sum_pages, np.asarray(words[first * PAGE : last * PAGE]), sums, last - first, first)
+            call(sum_pages, np.asarray(words[first * PAGE : last * PAGE]), sums, last - first, first)
             if not np.array_equal(sums, words[self.layout.checksums + first : self.layout.checksums + last]):
                 self.damaged()
 
@@ -248,10 +249,14 @@ class Shard:
 
 
 class ShardWriter:
-    """Completes a file that holds the tokens of a shard: pads them, then appends suffixes, checksums and guide."""
+    """Completes a file that holds the tokens of a shard: pads them, then appends suffixes, checksums and guide.
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self.path, self.layout = path, layout
+    Args:
+        room: bytes that may be held at once; None: the tokens fit into memory, and are there already.
+    """
+
+    def __init__(self, path: Path, layout: Layout, room: int | None = None) -> None:
+        self.path, self.layout, self.room = path, layout, room
 
     def tokens(self) -> NDArray[np.unsignedinteger[Any]]:
         """The tokens (n + 1,), mapped."""
@@ -276,6 +281,8 @@ class ShardWriter:
                 self._sum_tokens(self._sums)
                 file.seek(layout.suffixes * 8)
                 self._append_suffixes(file, order, self._sums, self._guide)
+                if self.room is not None:
+                    self._look_up(self._guide, self.room)
         except OSError as error:
             raise StorageError(f"cannot write '{self.path}': {error.strerror or error}") from error
 
@@ -285,11 +292,11 @@ class ShardWriter:
         Raises:
             StorageError: the disk is full.
         """
-        crowds = Crowds(self.path, self.layout)
+        crowds = Crowds(self.path, self.layout, self.room)
         layout = replace(self.layout, nodes=len(crowds.keys), entries=crowds.entries)
         table = crowds.words(layout)
         more = np.empty(layout.pages - len(self._sums), dtype=np.int64)
-        _run(sum_pages, table, more, len(more), len(self._sums))
+        call(sum_pages, table, more, len(more), len(self._sums))
         try:
             with open(self.path, "ab") as file:
                 for section in (table, self._sums, more, self._guide):
@@ -299,27 +306,43 @@ class ShardWriter:
         return layout
 
     def _sum_tokens(self, sums: NDArray[np.int64]) -> None:
-        words = np.memmap(self.path, dtype="<i8", mode="r")
-        _run(sum_pages, np.asarray(words), sums, self.layout.suffixes // PAGE, 0)
+        last = self.layout.suffixes // PAGE
+        for first in range(0, last, 4096):
+            words = np.fromfile(self.path, dtype="<i8", count=min(4096, last - first) * PAGE, offset=first * PAGE * 8)
+            call(sum_pages, words, sums[first:], min(4096, last - first), first)
+
+    def _look_up(self, guide: NDArray[np.int64], room: int) -> None:
+        """Replace positions by the keys of their suffixes, reading the tokens in their order."""
+        batch, kind, stretch = max(1 << 12, room // 48), token_type(self.layout.width), 1 << 20
+        for first in range(0, len(guide), batch):
+            part = guide[first : first + batch]
+            ascending = np.argsort(part)
+            edges = np.searchsorted(part, np.arange(0, self.layout.n + stretch, stretch), sorter=ascending)
+            for k in np.flatnonzero(np.diff(edges)).tolist():
+                chosen, start = ascending[edges[k] : edges[k + 1]], k * stretch
+                tokens = np.fromfile(
+                    self.path, dtype=kind, count=min(stretch + 8, self.layout.n + 1 - start), offset=start * kind.itemsize
+                )
+                part[chosen] = keys(tokens, part[chosen] - start, self.layout.per_word)
 
     def _append_suffixes(
         self, file: BinaryIO, order: Iterator[NDArray[np.integer]], sums: NDArray[np.int64], guide: NDArray[np.int64]
     ) -> None:
-        layout, tokens = self.layout, self.tokens()
-        buffer = np.zeros(_BLOCK * layout.bits // 64, dtype=np.int64)
+        layout, tokens = self.layout, None if self.room is not None else self.tokens()
+        buffer = np.zeros(BLOCK * layout.bits // 64, dtype=np.int64)
         done, page = 0, layout.suffixes // PAGE
         for block in order:
-            _run(pack, np.ascontiguousarray(block), buffer, layout.bits)
+            call(pack, np.ascontiguousarray(block), buffer, layout.bits)
             words = -(-len(block) * layout.bits // 64)
             last = done + len(block) == layout.n
             padded = layout.crowds - page * PAGE if last else words
             piece = buffer[:padded] if padded <= len(buffer) else np.concatenate([buffer, np.zeros(padded - len(buffer), np.int64)])
-            _run(sum_pages, piece, sums[page:], padded // PAGE, page)
+            call(sum_pages, piece, sums[page:], padded // PAGE, page)
             piece.astype("<i8", copy=False).tofile(file)
             page += padded // PAGE
             first = done >> GUIDE_LOG
             chosen = block[:: 1 << GUIDE_LOG]
-            guide[first : first + len(chosen)] = keys(tokens, chosen, layout.per_word)
+            guide[first : first + len(chosen)] = chosen if tokens is None else keys(tokens, chosen, layout.per_word)
             done += len(block)
 
 
@@ -335,8 +358,11 @@ class Crowds:
         counts   entries, u32
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        mapped = np.asarray(np.memmap(path, dtype="<i8", mode="r"))
+    def __init__(self, path: Path, layout: Layout, room: int | None = None) -> None:
+        whole = np.memmap(path, dtype="<i8", mode="r")
+        self._pages: Any = whole._mmap  # type: ignore[attr-defined]  # numpy's name for what it mapped
+        self._room = None if room is None or whole.nbytes < room // 2 else room
+        mapped = np.asarray(whole)
         flags = np.ones(layout.crowds // PAGE + 1, dtype=np.uint8)
         self._arguments = (mapped, flags, layout.meta())
         self._layout = layout
@@ -356,14 +382,10 @@ class Crowds:
 
     def _deepen(self, frontier: list[tuple[int, int]], depth: int) -> list[tuple[int, int]]:
         """Count behind contexts of one length; those one longer that are frequent."""
-        function, layout, later = within.next_tokens.fast, self._layout, []
+        layout, later = self._layout, []
 
         def part(first: int, last: int) -> list[Any]:
-            found = []
-            for a, b in frontier[first:last]:
-                room = np.empty((2, min(b - a, layout.vocab_size)), dtype=np.int64)
-                found.append(room[:, : function(*self._arguments, a, b, depth, *room)].copy())
-            return found
+            return [self._behind(a, b, depth) for a, b in frontier[first:last]]
 
         counted = [each for piece in spread(part, len(frontier), 1) for each in piece] if frontier else []
         for (low, _), (tokens, counts) in zip(frontier, counted, strict=True):
@@ -375,6 +397,27 @@ class Crowds:
             often = (counts >= CROWD) & ((tokens != (1 << 8 * layout.width) - 1) | (depth == 0))
             later += list(zip((ends - counts)[often].tolist(), ends[often].tolist(), strict=True))
         return later
+
+    def _behind(self, low: int, high: int, depth: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens behind the `depth` that ranks low..high share, ascending, and how often each follows.
+
+        Where memory is bounded, so many ranks at a time that the pages they touch fit, each of which brings its neighbours.
+        """
+        stride = high - low if self._room is None else max(256, self._room // (1 << 18))
+        tokens, counts = [], []
+        for first in range(low, high, stride):
+            last = min(high, first + stride)
+            room = np.empty((2, min(last - first, self._layout.vocab_size)), dtype=np.int64)
+            found = room[:, : within.next_tokens.fast(*self._arguments, first, last, depth, *room)]
+            if tokens and tokens[-1][-1] == found[0, 0]:
+                counts[-1][-1] += found[1, 0]
+                found = found[:, 1:]
+            if found.shape[1]:
+                tokens.append(found[0].copy())
+                counts.append(found[1].copy())
+            if self._room is not None and hasattr(mmap, "MADV_DONTNEED"):
+                self._pages.madvise(mmap.MADV_DONTNEED)
+        return np.concatenate(tokens), np.concatenate(counts)
 
     def words(self, layout: Layout) -> NDArray[np.int64]:
         """All sections, padded to whole pages."""
@@ -397,7 +440,7 @@ def _crowd_key(low: int, depth: int) -> int:
     return low << 8 | depth
 
 
-def _run(function: Kernel, *args: Any) -> None:
+def call(function: Kernel, *args: Any) -> None:
     """Call a kernel that fills arrays; without numba over memoryviews, whose items do not overflow."""
     function.fast(*args) if available() else function.plain(*(memoryview(a) if isinstance(a, np.ndarray) else a for a in args))
 
@@ -435,8 +478,8 @@ def pack(block, buffer, bits):  # type: ignore[no-untyped-def]
 
 def blocks(order: NDArray[np.integer]) -> Iterator[NDArray[np.integer]]:
     """An array in the blocks that :meth:`ShardWriter.write` takes."""
-    for start in range(0, len(order), _BLOCK):
-        yield order[start : start + _BLOCK]
+    for start in range(0, len(order), BLOCK):
+        yield order[start : start + BLOCK]
 
 
 def flush(path: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orrery.data.tokenizers import Tokenizer
 
 _BATCH = 1 << 22  # characters encoded at once
+_STRETCH = 1 << 20  # ids of one piece at most
 SPLITS = ("all", "train", "validation")
 
 
@@ -153,9 +154,16 @@ def _from_file(tokens: Any, tokenizer: Any) -> Source:
         raise DataError(f"'{tokens.path}' was not made with the tokenizer {tokenizer.name}; give the one that it was made with")
 
     def pieces() -> Iterator[Piece]:
-        mapped = type(tokens)(tokens.path, verify=False)  # a map of its own, whose pages go when it does
-        for number in range(mapped.documents):
-            yield Piece(f"document {number}", mapped.document(number)[1:], True, int(mapped.text_bytes[number]))
+        reader, taken = type(tokens)(tokens.path, verify=False), 0
+        for number in range(tokens.documents):
+            start, stop = int(tokens.offsets[number]) + 1, int(tokens.offsets[number + 1])
+            size, name = int(tokens.text_bytes[number]), f"document {number}"
+            for first in range(start, max(stop, start + 1), _STRETCH):
+                last = min(stop, first + _STRETCH)
+                taken += last - first
+                if taken > _STRETCH << 3:  # a map of its own, whose pages go when it does
+                    reader, taken = type(tokens)(tokens.path, verify=False), 0
+                yield Piece(name, reader.read(first, last), last == stop, size if last == stop else 0)
 
     largest = tokens.vocab_size - (2 if tokens.doc_id == tokens.vocab_size - 1 else 1)
     about = {"tokens_hash": tokens.hash, **{k: v for k, v in tokens.info.items() if isinstance(v, str | int)}}
@@ -179,7 +187,7 @@ def _from_arrays(source: Any, tokenizer: Any, vocab_size: int | None, document: 
     doc_id = vocab_size if document is None else document
     if top >= vocab_size or any(a.size and int(a.min()) < 0 for a in arrays):
         raise DataError(f"the ids must lie in 0..{vocab_size - 1}; the largest is {top}")
-    if any(bool((a == doc_id).any()) for a in arrays):
+    if any(bool((part == doc_id).any()) for a in arrays for part in _stretches(a)):
         raise DataError(f"a document holds the id {doc_id}, which marks the start of documents")
     if top >= 0xFFFFFFFF:
         raise DataError(f"ids reach {top}; they must be below 2^32 - 1")
@@ -188,11 +196,15 @@ def _from_arrays(source: Any, tokenizer: Any, vocab_size: int | None, document: 
         raise DataError(f"{len(labels)} names for {len(arrays)} documents")
     digest = hashlib.sha256(f"{vocab_size} {doc_id}".encode())
     for label, array in zip(labels, arrays, strict=True):
-        digest.update(f"{label}\0{len(array)}\0".encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(f"{label}\0{len(array)}\0".encode())
+        for part in _stretches(array):
+            digest.update(np.ascontiguousarray(part).tobytes())
 
     def pieces() -> Iterator[Piece]:
         for label, array in zip(labels, arrays, strict=True):
-            yield Piece(label, array, True)
+            parts = _stretches(array)
+            for number, part in enumerate(parts, 1):
+                yield Piece(label, part, number == len(parts))
 
     total = sum(len(a) + 1 for a in arrays)
     size = max(vocab_size, doc_id + 1)
@@ -206,6 +218,11 @@ def _ids(values: Any) -> np.ndarray:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"token ids must be whole numbers in one dimension, not {array.dtype} of shape {array.shape}")
     return array
+
+
+def _stretches(array: np.ndarray) -> list[np.ndarray]:
+    """A document in pieces, so that what is made of one does not depend on its length; an empty one is one."""
+    return [array[first : first + _STRETCH] for first in range(0, max(1, len(array)), _STRETCH)]
 
 
 def _cut(array: np.ndarray, document: int) -> list[np.ndarray]:
