@@ -205,11 +205,11 @@ class Pieces:
 
     def _rank(self, text: NDArray[Any], order: NDArray[np.int32], number: int, start: int, alphabet: _Alphabet) -> int:
         """How many of the piece's suffixes are below T[start..]."""
+        found = np.empty(1, dtype=np.int64)
         for size in (4096, len(text)):
             size = min(size, self.total - start)
             window = self._following(start, size, alphabet)
             tail = self._bits(number, start, size + 1)
-            found = np.empty(1, dtype=np.int64)
             call(rank_of, text, order, window, int(start + size == self.total), tail, found)
             if found[0] >= 0:
                 break

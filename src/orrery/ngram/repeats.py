@@ -144,8 +144,8 @@ def _zipped(text: Any, parts: list[Iterator[_Block]], mark: int, most: int) -> I
         made = [np.empty(min(BLOCK, left), dtype=np.int64) for _ in range(3)]
         done = np.zeros(1, dtype=np.int64)
         open_ = np.array([not each for each in ended], dtype=np.int64)
-        held = [each.reshape(-1) for each in (where, common, before)]
-        call(zip_orders, text, mark, most, BLOCK, *held, at, end, open_, shared, beside, *made, done)
+        flat = [each.reshape(-1) for each in (where, common, before)]
+        call(zip_orders, text, mark, most, BLOCK, *flat, at, end, open_, shared, beside, *made, done)
         yield _Block(*(each[: int(done[0])] for each in made))
 
 
