@@ -66,7 +66,11 @@ def own_model(pair: Pair, depth: int, vocabulary: int) -> Any:
     """Our side."""
     settings = {"channel.hidden": HIDDEN, **pair.own}
     known = orrery.create_model(pair.name, width=WIDTH, depth=1, vocab_size=8).config.blocks[0]
-    settings = {key: value for key, value in settings.items() if key != "channel.hidden" or (known.channel or {}).get("name") == "glu"}
+    settings = {
+        key: value
+        for key, value in settings.items()
+        if key != "channel.hidden" or (known.channel or {}).get("name") == "glu"
+    }
     return orrery.create_model(pair.name, width=WIDTH, depth=depth, vocab_size=vocabulary, seed=0, **settings)
 
 
@@ -183,7 +187,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--limit", type=float, default=2e-2, help="largest relative error against the CPU (tensor-float-32)")
+    parser.add_argument(
+        "--limit", type=float, default=2e-2, help="largest relative error against the CPU (tensor-float-32)"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     unknown = set(options.names) - {pair.name for pair in PAIRS}
@@ -192,7 +198,10 @@ def main() -> None:
         print(f"benchmarks/gpu.py measured nothing: {reason}.", file=sys.stderr)
         sys.exit(2)
     peers, wrong = importlib.util.find_spec("fla.models") is not None, []
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {options.batch} x {options.length}, bfloat16", file=sys.stderr)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {options.batch} x {options.length}, bfloat16",
+        file=sys.stderr,
+    )
     if not peers:
         print("fla.models is missing (package flash-linear-attention): correctness only.", file=sys.stderr)
     for pair in PAIRS:
@@ -207,10 +216,15 @@ def main() -> None:
         if options.json:
             print(json.dumps(found), flush=True)
             continue
-        print(f"{pair.name}: logits {checked['logits']:.1e}, gradients {checked['gradients']:.1e} off the CPU's; {checked['backends']}")
+        print(
+            f"{pair.name}: logits {checked['logits']:.1e}, gradients {checked['gradients']:.1e} off the CPU's; {checked['backends']}"
+        )
         for what in ("train", "read") if peers else ():
             row = found[what]
-            print(f"  {what}: {row['ours']:,.0f} tokens/s beside {row['theirs']:,.0f}, ratio {row['ratio']:.2f} (1.0 asked)", flush=True)
+            print(
+                f"  {what}: {row['ours']:,.0f} tokens/s beside {row['theirs']:,.0f}, ratio {row['ratio']:.2f} (1.0 asked)",
+                flush=True,
+            )
     if wrong:
         print(f"Differs from the CPU by more than {options.limit}: {', '.join(wrong)}.", file=sys.stderr)
         sys.exit(1)

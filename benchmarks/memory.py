@@ -4,6 +4,10 @@ Peak memory of three training steps above what the process held before the first
 width 256, 6 layers, 512 ids, in a fresh process for every architecture and length. The last column is the slope there: bytes
 that one more token costs a layer, between a length and the next; its share of `transformer`'s slope at the same place stands
 behind it when that is among the names. Our attention never holds its scores, so its own memory is linear in the length, too.
+
+`--saved` counts instead, without timing or noise: the bytes that one forward pass keeps for the backward pass (parameters apart,
+each storage once), per token and layer, at --longest/2 and between there and --longest, and the operations that keep most of
+them. Beside it two readings of attention: ours (fused), and one that holds its scores, as the textbook writes it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import orrery
 from orrery.core.environment import cpu_name
 from orrery.core.memory import keep_large_blocks
 
+SCORES = "attention that holds its scores"
 WIDTH, DEPTH, VOCABULARY, STEPS = 256, 6, 512, 3
 
 
@@ -49,6 +54,65 @@ def slopes(lengths: list[int], bytes_: list[float]) -> list[float]:
     return [(b1 - b0) / (t1 - t0) / DEPTH for (t0, b0), (t1, b1) in pairs]
 
 
+def held_scores(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):  # type: ignore[no-untyped-def]
+    """Attention that holds its scores (B,H,T,T); in the place of torch's."""
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (
+        scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf) if is_causal else scores
+    )
+    return torch.softmax(scores if attn_mask is None else scores + attn_mask, -1) @ v
+
+
+def saved(name: str, length: int) -> tuple[float, dict[str, float]]:
+    """Bytes that the blocks' forward pass keeps for the backward pass; and the same by the function that asks for them."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+    own = "transformer" if name == SCORES else name
+    model = orrery.create_model(own, width=WIDTH, depth=DEPTH, vocab_size=VOCABULARY, seed=0).train()
+    fixed = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    tokens = torch.randint(0, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(0))
+    held: dict[int, torch.UntypedStorage] = {}
+    found: dict[str, float] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in fixed and storage.data_ptr() not in held:
+            held[storage.data_ptr()] = storage  # kept alive, so that no address is given out twice
+            frame = sys._getframe(1)
+            while "orrery" not in frame.f_code.co_filename or "/nn/contract" in frame.f_code.co_filename:
+                frame = frame.f_back
+            place = f"{frame.f_code.co_filename.rpartition('/')[2][:-3]}.{frame.f_code.co_name}"
+            found[place] = found.get(place, 0.0) + storage.nbytes()
+        return x
+
+    torch.nn.functional.scaled_dot_product_attention = held_scores if name == SCORES else attention
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            hidden = model(tokens).hidden
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = attention
+    assert hidden.requires_grad
+    return float(sum(storage.nbytes() for storage in held.values())), found
+
+
+def saved_table(names: list[str], longest: int) -> None:
+    """A Markdown table of what is kept per token and layer, beside both readings of attention."""
+    short, references = longest // 2, {}
+    print(
+        f"| width {WIDTH}, {DEPTH} layers | numbers a token and layer, {short:,} | rise to {longest:,} | of fused | of held scores | most of it |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name in ["transformer", SCORES, *(name for name in names if name != "transformer")]:
+        (few, where), (many, _) = saved(name, short), saved(name, longest)
+        per = [few / short / DEPTH / 4, (many - few) / (longest - short) / DEPTH / 4]
+        references.setdefault(name, per[1]) if name in ("transformer", SCORES) else None
+        shares = [
+            f"{per[1] / references[other]:.2f}" if other in references else "" for other in ("transformer", SCORES)
+        ]
+        most = sorted(where.items(), key=lambda item: -item[1])[:4]
+        text = ", ".join(f"{place} {size / short / DEPTH / 4:,.0f}" for place, size in most)
+        print(f"| {name} | {per[0]:,.0f} | {per[1]:,.0f} | {shares[0]} | {shares[1]} | {text} |", flush=True)
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,17 +120,23 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--saved", action="store_true", help="count what is kept for the backward pass")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.one:
         print(peak(options.names[0], options.one))
         return
+    if options.saved:
+        saved_table(options.names, options.longest)
+        return
     lengths = [1024]
     while lengths[-1] < options.longest:
         lengths.append(2 * lengths[-1])
     if not options.json:
-        print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}; width {WIDTH}, {DEPTH} layers, batch 1")
+        print(
+            f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}; width {WIDTH}, {DEPTH} layers, batch 1"
+        )
     reference: list[float] = []
     for name in sorted(options.names, key=lambda name: name != "transformer"):
         found = [measured(name, length, options.threads) for length in lengths]
@@ -74,7 +144,10 @@ def main() -> None:
         reference = rising if name == "transformer" else reference
         shares = [one / other for one, other in zip(rising, reference, strict=False)]
         if options.json:
-            print(json.dumps({"name": name, "lengths": lengths, "bytes": found, "slopes": rising, "shares": shares}), flush=True)
+            print(
+                json.dumps({"name": name, "lengths": lengths, "bytes": found, "slopes": rising, "shares": shares}),
+                flush=True,
+            )
             continue
         print(f"{name}: " + ", ".join(f"{t:,} tokens {b / 1e6:,.0f} MB" for t, b in zip(lengths, found, strict=True)))
         steps = (f"{a:,} to {b:,} {s:,.0f} B" for a, b, s in zip(lengths, lengths[1:], rising, strict=False))
