@@ -279,8 +279,8 @@ class BackoffModel:
             return None
         if len(ids) and ids.min() < 0:
             self.ids([word for word, number in zip(words, ids.tolist(), strict=True) if number < 0])
-        lengths = np.diff(np.concatenate([[-1], gaps, [len(ids)]])) - 1
-        return ids[ids != self.vocabulary], lengths
+        edges: Ints = np.concatenate([[-1], gaps, [len(ids)]])
+        return ids[ids != self.vocabulary], edges[1:] - edges[:-1] - 1
 
     def _one_by_one(self, rows: list[Any], before: list[str], after: list[str]) -> tuple[Ints, Ints]:
         """:meth:`_joined` of sentences of any kind."""
@@ -291,7 +291,8 @@ class BackoffModel:
             words += row.split() if isinstance(row, str) else row
             words += after
             stops.append(len(words))
-        return self.ids(words), np.diff(np.array(stops, dtype=np.int64))
+        edges: Ints = np.array(stops, dtype=np.int64)
+        return self.ids(words), edges[1:] - edges[:-1]
 
     def perplexity(self, sentences: Any) -> float:
         """Of sentences with their ends, unknown words included, as KenLM's `query` reports it."""

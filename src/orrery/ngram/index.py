@@ -523,7 +523,7 @@ def flatten(queries: Any, lengths: Any = None) -> tuple[NDArray[np.int64], NDArr
     return flat, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _flat(listed: list[list[int]]) -> NDArray[np.int64]:
+def _flat(listed: list[Any]) -> NDArray[np.int64]:
     """Lists of ids end to end."""
     ids = list(chain.from_iterable(listed))
     try:

@@ -98,8 +98,9 @@ def settle_low(W, ok, g, q, start, stop, low, first, last, upper, highest):  # t
         upper, highest = -1, g[0]
     if low == g[0] or compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low), 0) != 0:
         return low, low, low
+    highest = max(highest, low + 1)  # something matches, whatever the guide says
     if upper >= 0:
-        return low, max(low, min(highest, upper)), highest
+        return low, max(low + 1, min(highest, upper)), highest
     step, reached = 1, low
     while low + step < highest and compare(W, ok, g, q, start, stop, suffix_at(W, ok, g, low + step), 0) <= 0:
         reached = low + step
