@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orrery.core.errors import DataError
+from orrery.data.labelled import TaskSpec, split_table
 from orrery.data.records import read_table
 
 
@@ -124,3 +125,16 @@ def test_missing_files_columns_and_halves(tmp_path):
     a, b = write(tmp_path, "in", "x\ny\n"), write(tmp_path, "out", "x\n")
     with pytest.raises(DataError, match="'out' ends at line 1"):
         read_table(f"a={a},b={b}")
+
+
+def test_utf_16_and_a_quote_left_open_are_said_in_words(tmp_path):
+    with pytest.raises(DataError, match="UTF-16"):
+        read_table(write(tmp_path, "a.csv", "text,label\na,b\n".encode("utf-16")))
+    with pytest.raises(DataError, match="line 3: a quote that is opened is never closed"):
+        read_table(write(tmp_path, "b.csv", 'text,label\n"open,pos\nmore,neg\n'))
+
+
+def test_what_was_replaced_is_still_known_after_a_split(tmp_path):
+    table = read_table(write(tmp_path, "a.csv", b"text,label\n" + b"caf\xe9,pos\nfine,neg\n" * 8))
+    kept, _ = split_table(table, 0.25, 0, TaskSpec())
+    assert kept.tally.replaced == 8

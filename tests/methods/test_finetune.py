@@ -245,7 +245,7 @@ def test_what_is_allowed_is_counted(tmp_path):
     settings = config("tagging", truncate=True, repair=True, epochs=1)
     result = finetune("bert", made, tmp_path / "run", settings, tokenizer="bytes", settings=SMALL, quiet=True)
     assert any("1 row was cut to 512" in note for note in result["notes"])
-    assert any("1 rows break the scheme" in note for note in result["notes"])
+    assert any("1 row with tags that break the scheme" in note for note in result["notes"])
     unseen = table(20, 5, "tagging")
     unseen.rows[0].values["label"] = unseen.rows[0].values["label"].replace("O", "B-NEW")
     fitted = load_fitted(tmp_path / "run")

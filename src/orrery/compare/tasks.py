@@ -40,6 +40,7 @@ from orrery.core.config import config_hash
 from orrery.core.environment import environment
 from orrery.core.errors import BudgetError, ConfigError, OrreryError
 from orrery.core.files import read_json, write_bytes, write_json
+from orrery.core.progress import counted
 from orrery.data.dataset import build_tokenizer
 from orrery.data.labelled import TaskSpec, encode, learn_names, read_label, split_table
 from orrery.data.records import Table
@@ -211,7 +212,7 @@ class _Sweep:
             count = int(budget.amount // each)
         if count < 1:
             raise BudgetError(
-                f"the budget '{text}' is less than one epoch ({self.tokens:,} tokens, {self.steps:,} steps)"
+                f"the budget '{text}' is less than one epoch ({counted(self.tokens, 'token')}, {counted(self.steps, 'step')})"
             )
         return count
 
@@ -354,6 +355,8 @@ class _Sweep:
             notes.append(
                 f"no {' and no '.join(self.kept)} table was given: held out of {source}, the same rows for all"
             )
+        if replaced := sum(table.tally.replaced for table in self.tables.values()):
+            notes.append(f"{counted(replaced, 'character')} not UTF-8 and replaced")
         for one in self.contenders:
             if one.folder:
                 notes.append(

@@ -474,4 +474,4 @@ def split_table(table: Table, share: float, seed: int, spec: TaskSpec) -> tuple[
         held = {number for number, row in enumerate(table.rows) if texts[row.values.get(spec.text)] in held}
     kept = [row for number, row in enumerate(table.rows) if number not in held]
     out = [row for number, row in enumerate(table.rows) if number in held]
-    return Table(f"{table.name} (kept)", table.columns, kept), Table(f"{table.name} (held out)", table.columns, out)
+    return Table(f"{table.name} (kept)", table.columns, kept, table.tally), Table(f"{table.name} (held out)", table.columns, out)

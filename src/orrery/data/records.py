@@ -192,7 +192,10 @@ def _next(reader: Any, name: str) -> list[str] | None:
     try:
         row: list[str] | None = next(reader, None)
     except csv.Error as error:
-        raise DataError(f"{name}, line {reader.line_num}: {error}") from error
+        open_quote = "a quote that is opened is never closed" if "unexpected end" in str(error) else str(error)
+        raise DataError(f"{name}, line {reader.line_num}: {open_quote}") from error
+    if row and any("\0" in cell for cell in row):
+        raise DataError(f"{name}, line {reader.line_num}: a NUL character, as UTF-16 has them; convert the file to UTF-8")
     return row
 
 

@@ -27,6 +27,7 @@ from orrery.core.config import Config, config_hash, require
 from orrery.core.errors import DataError
 from orrery.core.files import write_json, write_text
 from orrery.core.memory import keep_large_blocks
+from orrery.core.progress import counted
 from orrery.data.answering import WINDOW
 from orrery.data.labelled import (
     Examples,
@@ -218,11 +219,11 @@ class Job(Epochs):
                     count, first = count + 1, first or f"{row.where}, word {place + 1}"
         if count and not self.config.repair:
             raise DataError(
-                f"{first}: the tag breaks the scheme {scheme} ({count} such rows); mend them, or read them as the CoNLL "
+                f"{first}: the tag breaks the scheme {scheme} ({counted(count, 'such row')}); mend them, or read them as the CoNLL "
                 "scorer does with --repair"
             )
         if count:
-            self.notes.append(f"{count} rows break the scheme {scheme}; they are read as the CoNLL scorer reads them")
+            self.notes.append(f"{counted(count, 'row')} with tags that break the scheme {scheme}, read as the CoNLL scorer reads them")
 
     def _encode(self, spec: TaskSpec) -> dict[str, Examples]:
         """All tables' examples; the length becomes that of the longest, within what the model reads."""
@@ -246,7 +247,7 @@ class Job(Epochs):
             self.notes.append(f"{cut} {'row was' if cut == 1 else 'rows were'} cut to {limit} tokens")
         replaced = sum(table.tally.replaced for table in self.tables.values())
         if replaced:
-            self.notes.append(f"{replaced} characters were not UTF-8 and were replaced")
+            self.notes.append(f"{counted(replaced, 'character')} not UTF-8 and replaced")
         if spec.kind == "regression":
             values = np.array(examples["train"].targets, dtype=float)
             self.fitted.shift, self.fitted.scale = float(values.mean()), float(values.std()) or 1.0
