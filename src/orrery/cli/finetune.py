@@ -28,15 +28,11 @@ def finetune(
         "--task",
         help="classification, multi-label, regression, ordinal, tagging, text-to-text, question-answering; guessed from the table otherwise.",
     ),
-    validation: str | None = typer.Option(
-        None, "--validation", help="A table that chooses the epoch; else a tenth of --train."
-    ),
+    validation: str | None = typer.Option(None, "--validation", help="A table that chooses the epoch; else a tenth of --train."),
     test: str | None = typer.Option(None, "--test", help="A table that chooses nothing, for honest figures."),
     out: Path = typer.Option(..., "--out", help="The folder to write."),
     size: str | None = typer.Option(None, "--size", help="Of an architecture by name: nano, micro, tiny, small, base."),
-    tokenizer: str | None = typer.Option(
-        None, "--tokenizer", help="bytes, bpe:4096, wordpiece:8192,lower, a folder; else the model's own."
-    ),
+    tokenizer: str | None = typer.Option(None, "--tokenizer", help="bytes, bpe:4096, wordpiece:8192,lower, a folder; else the model's own."),
     teacher: str | None = typer.Option(
         None, "--teacher", help="A folder that `orrery finetune` wrote: its answers are learnt too; --set distil.temperature=4."
     ),
@@ -47,9 +43,7 @@ def finetune(
     repair: bool = typer.Option(False, "--repair", help="Read tags that break their scheme as the CoNLL scorer does, and count them."),
     settings: list[str] = typer.Option([], "--set", help="epochs=5, lr=1e-4, batch=16, seed=1; model.KEY=VALUE; distil.KEY=VALUE."),
     baseline: bool = typer.Option(True, "--baseline/--no-baseline", help="Fit a bag of words (or the like) beside it."),
-    strict: bool = typer.Option(
-        False, "--strict", help="Refuse text that is not UTF-8 in place of replacing and counting it."
-    ),
+    strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8 in place of replacing and counting it."),
     as_json: bool = typer.Option(False, "--json", help="For machines: the result."),
 ) -> None:
     """Fine-tune a model on a table; the same command continues what was interrupted.
@@ -58,14 +52,13 @@ def finetune(
     """
     from orrery.core.config import parse_overrides
     from orrery.core.errors import ConfigError
-    from orrery.data.labelled import TaskSpec, guess_kind
     from orrery.data.records import read_table
     from orrery.methods.finetune import FinetuneConfig
     from orrery.methods.finetune import finetune as run
 
     if bool(train) == bool(tasks):
         raise ConfigError("say what to learn from: --train TABLE for one task, or --tasks FILE.json for several")
-    given = {key: True for key, wanted in (("balance", balance), ("truncate", truncate), ("repair", repair)) if wanted}
+    given: dict[str, Any] = {key: True for key, wanted in (("balance", balance), ("truncate", truncate), ("repair", repair)) if wanted}
     given |= parse_overrides(settings)
     if tasks:
         _finetune_several(model, tasks, out, size, tokenizer, given, baseline, as_json, (header, strict))
@@ -75,18 +68,8 @@ def finetune(
         for side, source in (("train", train), ("validation", validation), ("test", test))
         if source is not None
     }
-    columns = tables["train"].columns
-    asks = task is None and text not in columns and {"context", "question"} <= set(columns)
-    kind = task or ("question-answering" if asks else guess_kind(tables["train"], label))
-    if task is None and not as_json:
-        output.remark(f"the {'columns' if asks else 'labels'} look like {kind}; --task says otherwise")
-    if kind == "question-answering":  # as SQuAD calls its columns, where nobody says otherwise
-        usual = ("answers" if "answers" in columns else "answer") if label not in columns else label
-        text, pair, label = text if text in columns else "context", pair or "question", usual
-    spec = TaskSpec(kind=kind, text=text, pair=pair, label=label, names=tuple(filter(None, names.split(","))), apart=apart)
-    own: dict[str, Any] = {
-        key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")
-    }
+    spec = _spec(tables["train"], task, (text, pair, label), as_json).replace(names=tuple(filter(None, names.split(","))), apart=apart)
+    own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     distil = {key.removeprefix("distil."): value for key, value in given.items() if key.startswith("distil.")}
     if teacher is not None:
         distil["teacher"] = teacher
@@ -106,6 +89,21 @@ def finetune(
         print(f"model, task and card: {out}")
 
 
+def _spec(table: Any, task: str | None, columns: tuple[str, str, str], quiet: bool) -> Any:
+    """The task of a table: what was typed, or what its columns and labels look like, which is said."""
+    from orrery.data.labelled import TaskSpec, guess_kind
+
+    (text, pair, label), there = columns, table.columns
+    asks = task is None and text not in there and {"context", "question"} <= set(there)
+    kind = task or ("question-answering" if asks else guess_kind(table, label))
+    if task is None and not quiet:
+        output.remark(f"the {'columns' if asks else 'labels'} look like {kind}; --task says otherwise")
+    if kind == "question-answering":  # as SQuAD calls its columns, where nobody says otherwise
+        usual = ("answers" if "answers" in there else "answer") if label not in there else label
+        text, pair, label = text if text in there else "context", pair or "question", usual
+    return TaskSpec(kind=kind, text=text, pair=pair, label=label)
+
+
 def _finetune_several(
     model: str, file: str, out: Path, size: str | None, tokenizer: str | None, given: dict[str, Any], baseline: bool, as_json: bool,
     reading: tuple[bool, bool],
@@ -116,7 +114,7 @@ def _finetune_several(
     parts, said = read_tasks(file, header=reading[0], strict=reading[1])
     own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     shared = {**said, **{key: value for key, value in given.items() if not key.startswith("model.")}}
-    top = {key: shared.pop(key) for key in ("weighting", "temperature") if key in shared}
+    top: dict[str, Any] = {key: shared.pop(key) for key in ("weighting", "temperature") if key in shared}
     config = MultitaskConfig.from_dict({**top, "finetune": shared})
     result = multitask(
         model, parts, out, config, tokenizer=tokenizer, size=size, settings=own, compare_baseline=baseline, quiet=as_json

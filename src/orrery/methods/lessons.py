@@ -108,8 +108,8 @@ def _model(
     if is_folder(source):
         if layers is not None:
             raise ConfigError(f"'{source}' has layers of its own; --layers is for a student that begins with its teacher's")
-        model, own = open_model(Path(source))
-        if own is None or own.hash != tokenizer:
+        model, reads = open_model(Path(source))
+        if reads is None or reads.hash != tokenizer:
             raise DataError(f"'{source}' has another tokenizer than its teacher; a student must read the same ids")
         return model, True
     if source == "distilbert" or layers is not None:

@@ -42,7 +42,7 @@ from orrery.core.errors import ConfigError
 from orrery.core.files import read_json
 from orrery.core.registry import register
 from orrery.models.folders import find_weights, open_folder, weights_hash
-from orrery.models.layers import Heads, Layers, attending, depth_of, read_layers
+from orrery.models.layers import Heads, attending, depth_of, read_layers
 from orrery.models.output import Output
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import score, softcap
@@ -192,7 +192,7 @@ class _Distillation(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 for name in wanted:
-                    self.maps[name] = nn.Linear(*sizes, bias=False).to(home.device, home.dtype)
+                    self.maps[name] = nn.Linear(sizes[0], sizes[1], bias=False).to(home.device, home.dtype)
         self.met = True
 
     def _check(self, model: nn.Module, teacher: nn.Module) -> None:
@@ -254,7 +254,7 @@ class _Distillation(nn.Module):
         types = view.get("types") if getattr(getattr(getattr(model, "config", None), "embedding", None), "types", 0) else None
         if self.config.hidden or self.config.attention:
             layer = attending(model) if self.config.attention else None
-            return Thought(*cast(Layers, read_layers(model, tokens, segments, types, aux, layer)))
+            return Thought(*read_layers(model, tokens, segments, types, aux, layer))
         more = {} if types is None else {"types": types}
         return Thought(model(tokens, ctx=Context(aux=aux), segments=segments, **more), [], None)
 
