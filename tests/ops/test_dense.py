@@ -6,7 +6,7 @@ import torch
 from orrery.core.errors import ConfigError
 from orrery.ops.backend import current_backend, forget_backends
 from orrery.ops.rms_norm import rms_norm
-from orrery.ops.swiglu import swiglu
+from orrery.ops.swiglu import geglu, swiglu
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -32,9 +32,10 @@ def test_rms_norm_forms_agree(shape):
 
 @pytest.mark.parametrize("shape", [(70, 256), (3, 129, 94), (2, 8192), (9000, 2)])
 @pytest.mark.parametrize("scale", [1.0, 60.0])
-def test_swiglu_forms_agree(shape, scale):
+@pytest.mark.parametrize("gate", [swiglu, geglu])
+def test_gated_forms_agree(gate, shape, scale):
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * scale
-    for fast, exact in zip(*both(swiglu, x), strict=True):
+    for fast, exact in zip(*both(gate, x), strict=True):
         assert (fast - exact).abs().max() <= 2e-6 * exact.abs().max()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orrery.ops.experts import combine, dispatch, drop_beyond, grouped_linear, grouped_linear_reference, plan_dispatch
+from orrery.ops.experts import combine, dispatch, drop_beyond, experts, grouped_linear, grouped_linear_reference, plan_dispatch
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 4, 1], [0, 0, 0, 8], [2, 2, 0, 0]])
@@ -47,3 +47,32 @@ def test_no_rows_at_all():
     x, weight = torch.randn(3, 5, requires_grad=True), torch.randn(2, 4, 5, requires_grad=True)
     y = grouped_linear(x, weight, [0, 0])
     assert not y.any() and not any(g.any() for g in torch.autograd.grad(y.sum(), (x, weight)))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_experts_are_their_parts_and_keep_less(dropped):
+    torch.manual_seed(2)
+    chosen = torch.tensor([[0, 2], [2, 1], [1, 0], [2, 3 if dropped else 0], [0, 1]])
+    plan = plan_dispatch(chosen, 3)
+    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 4), (5, 2), (3, 6, 4), (3, 7, 3))]
+
+    def activate(h):
+        gate, up = h.chunk(2, -1)
+        return torch.tanh(gate) * up
+
+    def parts(x, gates, wide, out):
+        h = activate(grouped_linear(dispatch(x, plan), wide, plan.counts))
+        return combine(grouped_linear(h, out, plan.counts), gates, plan)
+
+    def whole(*tensors):
+        return experts(*tensors, plan, activate)
+
+    y, want, kept = whole(*given), parts(*given), []
+    dy = torch.randn_like(y)
+    torch.testing.assert_close(y, want)
+    for found, expected in zip(torch.autograd.grad(y, given, dy), torch.autograd.grad(want, given, dy), strict=True):
+        torch.testing.assert_close(found, expected)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        whole(*given)
+    own = {t.data_ptr() for t in given}
+    assert [tuple(t.shape) for t in kept if t.data_ptr() not in own] == [(10, 6)]  # the hidden rows before the activation

@@ -32,7 +32,7 @@ from orrery.ops.packed_linear import ACTIVATIONS as FUSED
 from orrery.ops.packed_linear import PackedLinear
 from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
 from orrery.ops.row_linear import RowNorm, row_linear
-from orrery.ops.swiglu import swiglu
+from orrery.ops.swiglu import geglu, swiglu
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -214,6 +214,8 @@ class GLU(_FeedForward):
     def activate(self, h: Tensor) -> Tensor:
         if self.config.activation == "silu":
             return swiglu(h)
+        if self.config.activation == "gelu-tanh":
+            return geglu(h)
         gate, up = h.chunk(2, -1)
         return self.act(gate) * up
 

@@ -37,7 +37,7 @@ from orrery.core.registry import register
 from orrery.nn.contract import Aux, Context, Part, PartConfig, Place
 from orrery.nn.feedforward import GATED_CODES, GLU, MLP, FeedForwardConfig, activation
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
-from orrery.ops.experts import combine, dispatch, drop_beyond, grouped_linear, plan_dispatch
+from orrery.ops.experts import drop_beyond, experts, plan_dispatch
 from orrery.ops.experts_step import Routing, experts_step
 from orrery.ops.row_linear import ACTIVATIONS, RowNorm
 from orrery.ops.swiglu import swiglu
@@ -169,8 +169,7 @@ class MoE(Part):
             parts = [g * F.linear(self._activate(F.linear(rows, self.wide[e])), self.out[e]) for e, g in wanted if e < len(self.wide)]
             return sum(parts[1:], parts[0]) if parts else torch.zeros_like(rows)
         plan = plan_dispatch(chosen, self.config.experts)
-        h = self._activate(grouped_linear(dispatch(rows, plan), self.wide, plan.counts))
-        return combine(grouped_linear(h, self.out, plan.counts), gates, plan).to(rows.dtype)
+        return experts(rows, gates, self.wide, self.out, plan, self._activate).to(rows.dtype)
 
     def _activate(self, h: Tensor) -> Tensor:
         if not self.config.gated:
