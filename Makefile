@@ -3,7 +3,8 @@
 #   make compare              the default comparison; ARGS="..." is passed on to `orrery compare`
 #   make papers               the reading list as pages on this machine; ARGS="..." is passed on to `orrery serve`
 #   make test                 lint, types and every test
-#   make lint | bench | clean
+#   make bench               every table of benchmarks/ (an hour); SMALL=1: one row, some minutes, writes nothing; ONLY=NAME: that row
+#   make lint | clean
 #   make parity-online        equal logits on real checkpoints, which it downloads (about 1.5 GB)
 #
 # PYTHON=/path/to/python chooses another interpreter (3.10 or newer; 3.11 is the tested one).
@@ -50,7 +51,8 @@ lint: $(TESTING)
 	@$(BIN)/mypy
 
 bench: $(TESTING)
-	@for name in parity loader cross_entropy speed; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in $(if $(SMALL)$(ONLY),,parity) loader cross_entropy; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@echo "== speed"; $(BIN)/python benchmarks/speed.py $(if $(SMALL),--dry --rounds 1 --only $(or $(ONLY),transformer),$(if $(ONLY),--only $(ONLY)))
 
 parity-online: $(TESTING)
 	@$(BIN)/python benchmarks/parity_online.py

@@ -1,4 +1,5 @@
-"""Speed beside peers: `python benchmarks/speed.py [--only NAME] [--rounds N]` writes benchmarks/RESULTS.md.
+"""Speed beside peers: `python benchmarks/speed.py [--only NAME] [--rounds N]` writes benchmarks/RESULTS.md; with `--profile NAME`
+it prints where the time of a row goes instead.
 
 Rows are kept in results.json with the date and load of their own measurement; `--only` measures some rows anew and leaves
 the others, so that the table can be made in pieces on a machine that is not idle for long.
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 from peers import PAIRS, Pair, V
+from profiles import decode_lines, lines
 from torch import nn
 from torch.nn import functional as F
 
@@ -253,6 +255,20 @@ def key(pair: Pair) -> str:
     return f"{pair.name} beside {pair.peer or 'nobody'}"
 
 
+def profile(name: str) -> str:
+    """Where the time of our side of a row goes."""
+    pair = next((pair for pair in PAIRS if pair.name == name), None)
+    if pair is None:
+        raise SystemExit(f"there is no row '{name}'; known: {', '.join(dict.fromkeys(pair.name for pair in PAIRS))}")
+    torch.manual_seed(0)
+    own = pair.build()[0]
+    rate, cost = matmul_rate(), own.flops(LENGTH) / LENGTH
+    page = [f"# {name}: {cpu_name()}, {torch.get_num_threads()} threads", ""]
+    page += lines("training step", trainer(own, own_loss), BATCH * LENGTH, 3 * cost * BATCH * LENGTH, rate)
+    page += lines("prefill with all logits", readers(pair, own, None)[0], READ_BATCH * LENGTH, cost * READ_BATCH * LENGTH, rate)
+    return "\n".join(page + (decode_lines(own, data(1, PROMPT), NEW) if hasattr(own, "stepper") else []))
+
+
 def main() -> None:
     """Run what was asked for; a whole run takes half an hour."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -260,11 +276,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dry", action="store_true", help="print the rows and write nothing")
+    parser.add_argument("--profile", metavar="NAME", help="print where the time of one architecture goes, and write nothing")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory:
         print(memory(int(options.memory[0]), options.memory[1]))
+        return
+    if options.profile:
+        keep_large_blocks()
+        print(profile(options.profile))
         return
     keep_large_blocks()  # for both sides: they share this process
     rows: dict[str, Any] = read_json(ROWS) if ROWS.exists() and not options.dry else {}
