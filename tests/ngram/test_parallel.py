@@ -81,7 +81,7 @@ def test_tokens_sorted_anywhere_come_back_as_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "_gather", gather)
     build_over(documents(), tmp_path / "i", shards=2, processes=2, quiet=True)
     for job in jobs:
-        layout, data = parallel.sort_tokens(kept[job.number], job.documents, vars(job.layout))
+        layout, data = parallel.sort_tokens(kept[job.number], job.documents, vars(job.layout), job.room)
         assert data.tobytes() == (tmp_path / "i" / f"shard-{job.number:05d}.bin").read_bytes()
         assert layout["n"] == job.layout.n
 

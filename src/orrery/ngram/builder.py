@@ -29,7 +29,7 @@ from orrery.ngram.suffixes import LONGEST, suffix_array
 
 _STAGE = "build.json"
 LEAST = 1 << 16  # tokens that must fit into memory
-_BASE = 160 << 20  # bytes that Python with numba occupies before it sorts anything
+_BASE = 184 << 20  # bytes that Python with numba occupies before it sorts anything
 _BUFFERS = 24 << 20  # bytes of what is read and written where a shard is sorted by pieces
 _COUNTED = external.COUNTED
 PIECES = 8  # that a shard is sorted in, where its documents allow it: more shards are made of more tokens

@@ -6,8 +6,8 @@ CNF queries and attribution follow infini-gram (2401.17377) and OLMoTrace (2504.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,18 +17,45 @@ from orrery.ngram.answers import CnfCount, Document, Range, Span
 from orrery.ngram.threads import spread
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from orrery.ngram.index import Ids, Index
+    from orrery.ngram.shard import Shard
+
+    Ids = Sequence[int] | NDArray[np.integer]
 
 TERMS = 4096  # n-grams of one conjunction at most
 _CHUNK = 1 << 20  # suffixes looked up at once
 
 
+class Searched(Protocol):
+    """What is asked of an index here."""
+
+    folder: Path
+    tokens: int
+    documents_total: int
+    doc_id: int
+    shards: list[Shard]
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]: ...
+
+    def find(self, ids: Ids) -> list[Range]: ...
+
+    def matches(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+
+    def count(self, ids: Ids) -> int: ...
+
+    def count_batch(self, queries: Iterable[Ids]) -> NDArray[np.int64]: ...
+
+
 class Catalogue:
     """Offsets and names of the documents, mapped."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Searched) -> None:
         self.index = index
         count = index.documents_total
         self.offsets = self._map("documents.bin", count + 1)
@@ -84,14 +111,14 @@ def name_record(name: str) -> bytes:
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def _positions(index: Index, found: Range) -> Any:
+def _positions(index: Searched, found: Range) -> Any:
     """Positions in the stream of the suffixes of a range, a million at a time."""
     base = sum(shard.n for shard in index.shards[: found.shard])
     for low in range(found.low, found.high, _CHUNK):
         yield base + index.shards[found.shard].run(within.positions, low, min(found.high, low + _CHUNK))
 
 
-def documents(index: Index, ids: Ids, limit: int, context: int | None) -> list[Document]:
+def documents(index: Searched, ids: Ids, limit: int, context: int | None) -> list[Document]:
     """See :meth:`orrery.ngram.index.Index.documents`."""
     if limit < 0 or (context is not None and context < 0):
         raise ConfigError(f"limit and context must not be negative, but are {limit} and {context}")
@@ -114,7 +141,7 @@ def documents(index: Index, ids: Ids, limit: int, context: int | None) -> list[D
     return [_document(index, number, sorted(chosen[number]), len(ids), context) for number in sorted(chosen)[:limit]]
 
 
-def _document(index: Index, number: int, places: list[int], length: int, context: int | None) -> Document:
+def _document(index: Searched, number: int, places: list[int], length: int, context: int | None) -> Document:
     """A document with its text, or `context` ids to both sides of the first place."""
     start, stop = index.catalogue.bounds(number)
     first, last = start + 1, stop
@@ -124,14 +151,14 @@ def _document(index: Index, number: int, places: list[int], length: int, context
     return Document(number, index.catalogue.name(number), start, stop, stop - start - 1, offsets, index.read(first, last), first - start - 1)
 
 
-def document(index: Index, number: int) -> Document:
+def document(index: Searched, number: int) -> Document:
     """See :meth:`orrery.ngram.index.Index.document`."""
     if not 0 <= number < index.documents_total:
         raise DataError(f"there is no document {number}; the index holds 0..{index.documents_total - 1}")
     return _document(index, number, [], 0, None)
 
 
-def attribute(index: Index, ids: Ids, min_length: int, limit: int, context: int | None) -> list[Span]:
+def attribute(index: Searched, ids: Ids, min_length: int, limit: int, context: int | None) -> list[Span]:
     """See :meth:`orrery.ngram.index.Index.attribute`."""
     if min_length < 1:
         raise ConfigError(f"min_length must be 1 or more, not {min_length}")
@@ -148,11 +175,9 @@ def attribute(index: Index, ids: Ids, min_length: int, limit: int, context: int 
 
 
 def count_cnf(
-    index: Index, clauses: Sequence[Sequence[Ids]], window: int, cap: int | None, anchor: int | None = None
+    index: Searched, clauses: Sequence[Sequence[Ids]], window: int, cap: int | None, anchor: int | None = None
 ) -> CnfCount:
     """See :meth:`orrery.ngram.index.Index.count_cnf`."""
-    from orrery.ngram.index import flatten
-
     if not clauses or any(not clause for clause in clauses) or any(not len(term) for clause in clauses for term in clause):
         raise DataError("a conjunction needs at least one clause, each clause an n-gram, and each n-gram an id")
     terms = sum(map(len, clauses))
@@ -162,8 +187,10 @@ def count_cnf(
         raise ConfigError(f"anchor must be one of the {len(clauses)} clauses, counted from 0, not {anchor}")
     if window < 0 or (cap is not None and cap < 1):
         raise ConfigError(f"window must be 0 or more and cap 1 or more, not {window} and {cap}")
-    flat, offsets = flatten([term for clause in clauses for term in clause])
-    counts = index.count_batch([flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    listed = [term for clause in clauses for term in clause]
+    counts = index.count_batch(listed)
+    flat = np.concatenate([np.asarray(term, dtype=np.int64) for term in listed])
+    offsets = np.cumsum([0, *map(len, listed)]).astype(np.int64)
     edges = np.cumsum([0, *map(len, clauses)]).astype(np.int64)
     sizes = [int(counts[a:b].sum()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     rarest = int(np.argmin(sizes)) if anchor is None else anchor
