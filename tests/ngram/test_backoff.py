@@ -30,6 +30,17 @@ def test_scores_and_perplexity_equal_kenlms(case, backend):
     assert model.facts["fallback_orders"] == ([] if case["name"] == "usual" else [1, 3, 4])
 
 
+def test_sentences_split_together_score_as_each_of_them_does():
+    model = BackoffModel.fit_sentences(["a b c", "b c a b", "c"], 3)
+    lines = ["a b", "", "  b\tc \u2003 a\n", "unknown a", "\0", "a \0 b \0", "<s> a </s>", "c"]
+    for frame in ({}, {"begin": False}, {"end": False}, {"begin": False, "end": False}):
+        singly = [model.score_sentences([line.split()], **frame)[0] for line in lines]
+        assert model.score_sentences(lines, **frame) == pytest.approx(singly)
+        kept = [line for line in lines if "\0" not in line]
+        assert model.score_sentences(kept, **frame) == pytest.approx([model.score_sentences([k.split()], **frame)[0] for k in kept])
+    assert model.score_sentences([]).tolist() == []
+
+
 def test_kenlms_file_is_read_and_gives_its_scores(tmp_path):
     case = RECORD["cases"][1]
     (tmp_path / "kenlm.arpa").write_text(case["arpa"])

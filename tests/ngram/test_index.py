@@ -167,6 +167,37 @@ def test_many_suffixes_use_the_guide(tmp_path):
         assert [tuple(row) for row in zip(*index.inf_prob_batch(contexts, ids), strict=True)] == infinite
 
 
+def test_a_guide_that_lies_is_not_believed(tmp_path):
+    """The guide has no checksum: whatever stands in it, bounds are held against the suffix array, singly and in batches."""
+    rng = np.random.default_rng(3)
+    text = np.minimum(rng.geometric(0.3, 6000), 20)
+    ngram.build([text], tmp_path / "i", vocab_size=21, quiet=True)
+    asked = [text[a : a + length].tolist() for length in (1, 2, 5, 8, 9, 12) for a in rng.integers(0, 5000, 20)]
+    asked += [[20, 20, 1, 20, 20, 20, 20, 20, 20], [0, 0], [21], list(range(12))]
+    index = ngram.open(tmp_path / "i")
+    want = [index.count(gram) for gram in asked]
+    infinite = [index.inf_prob_info(gram[:-1], gram[-1]) for gram in asked]
+    layout = index.shards[0].layout
+    for lie in (0, -1, 2**62, -(2**63), 12345):
+        words = np.memmap(tmp_path / "i" / "shard-00000.bin", dtype="<i8", mode="r+")
+        words[layout.guide :: 2] = lie
+        words.flush()
+        lying = ngram.open(tmp_path / "i")
+        assert [lying.count(gram) for gram in asked] == want
+        assert lying.count_batch(asked).tolist() == want
+        batch = lying.inf_prob_batch([gram[:-1] for gram in asked], [gram[-1] for gram in asked])
+        assert [tuple(row) for row in zip(*batch, strict=True)] == infinite
+
+
+def test_a_batch_refuses_what_one_query_refuses():
+    index = build([[0, 1, 2, 3]])
+    for bad in ([[0], [0.5]], [[0], ["a"]], [[0], [2**70]], [[0], [9]], [[0], [-1]]):
+        with pytest.raises(DataError, match=r"n-gram|vocabulary"):
+            index.count_batch(bad)
+    assert index.count_batch([]).tolist() == [] and index.count_batch([[], [0]]).tolist() == [index.count([]), 1]
+    assert len(index.prob_batch([], [])) == len(index.inf_prob_batch([], []).prob) == 0
+
+
 def test_one_token_and_repeated_tokens():
     one = build([[1]])
     assert (one.tokens, one.count([1]), one.count([1, 1]), one.count([])) == (2, 1, 0, 2)

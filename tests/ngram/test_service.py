@@ -84,6 +84,20 @@ def test_the_public_apis_requests_and_response_fields(url):
     assert ask(url, "ntd", query="never seen")["result_by_token_id"] == {}
 
 
+def test_a_distribution_is_written_as_json_would_write_it(folder):
+    service = Service({"text": folder / "text"})
+    for query in ("", "import numpy as ", "np\n"):
+        request = {"index": "text", "query_type": "infgram_ntd", "query": query}
+        answer = service.answer(request)
+        found = answer["result_by_token_id"]
+        assert len(found) > 0 and sum(entry["cont_cnt"] for entry in found.values()) == answer["prompt_cnt"]
+        plain = {key: dict(entry) for key, entry in found.items()}
+        assert json.loads(found.json()) == plain == found
+        sent = json.loads(service.respond(request))
+        assert sent.pop("latency") >= 0 and answer.pop("latency") >= 0
+        assert sent == {**answer, "result_by_token_id": plain}
+
+
 def test_documents_as_the_public_api_gives_them(url):
     found = ask(url, "find", query="numpy as ")
     (low, high), = found["segment_by_shard"]
