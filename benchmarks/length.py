@@ -1,5 +1,8 @@
 """Is the cost linear? `python benchmarks/length.py mamba2 lstm transformer [--longest 65536] [--rounds 5]`
 
+`--tag recurrent` measures every architecture that carries the tag; `--factor 4` takes every fourth length, `--rows` prints one
+row of a Markdown table for each.
+
 Time per token of reading (no gradients, batch 1, the state carried through windows of `--window` tokens, so memory does
 not grow with the text) at each length from 1k, doubling, and of decoding one token after as many. Every round reads every
 length once, in turn; a row is the median over rounds. The slope is that of log2(time per token) over log2(length), by
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 import orrery
+from orrery.core import registry
 from orrery.core.environment import cpu_name
 from orrery.evaluate.statistics import t_interval
 from orrery.nn.contract import Context
@@ -101,14 +105,45 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"  {row[0]:7,}  {row[1]:8.2f}  {row[2] / 1000:8.3f}  {row[3]:12,}")
     for what, word in (("read", "reading"), ("decode", "decoding")):
         s = found[f"{what}_slope"]
-        lines.append(f"  slope of {word}: {s['slope']:+.3f} (95 % {s['low']:+.3f} to {s['high']:+.3f}; 0 is linear cost)")
+        lines.append(
+            f"  slope of {word}: {s['slope']:+.3f} (95 % {s['low']:+.3f} to {s['high']:+.3f}; 0 is linear cost)"
+        )
     return "\n".join(lines)
+
+
+HEADING = """| nano, batch 1 | us a token read: 1k | {}k | slope of reading (95 %) | ms a token decoded: 1k | {}k | slope of decoding (95 %) \
+| bytes of state |
+|---|---|---|---|---|---|---|---|"""
+
+
+def row(found: dict[str, Any]) -> str:
+    """One architecture as a row: first and last length, slopes, bytes of state (at 1k and at the end where they differ)."""
+    cells = [found["name"]]
+    for what, digits, unit in (("read", 2, 1), ("decode", 3, 1000)):
+        s = found[f"{what}_slope"]
+        cells += [f"{found[f'{what}_us'][place] / unit:.{digits}f}" for place in (0, -1)]
+        cells.append(f"{s['slope']:+.3f} ({s['low']:+.3f} to {s['high']:+.3f})")
+    held = found["state_bytes"]
+    cells.append(f"{held[0]:,}" if len(set(held)) == 1 else f"{held[0]:,} to {held[-1]:,}")
+    return f"| {' | '.join(cells)} |"
+
+
+def architectures(tag: str) -> list[str]:
+    """Names of the architectures with a tag, without their published sizes."""
+    return [
+        name
+        for name in registry.names(kind="architecture", tags=(tag,))
+        if "architecture" in registry.lookup(name).kinds
+    ]
 
 
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help="architectures")
+    parser.add_argument("names", nargs="*", help="architectures")
+    parser.add_argument("--tag", help="all architectures with this tag, in place of names")
+    parser.add_argument("--factor", type=int, default=2, help="from one length to the next")
+    parser.add_argument("--rows", action="store_true", help="a Markdown table")
     parser.add_argument("--longest", type=int, default=65536)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--window", type=int, default=1024)
@@ -119,12 +154,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     lengths = [1024]
     while lengths[-1] < options.longest:
-        lengths.append(2 * lengths[-1])
-    if not options.json:
-        print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}; nano, batch 1, {options.rounds} rounds")
-    for name in options.names:
+        lengths.append(options.factor * lengths[-1])
+    names = options.names or architectures(options.tag or "recurrent")
+    if options.rows:
+        print(HEADING.format(*[lengths[-1] // 1024] * 2))
+    elif not options.json:
+        print(
+            f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}; nano, batch 1, {options.rounds} rounds"
+        )
+    for name in names:
         found = measure(name, lengths, options.rounds, options.window, options.decode)
-        print(json.dumps(found) if options.json else table(found), flush=True)
+        print(json.dumps(found) if options.json else row(found) if options.rows else table(found), flush=True)
 
 
 if __name__ == "__main__":

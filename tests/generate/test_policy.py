@@ -12,6 +12,7 @@ from orrery.data.shards import write_tokens
 from orrery.evaluate.carried import read_carried
 from orrery.evaluate.memory import state_over_time
 from orrery.generate.policy import NormaliseState, SlideState, create_policy, linear_decays, with_field
+from orrery.nn.contract import Aux, Context
 
 V, DOC, L = 13, 12, 6
 
@@ -167,3 +168,36 @@ def test_a_reported_decay_is_what_a_window_multiplies_the_state_by():
                     twice = with_field(before, 0, field, 2 * old)
                     again = getattr(model(text, state=twice).state.blocks[0][1], field)
                     assert torch.allclose(again - new, factor * old, rtol=1e-8, atol=1e-12), (name, field, length)
+
+
+@pytest.mark.parametrize("policy", ["slide:8", "normalise:0.5x", "restart:8"])
+@pytest.mark.parametrize("name", ["mamba2(head_dim=8,state=8)", "gla(head_dim=8)"])
+def test_generate_meets_the_policy_where_reading_does(name, policy):
+    """Greedy tokens are the best ones of the same text read in windows of four with the same policy."""
+    model = orrery.create_model(name, width=32, depth=2, vocab_size=20, seed=0).eval()
+    prompt = torch.randint(0, 20, (2, 13), generator=torch.Generator().manual_seed(0))
+    text = orrery.generate(model, prompt, 12, temperature=0, policy=policy, policy_window=4)
+    acting, state, best = create_policy(policy), None, []
+    acting.begin()
+    with torch.no_grad():
+        for begin in range(0, 24, 4):
+            aux = Aux(*acting.wanted)
+            out = model(text[:, begin : begin + 4], state=state, ctx=Context(aux=aux))
+            best.append(out.logits.argmax(-1))
+            state = acting(out.state, aux, 4)
+    assert torch.equal(torch.cat(best, 1)[:, 12:], text[:, 13:])
+    scores = [torch.cat([model(text[:, :n]).logits[:, -1:] for n in (24,)], 1)]  # without it the model says something else
+    assert not torch.allclose(scores[0][:, -1], out.logits[:, -1], atol=1e-4)
+
+
+def test_generate_says_what_a_policy_needs():
+    model = orrery.create_model("lstm", width=32, depth=1, vocab_size=20)
+    prompt = torch.zeros(1, 4, dtype=torch.int64)
+    for settings, message in (
+        ({"policy": "slide:2"}, "no layer of this model reports"),
+        ({"policy": "slide:2", "use_state": False}, "needs a decoder, and use_state"),
+        ({"policy": "slip:2"}, "unknown policy"),
+        ({"policy": "slide:2", "policy_window": 0}, "at least one token"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            orrery.generate(model, prompt, 3, **{"policy_window": 2, **settings})

@@ -22,6 +22,8 @@ def generate(
     repetition_penalty: float = typer.Option(1.0, help="Above 1: tokens seen before become less likely."),
     stop: list[str] = typer.Option([], help="A string that ends the text (may be repeated)."),
     seed: Optional[int] = typer.Option(None, help="Of the draws; without it every call differs."),  # noqa: UP045
+    policy: str = typer.Option("", help="Of a carried state: slide:512, normalise:1.5x, normalise:40 or restart:256."),
+    policy_window: int = typer.Option(64, help="Tokens after each of which the policy acts."),
     as_json: bool = typer.Option(False, "--json", help="For machines: prompt, text, settings, seconds."),
 ) -> None:
     """Continue a prompt, shown as it is written.
@@ -47,6 +49,8 @@ def generate(
         max_new_tokens,
         stop=stop,
         seed=seed,
+        policy=policy or None,
+        policy_window=policy_window,
         on_text=None if as_json else lambda piece: print(piece, end="", flush=True),
         **settings.to_dict(),
     )

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from orrery.core.errors import ConfigError
 from orrery.core.seeds import generator as seeded
 from orrery.generate.pairs import beam_search, source_ids, target_steps
+from orrery.generate.policy import StatePolicy, create_policy
+from orrery.generate.policy_reading import policy_reader
 from orrery.generate.sampling import Sampling, holds_nan
 from orrery.models.diagnose import find_broken
 from orrery.models.encoder import Encoder
@@ -46,6 +48,8 @@ def generate(
     use_state: bool = True,
     beams: int = 1,
     length_penalty: float = 1.0,
+    policy: StatePolicy | str | None = None,
+    policy_window: int = 64,
 ) -> Any:
     """Continue a prompt; with an encoder-decoder, answer a source.
 
@@ -61,6 +65,8 @@ def generate(
         use_state: False reads everything again for every token; same tokens, only slower (a check of the state).
         beams: of an encoder-decoder: above 1 the best target of a beam search of that width, which draws nothing; length_penalty:
             the power of its length that a target's score is divided by.
+        policy: of a linear recurrence: what is done to its state after every `policy_window` tokens, counted from the prompt's
+            first, such as "slide:512" (:mod:`orrery.generate.policy`).
 
     Returns:
         As the prompt: continuations only for text; prompt and continuation for ids. Of an encoder-decoder the targets alone, for
@@ -73,6 +79,10 @@ def generate(
     draws = None if seed is None else seeded(seed, "generate")
     if isinstance(model, Encoder):
         raise ConfigError(f"'{model.config.architecture}' is an encoder: it reads whole texts and predicts no next token")
+    policy = create_policy(policy) if isinstance(policy, str) else policy
+    if policy is not None and (isinstance(model, EncoderDecoder) or not use_state):
+        raise ConfigError("a policy changes the state that a decoder carries; it needs a decoder, and use_state")
+    acting = None if policy is None else (policy, policy_window)
     if isinstance(model, EncoderDecoder):
         if beams < 1:
             raise ConfigError(f"beams must be 1 or more, not {beams}")
@@ -85,14 +95,14 @@ def generate(
     if isinstance(prompt, Tensor):
         if prompt.dim() != 2 or prompt.dtype != torch.int64 or prompt.numel() == 0:
             raise ConfigError(f"a prompt of ids must be int64 of shape (batch, time), not {prompt.dtype} of {tuple(prompt.shape)}")
-        new = list(decode_steps(model, prompt, None, max_new_tokens, sampling, draws, use_state))
+        new = list(decode_steps(model, prompt, None, max_new_tokens, sampling, draws, use_state, acting))
         return torch.cat([prompt, *(step[:, None] for step in new)], 1)
     tokenizer = tokenizer or saved_tokenizer(model)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     tokens, segments = pad_prompts(texts, tokenizer)
     rows = [TextRow(tokenizer, stops) for _ in texts]
-    for step in decode_steps(model, tokens, segments, max_new_tokens, sampling, draws, use_state):
+    for step in decode_steps(model, tokens, segments, max_new_tokens, sampling, draws, use_state, acting):
         for row, token in zip(rows, step.tolist(), strict=True):
             piece = row.add(token)
             if on_text is not None and len(rows) == 1 and piece:
@@ -160,18 +170,20 @@ def decode_steps(
     sampling: Sampling,
     draws: torch.Generator | None,
     use_state: bool,
+    policy: tuple[StatePolicy, int] | None = None,
 ) -> Iterator[Tensor]:
     """Yield `count` times the next token (B,) of every row.
 
     Args:
         tokens: (B,T); segments: (B,T), 0 at tokens and -1 at trailing padding, or None.
+        policy: with the tokens of its window.
     """
     if count < 0:
         raise ConfigError(f"max_new_tokens must be 0 or more, not {count}")
     was_training = model.training
     model.eval()
     try:
-        yield from _steps(model, tokens, segments, count, sampling, draws, use_state)
+        yield from _steps(model, tokens, segments, count, sampling, draws, use_state, policy)
     finally:
         model.train(was_training)
 
@@ -197,6 +209,7 @@ def _steps(
     sampling: Sampling,
     draws: torch.Generator | None,
     use_state: bool,
+    policy: tuple[StatePolicy, int] | None,
 ) -> Iterator[Tensor]:
     if segments is not None and bool((segments >= 0).all()):
         segments = None
@@ -205,6 +218,8 @@ def _steps(
     marks = None if segments is None else torch.cat([segments.clamp(max=0), tokens.new_zeros(batch, count)], 1)
     ids = seen.numpy() if seen.device.type == "cpu" else None
     read = _continue(model, prompt + count) if use_state else _from_the_start(model)
+    if policy is not None:
+        read = policy_reader(model, *policy)
     for step in range(count):
         known = prompt + step
         now, valid = seen[:, :known], None if marks is None else marks[:, :known] >= 0

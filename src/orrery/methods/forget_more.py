@@ -5,6 +5,10 @@ Paper: Stuffed Mamba: State Collapse and State Capacity of RNN-Based Long-Contex
 
     longer = forget_more(model, decay=1.2, insertion=0.9)
 
+Exact for mamba2, mamba, rwkv4, rwkv5 and rwkv6; of gated-deltanet and kda the decay alone, since a delta rule writes what is
+missing. Gates that write as much as they forget (qrnn, mingru, rg-lru, hgrn, hgrn2) would write more when they forget more, and those
+whose decay is no power of anything learned (gla, rwkv7, mlstm) have no parameter for it: they do not take part.
+
 A mixer takes part by offering `forget_more(decay, insertion)`, which changes its own parameters; the model given is left
 as it is.
 """
@@ -38,7 +42,7 @@ def forget_more(model: M, decay: float = 1.0, insertion: float = 1.0) -> M:
     changed = copy.deepcopy(model)
     parts: list[Any] = [part for part in changed.modules() if hasattr(part, "forget_more")]
     if not parts:
-        raise ConfigError(f"no mixer of '{model_name(model)}' offers forget_more(decay, insertion); mamba2 does")
+        raise ConfigError(f"no mixer of '{model_name(model)}' offers forget_more(decay, insertion); mamba2, mamba, rwkv4, rwkv6 do")
     for part in parts:
         part.forget_more(decay, insertion)
     return changed

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orrery.core.config import require
+from orrery.core.errors import ConfigError
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
@@ -194,6 +195,15 @@ class GatedDeltaNet(Mixer):
             beta = beta.masked_fill(~valid[..., None], 0.0)
             g_log = None if g_log is None else g_log.masked_fill(~valid[..., None], 0.0)
         return q, k, v, z, beta, g_log, conv
+
+    @torch.no_grad()
+    def forget_more(self, decay: float, insertion: float) -> None:
+        """Raise every token's decay to the power `decay`. What a delta rule writes depends on what stands there: no insertion."""
+        if self.decay_log is None:
+            raise ConfigError("DeltaNet has no decay that could be raised")
+        if insertion != 1.0:
+            raise ConfigError("what a delta rule writes cannot be scaled as a whole; leave insertion at 1")
+        self.decay_log.add_(math.log(decay))
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices M (B,H,T,T) with o = M v: the delta rule, given unit vectors as values."""

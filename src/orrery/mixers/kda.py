@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from orrery.core.config import require
+from orrery.core.errors import ConfigError
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
@@ -145,6 +146,13 @@ class KDA(Mixer):
         valid = ctx.timeline.valid(x.shape[1])
         q, k, v, a, b, g_log = kda_gates(mixed, raw, self.decay(f), self.decay_log, self.decay_bias, most, valid)
         return q, k, v, a, b, g_log, self.gate(z), conv
+
+    @torch.no_grad()
+    def forget_more(self, decay: float, insertion: float) -> None:
+        """Raise every token's decay to the power `decay`. What a delta rule writes depends on what stands there: no insertion."""
+        if insertion != 1.0:
+            raise ConfigError("what a delta rule writes cannot be scaled as a whole; leave insertion at 1")
+        self.decay_log.add_(math.log(decay))
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices M (B,H,T,T) with o = M v: the recurrence, given unit vectors as values."""

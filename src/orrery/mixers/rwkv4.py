@@ -22,6 +22,7 @@ Oracle: tests/oracles/rwkv4.py (float64 loops); transformers' RWKV with the same
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -132,6 +133,12 @@ class RWKV4(Mixer):
             k[:, None].to(kind), v[:, None].to(kind), w_log, self.time_first, (state.num, state.den, state.peak)
         )
         return self.out(torch.sigmoid(r) * y[:, 0].to(r.dtype))[:, None], RWKV4State(x, *after, ctx.timeline.clock)
+
+    @torch.no_grad()
+    def forget_more(self, decay: float, insertion: float) -> None:
+        """Raise the decay to the power `decay` and write `insertion` times as much: in an average, as the token weighing more."""
+        self.time_decay.add_(math.log(decay))
+        self.time_first.sub_(math.log(insertion))
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices (B,E,T,T) that average the values, channel by channel, before the gate; rows sum to 1."""
