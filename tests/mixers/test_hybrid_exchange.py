@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import orrery
+from all_double import AllDouble, double
 from orrery.core.errors import ConfigError
 
 SIZES = {
@@ -49,6 +50,13 @@ CASES = {
         },
     ),
 }  # fmt: skip
+SMALL = {key: SIZES[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size", "rms_norm_eps")}
+JAMBA = {"mamba_d_state": 4, "attn_layer_period": 3, "attn_layer_offset": 1, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+CASES["jamba"] = ("JambaConfig", {"num_hidden_layers": 5, "num_experts": 4, **JAMBA, **SMALL})
+CASES["jamba-dense"] = (
+    "JambaConfig",
+    {"num_hidden_layers": 2, "num_experts": 1, "mamba_proj_bias": True, "mamba_dt_rank": 3, "tie_word_embeddings": True, **JAMBA, **SMALL},
+)
 X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
@@ -81,7 +89,18 @@ def test_logits_are_equal_there_and_back(case, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(orrery.from_transformers(tmp_path / "ours").parameters(), own.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("case", ["falcon", "bamba", "granite"])
+@pytest.mark.parametrize("case", ["falcon", "falcon-normed", "falcon-norm-first", "bamba", "granite", "granite-dense", "jamba"])
+@torch.no_grad()
+def test_in_float64_logits_are_equal_to_rounding(case):
+    with AllDouble():
+        hf = double(theirs(case))
+        expected = hf(X).logits
+    own = orrery.from_transformers(hf).eval()
+    assert expected.dtype == torch.float64
+    close(own(X).logits, expected, 1e-8)
+
+
+@pytest.mark.parametrize("case", ["falcon", "bamba", "granite", "jamba"])
 def test_decoding_equals_their_cached_generation(case):
     hf = theirs(case)
     own = orrery.from_transformers(hf).eval()
@@ -96,7 +115,7 @@ def test_decoding_equals_their_cached_generation(case):
         close(torch.cat(found, 1), hf(X).logits)
 
 
-SIZE = {"falcon-h1-0.5b": 0.521, "falcon-h1-7b": 7.59, "bamba-9b": 9.78, "granite-4.0-h-tiny": 6.94}
+SIZE = {"falcon-h1-0.5b": 0.521, "falcon-h1-7b": 7.59, "bamba-9b": 9.78, "granite-4.0-h-tiny": 6.94, "jamba-v0.1": 51.6}
 
 
 @pytest.mark.parametrize(("preset", "billions"), SIZE.items())
@@ -120,6 +139,9 @@ def test_bamba_9b_attends_where_it_does():
         ("bamba", {"attention.rope": 1.0}, "rotates half"),
         ("bamba", {"canon": "a"}, "pre-norm blocks"),
         ("bamba", {"mamba2.gate_norm": "none"}, "norm after the gate"),
+        ("jamba", {"attention.rope": 1.0}, "attention is plain"),
+        ("jamba", {"moe.normalise": True}, "softmax scores that are not normalised"),
+        ("jamba", {"pattern": "attend*2 + scan*2"}, "even distances"),
     ],
 )
 def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):

@@ -9,8 +9,8 @@ import math
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
+from all_double import AllDouble
 from orrery.core.errors import ConfigError
 from orrery.core.registry import lookup
 from orrery.mixers.mamba import Mamba, MambaConfig
@@ -28,20 +28,6 @@ SETTINGS = {
     },
     "falcon": {"tie_word_embeddings": False, "mixer_rms_eps": 1e-2},
 }  # fmt: skip
-
-
-class AllDouble(TorchFunctionMode):
-    """transformers casts to float32 inside; here float64 stays float64, so that it can be compared at 1e-8."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if function is torch.Tensor.float:
-                return args[0]
-            if function is torch.Tensor.to:
-                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-                kwargs = {k: torch.float64 if a is torch.float32 else a for k, a in kwargs.items()}
-        return function(*args, **kwargs)
 
 
 def theirs(name, dtype=torch.float32):

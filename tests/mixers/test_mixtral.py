@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import orrery
+from all_double import AllDouble, double
 from orrery.core.errors import ConfigError, CorruptionError
 
 SMALL = {
@@ -42,6 +43,15 @@ def test_logits_are_equal_there_and_back(case, tmp_path):
     orrery.to_transformers(own, tmp_path / "ours")
     again = type(hf).from_pretrained(tmp_path / "ours").eval()
     torch.testing.assert_close(again(X).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_in_float64_logits_are_equal_to_rounding():
+    with AllDouble():
+        hf = double(theirs("mixtral"))
+        expected = hf(X).logits
+    found = orrery.from_transformers(hf).eval()(X).logits
+    assert expected.dtype == torch.float64 and (found - expected).abs().max() <= 1e-8 * expected.abs().max()
 
 
 @pytest.mark.parametrize("case", CASES)

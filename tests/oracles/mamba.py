@@ -35,7 +35,9 @@ def mamba(parameters, config, x, segments=None):
             taps = np.concatenate([taps[1:], u[None]])
             u = _silu(sum(p["conv.weight"][:, j] * taps[j] for j in range(K)) + p.get("conv.bias", 0.0))
             selected = p["select.weight"] @ u
-            raw, B, C = (_normed(part, eps) for part in (selected[:R], selected[R : R + N], selected[R + N :]))
+            raw, B, C = (
+                _normed(part, eps) * p.get(f"gains.{i}", 1.0) for i, part in enumerate((selected[:R], selected[R : R + N], selected[R + N :]))
+            )
             raw = p["dt.weight"] @ raw + p["dt.bias"]
             s = np.zeros(E)
             for e in range(E):

@@ -1,7 +1,7 @@
 """Mamba: a selective state space model; every channel keeps N numbers, which fade and fill as the token says.
 
 Paper: Mamba: Linear-Time Sequence Modeling with Selective State Spaces (arXiv 2312.00752); the norms of Falcon Mamba
-    (2410.05355) are a setting.
+    (2410.05355) and Jamba (2403.19887) are settings.
 
 Equation: [u, z] = W_in x;  u = silu(conv(u));  [r, B, C] = W_x u;  delta = softplus(W_dt r + b_dt);  A = -exp(A_log);  per
     channel  h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t;  s_t = C_t . h_t + D u_t;  y = W_out (s * silu(z))
@@ -47,7 +47,7 @@ from orrery.ops.selective_scan import selective_scan, selective_scan_matrix
 @dataclass(frozen=True, kw_only=True)
 class MambaConfig(PartConfig):
     """hidden: E (None: 2 D). state: N. rank: R (None: D / 16, rounded up). conv: K. norm_eps: B, C and the step size's input go
-    through an RMSNorm without weight with this eps (None: none). dt_init, dt_floor, dt_scale: range and least of the initial step
+    through an RMSNorm with this eps (None: none); norm_gain: with weights. dt_init, dt_floor, dt_scale: range and least of the initial step
     sizes (log-uniform), and the scale of W_dt. bias: of the way in and out."""
 
     hidden: int | None = None
@@ -55,6 +55,7 @@ class MambaConfig(PartConfig):
     rank: int | None = None
     conv: int = 4
     norm_eps: float | None = None
+    norm_gain: bool = False
     dt_init: tuple[float, float] = (1e-3, 1e-1)
     dt_floor: float = 1e-4
     dt_scale: float = 1.0
@@ -67,6 +68,7 @@ class MambaConfig(PartConfig):
         for name in ("hidden", "rank", "norm_eps"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be positive, not {value}")
+        require(self.norm_eps is not None or not self.norm_gain, "norm_gain needs norm_eps")
         low, high = self.dt_init
         require(0 < low <= high, f"dt_init must be a range of positive numbers, not {low} to {high}")
 
@@ -88,7 +90,7 @@ class Mamba(Mixer):
     config: MambaConfig
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"state": 4, "hidden": 40},
-        {"state": 3, "hidden": 24, "rank": 5, "norm_eps": 1e-3, "bias": True, "conv_bias": False, "conv": 3},
+        {"state": 3, "hidden": 24, "rank": 5, "norm_eps": 1e-3, "norm_gain": True, "bias": True, "conv_bias": False, "conv": 3},
     )
 
     def __init__(self, config: MambaConfig, place: Place) -> None:
@@ -98,6 +100,8 @@ class Mamba(Mixer):
         self.inputs = Projection(place, 2 * self.inner, bias=config.bias, canon=False)
         self.conv = ShortConv(self.inner, config.conv, activation="silu", bias=config.conv_bias)
         self.select = nn.Linear(self.inner, self.rank + 2 * config.state, bias=False)
+        sizes = (self.rank, config.state, config.state) if config.norm_gain else ()
+        self.gains = nn.ParameterList([torch.empty(size) for size in sizes])  # of the norms of r, B and C
         self.dt = nn.Linear(self.rank, self.inner, bias=True)
         self.A_log = nn.Parameter(torch.empty(self.inner, config.state))
         self.D = nn.Parameter(torch.empty(self.inner))
@@ -121,7 +125,8 @@ class Mamba(Mixer):
             dt = nn.init.uniform_(self.dt.bias, low, high).exp().clamp(min=config.dt_floor)
             self.dt.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
             self.A_log.copy_(torch.arange(1, config.state + 1).log().expand_as(self.A_log))
-        nn.init.ones_(self.D)
+        for gain in (self.D, *self.gains):
+            nn.init.ones_(gain)
         self.A_log.no_decay = True  # type: ignore[attr-defined]
 
     def mix(self, x: Tensor, state: MambaState | None, ctx: Context) -> tuple[Tensor, MambaState]:
@@ -153,7 +158,8 @@ class Mamba(Mixer):
         """From u (B,T,E): step sizes without bias (B,T,E), B and C (B,T,N)."""
         parts = self.select(u).split([self.rank, self.config.state, self.config.state], -1)
         if self.config.norm_eps is not None:
-            parts = tuple(rms_norm(part, None, self.config.norm_eps) for part in parts)  # 2410.05355
+            gains = list(self.gains) or [None] * 3
+            parts = tuple(rms_norm(part, gain, self.config.norm_eps) for part, gain in zip(parts, gains, strict=True))  # 2410.05355
         dt, b, c = parts
         return F.linear(dt, self.dt.weight), b, c
 
@@ -182,6 +188,16 @@ class Mamba(Mixer):
                 each()
 
         return step
+
+    @torch.no_grad()
+    def forget_more(self, decay: float, insertion: float) -> None:
+        """Raise every token's decay to the power `decay` and write `insertion` times as much, by changing parameters.
+
+        Writing less is reading less of a linear state: channels put out b (C . h + D/b u).
+        """
+        self.A_log.add_(math.log(decay))
+        self.D.div_(insertion)
+        self.out.weight.mul_(insertion)
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices (B,E,T,T) that map u to s, channel by channel, for a whole sequence; D is on their diagonals."""
