@@ -37,6 +37,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import recompute
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -158,7 +159,11 @@ class Lizard(Mixer):
 
     def _features(self, x: Tensor, which: int) -> Tensor:
         """Phi of queries (0) or keys (1) (B,T,H,K) -> (B,T,H,F), positive."""
-        u = torch.einsum("bthk,hkf->bthf", x, self.maps[which].to(x.dtype)).clamp(-_HIGHEST, _HIGHEST)
+        found: Tensor = recompute(self._phi, x, self.maps[which])
+        return found
+
+    def _phi(self, x: Tensor, maps: Tensor) -> Tensor:
+        u = torch.einsum("bthk,hkf->bthf", x, maps.to(x.dtype)).clamp(-_HIGHEST, _HIGHEST)
         u = torch.cat([u, -u], -1)
         return u.exp() if self.config.feature_map == "exp" else u.softmax(-1)
 
