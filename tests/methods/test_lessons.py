@@ -94,7 +94,8 @@ def test_distilbert_begins_with_its_teachers_layers_and_learns_by_the_triple_los
 
 def test_maps_between_widths_are_learnt_and_resumed_but_not_kept(corpus, teachers, tmp_path, monkeypatch):
     lesson = {"teacher": teachers / "bert", "recipe": "distilcamembert", "quiet": True}
-    drawn = settings(corpus, **{"model.width": 8, "model.settings.head_dim": 8, "model.depth": 1, "objective.settings.hidden": 1.0, "objective.settings.attention": 1.0})
+    terms = {"objective.settings.hidden": 1.0, "objective.settings.attention": 1.0}
+    drawn = settings(corpus, **{"model.width": 8, "model.settings.head_dim": 8, "model.depth": 1, **terms})
     pretrain("bert", tmp_path / "whole", drawn, **lesson)
     patch, fake = interrupted(monkeypatch, 2)
     with patch as p:

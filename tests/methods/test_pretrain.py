@@ -86,7 +86,7 @@ def test_going_on_with_a_folder_is_resumed_exactly_and_keeps_its_tokenizer(corpu
     assert again["domains"] == whole["domains"] and again["validation"]["loss"] == whole["validation"]["loss"]
     a, b = (load(tmp_path / name / "weights").state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(ConfigError, match="begins with layers that are there already; leave model.width out"):
+    with pytest.raises(ConfigError, match=r"begins with layers that are there already; leave model\.width out"):
         pretrain(str(tmp_path / "a"), tmp_path / "no", {**on, "model.width": 32}, quiet=True)
     assert load_tokenizer(tmp_path / "cut" / "weights" / "tokenizer").hash == load_tokenizer(tmp_path / "a" / "weights" / "tokenizer").hash
 

@@ -208,3 +208,21 @@ def test_documents_of_a_row_do_not_mix():
     marks = torch.tensor([[0] * 6 + [1] * 6])
     joined = {"tokens": source.view(1, 12), "segments": marks, "answer": answer.view(1, 12), "answer_segments": marks}
     torch.testing.assert_close(objective(model, joined)[0], apart)
+
+
+def test_a_masked_lm_computes_its_head_for_hidden_tokens_only(monkeypatch):
+    from orrery.models.scoring import nats, score
+
+    model, objective = encoder()
+    tokens, segments = rows()
+    hidden, targets = objective.corrupt(tokens, segments, V)
+    out = model(hidden, segments=segments)
+    wanted = model.head.loss(out.logits, targets)
+    seen, transform = [], model.head.transform
+    monkeypatch.setattr(model.head, "transform", lambda h: seen.append(h.shape[:-1].numel()) or transform(h))
+    found = score(model, out, targets)
+    assert seen == [int((targets != IGNORE).sum())] and torch.allclose(found.loss, wanted, rtol=1e-6)
+    each = nats(model, out, targets)
+    assert torch.allclose(each.sum(), found.nats, rtol=1e-5) and not each[targets == IGNORE].any()
+    found.loss.backward()
+    assert model.embed.weight.grad.abs().sum() > 0 and model.head.dense.weight.grad.abs().sum() > 0

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from orrery.ops.experts import combine, dispatch, drop_beyond, experts, grouped_linear, grouped_linear_reference, plan_dispatch
+from orrery.ops.experts import (
+    combine,
+    dispatch,
+    drop_beyond,
+    experts,
+    grouped_linear,
+    grouped_linear_reference,
+    plan_dispatch,
+)
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 4, 1], [0, 0, 0, 8], [2, 2, 0, 0]])

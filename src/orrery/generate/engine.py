@@ -101,8 +101,14 @@ def generate(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     tokens, segments = pad_prompts(texts, tokenizer)
-    rows = [TextRow(tokenizer, stops) for _ in texts]
-    for step in decode_steps(model, tokens, segments, max_new_tokens, sampling, draws, use_state, acting):
+    steps = decode_steps(model, tokens, segments, max_new_tokens, sampling, draws, use_state, acting)
+    found = _written(steps, [TextRow(tokenizer, stops) for _ in texts], on_text)
+    return found[0] if isinstance(prompt, str) else found
+
+
+def _written(steps: Iterator[Tensor], rows: list[TextRow], on_text: Callable[[str], None] | None) -> list[str]:
+    """The texts of rows of which every step (B,) adds a token, until all have ended."""
+    for step in steps:
         for row, token in zip(rows, step.tolist(), strict=True):
             piece = row.add(token)
             if on_text is not None and len(rows) == 1 and piece:
@@ -113,7 +119,7 @@ def generate(
         piece = row.finish()
         if on_text is not None and len(rows) == 1 and piece:
             on_text(piece)
-    return rows[0].text if isinstance(prompt, str) else [row.text for row in rows]
+    return [row.text for row in rows]
 
 
 def _answer(

@@ -1,6 +1,7 @@
 """Targets scored by a model's head without the logits of a whole batch: what objectives and evaluation stand on.
 
-A linear head goes through the fused operation of :mod:`orrery.ops.cross_entropy`. Any other head that is a module is
+A head that ends in a linear layer goes through the fused operation of :mod:`orrery.ops.cross_entropy`, which computes only the
+rows that are asked for. Any other head that is a module is
 applied to a chunk of rows at a time (and once more in the backward pass, so that its logits need not be kept). A model
 without a head of its own gives logits; then only their gradient is held beside them.
 
@@ -58,8 +59,15 @@ def score(
         "loss": loss,
     }
     head = getattr(model, "head", None)
-    if isinstance(head, nn.Linear):
-        return linear_cross_entropy(out.hidden, head.weight, targets, bias=head.bias, softcap=softcap(head), **options)
+    if (last := last_layer(head)) is not None:
+        hidden = out.hidden
+        if last is not head and ignore_index is not None:  # what nobody is asked for is not transformed either
+            asked = targets != ignore_index
+            hidden, targets = hidden[asked], targets[asked]
+            options["weights"] = None if weights is None else weights[asked]
+        return linear_cross_entropy(
+            before_last(head, hidden), last.weight, targets, bias=last.bias, softcap=softcap(last), **options
+        )
     if isinstance(head, nn.Module):
         return _by_rows(model, out.hidden, targets, **options)
     return cross_entropy(_logits(model, out), targets, **options)
@@ -69,10 +77,14 @@ def score(
 def nats(model: nn.Module, out: Output, targets: Tensor, ignore_index: int | None = IGNORE) -> Tensor:
     """Nats of every target, (B,T) float32, 0 where ignored; without gradients."""
     head = getattr(model, "head", None)
-    if isinstance(head, nn.Linear):
-        return linear_nats(
-            out.hidden, head.weight, targets, bias=head.bias, softcap=softcap(head), ignore_index=ignore_index
-        )
+    if (last := last_layer(head)) is not None:
+        options: dict[str, Any] = {"bias": last.bias, "softcap": softcap(last), "ignore_index": ignore_index}
+        if last is head or ignore_index is None:
+            return linear_nats(before_last(head, out.hidden), last.weight, targets, **options)
+        asked = targets != ignore_index
+        found = out.hidden.new_zeros(targets.shape, dtype=torch.float32)
+        found[asked] = linear_nats(before_last(head, out.hidden[asked]), last.weight, targets[asked], **options)
+        return found
     if not isinstance(head, nn.Module):
         return logit_nats(_logits(model, out), targets, ignore_index=ignore_index)
     rows, labels = out.hidden.flatten(0, -2), targets.flatten()
@@ -82,6 +94,19 @@ def nats(model: nn.Module, out: Output, targets: Tensor, ignore_index: int | Non
         for i in range(0, len(rows), size)
     ]
     return torch.cat(parts).view(targets.shape)
+
+
+def last_layer(head: Any) -> nn.Linear | None:
+    """The linear layer that a head of the vocabulary ends in: the head itself, or a masked LM's; None for any other."""
+    if isinstance(head, nn.Linear):
+        return head
+    last = getattr(head, "out", None) if getattr(head, "level", "") == "vocabulary" else None
+    return last if isinstance(last, nn.Linear) else None
+
+
+def before_last(head: Any, hidden: Tensor) -> Tensor:
+    """What that layer gets of hidden states (...,D)."""
+    return hidden if isinstance(head, nn.Linear) else head.transform(hidden)
 
 
 def softcap(head: nn.Module) -> float | None:

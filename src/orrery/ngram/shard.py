@@ -404,7 +404,8 @@ class Crowds:
         Where memory is bounded, so many ranks at a time that the pages they touch fit, each of which brings its neighbours.
         """
         stride = high - low if self._room is None else max(256, self._room // (1 << 18))
-        tokens, counts = [], []
+        tokens: list[NDArray[np.int64]] = []
+        counts: list[NDArray[np.int64]] = []
         for first in range(low, high, stride):
             last = min(high, first + stride)
             room = np.empty((2, min(last - first, self._layout.vocab_size)), dtype=np.int64)

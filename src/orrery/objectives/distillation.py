@@ -45,7 +45,7 @@ from orrery.models.folders import find_weights, open_folder, weights_hash
 from orrery.models.layers import Heads, attending, depth_of, read_layers
 from orrery.models.output import Output
 from orrery.models.reading import Reading, report
-from orrery.models.scoring import score, softcap
+from orrery.models.scoring import before_last, last_layer, score, softcap
 from orrery.nn.contract import Aux, Context
 from orrery.ops.cross_entropy import IGNORE, CrossEntropy, cross_entropy, linear_cross_entropy
 from orrery.ops.relations import relation_divergence
@@ -327,12 +327,12 @@ def _both(model: nn.Module, out: Output, asked: Tensor, labels: Tensor, loss: So
     head: Any = getattr(model, "head", None)
     options: dict[str, Any] = {"reduction": "sum", "ignore_index": None, "loss": loss}
     zeros = labels.clamp(min=0)
-    last = head if isinstance(head, nn.Linear) else getattr(head, "out", None)
-    if not isinstance(last, nn.Linear):
+    last = last_layer(head)
+    if last is None:
         if out.logits is None:
             raise ConfigError(f"{type(model).__name__} has no head, so it cannot predict tokens")
         return cross_entropy(out.logits[asked], zeros, **options)
-    rows = out.hidden[asked] if last is head else head.transform(out.hidden[asked])
+    rows = before_last(head, out.hidden[asked])
     return linear_cross_entropy(rows, last.weight, zeros, bias=last.bias, softcap=softcap(last), **options)
 
 

@@ -71,7 +71,8 @@ _told: set[str] = set()
 @cache
 def kernel(name: str) -> Callable[..., Any]:
     """One of their functions by its name; imported now."""
-    return getattr(importlib.import_module(f"fla.ops.{_KERNELS[name]}"), name)  # type: ignore[no-any-return]
+    found: Callable[..., Any] = getattr(importlib.import_module(f"fla.ops.{_KERNELS[name]}"), name)
+    return found
 
 
 def offered(op: str, obstacle: str | None, others: tuple[str, ...] = ("numba", "torch")) -> tuple[str, ...]:
