@@ -33,6 +33,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import LayerNorm
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import recompute
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -102,18 +103,31 @@ class HGRN(Mixer):
     def mix(self, x: Tensor, state: HGRNState | None, ctx: Context) -> tuple[Tensor, HGRNState]:
         time, length = ctx.timeline, x.shape[1]
         p, last = self.inputs(x, None if state is None else state.inputs, ctx)
-        kind = torch.float64 if p.dtype == torch.float64 else torch.float32
-        c, f, g = p.to(kind).split([2 * self.hidden, self.hidden, 2 * self.hidden], -1)
-        a_log, write_log = self._gates(f)
-        cos, sin = self._turns(torch.arange(1, length + 1, device=x.device), kind)
-        write = torch.cat([write_log, write_log], -1).exp() * _turned(F.silu(c), cos, -sin)
-        h, after = diagonal_scan(  # 2311.04823 equation 3, in a frame that turns
-            torch.cat([a_log, a_log], -1), write, None if state is None else state.h, time.starts, time.lengths
-        )
+        angle = self.angle.to(torch.promote_types(p.dtype, torch.float32))  # once, so that its gradients are summed in float32
+        a_log, write = recompute(self._written, p, angle, self.bound)
+        before = None if state is None else state.h
+        h, after = diagonal_scan(a_log, write, before, time.starts, time.lengths)  # 2311.04823 equation 3, in a frame that turns
         ends = torch.full((len(x),), length, device=x.device) if time.lengths is None else time.lengths
-        after = _turned(after, *self._turns(ends, after.dtype))
-        y = self.norm((torch.sigmoid(g) * _turned(h, cos, sin)).to(p.dtype))
-        return self.out(y), HGRNState(after, last, time.clock)
+        after = _turned(after, *_turns(angle, ends, after.dtype))
+        return self.out(self.norm(recompute(self._read, p, h, angle))), HGRNState(after, last, time.clock)
+
+    def _parts(self, p: Tensor) -> tuple[Tensor, ...]:
+        """C (B,T,2H), f (B,T,H) and g (B,T,2H) of the projection, in float32 at least."""
+        kind = torch.float64 if p.dtype == torch.float64 else torch.float32
+        return p.to(kind).split([2 * self.hidden, self.hidden, 2 * self.hidden], -1)
+
+    def _written(self, p: Tensor, angle: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gates' logarithms and what is written, both (B,T,2H), in the frame that turns."""
+        c, f, _ = self._parts(p)
+        a_log, write_log = _gates(f, bound)
+        cos, sin = _turns(angle, torch.arange(1, p.shape[1] + 1, device=p.device), f.dtype)
+        write = torch.cat([write_log, write_log], -1).exp() * _turned(F.silu(c), cos, -sin)
+        return torch.cat([a_log, a_log], -1), write
+
+    def _read(self, p: Tensor, h: Tensor, angle: Tensor) -> Tensor:
+        """What the norm gets (B,T,2H): the memory, turned back, through the output gate."""
+        cos, sin = _turns(angle, torch.arange(1, p.shape[1] + 1, device=p.device), h.dtype)
+        return (torch.sigmoid(self._parts(p)[2]) * _turned(h, cos, sin)).to(p.dtype)
 
     def stepper(self, norm: RowNorm, state: HGRNState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out):
@@ -124,28 +138,13 @@ class HGRN(Mixer):
         project = self.inputs.step(x, state.inputs, p, norm)
         return in_order(project, recur, linear_step(y, self.out, x, norm_of(self.norm), add=True))
 
-    def _gates(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """From f (B,T,H): the logarithms of what is kept and of what is written."""
-        a_log, write_log = F.logsigmoid(f), F.logsigmoid(-f)
-        if self.bound is None:
-            return a_log, write_log
-        above = F.logsigmoid(-self.bound.to(f.dtype))
-        return torch.logaddexp(F.logsigmoid(self.bound.to(f.dtype)), above + a_log), above + write_log
-
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The complex matrices (B,H,T,T) that map silu(c) to h, both as complex numbers, channel by channel."""
-        p, _ = self.inputs(x, None, ctx)
-        kind = torch.float64 if p.dtype == torch.float64 else torch.float32
-        a_log, write_log = self._gates(p.to(kind).split([2 * self.hidden, self.hidden, 2 * self.hidden], -1)[1])
+        f = self._parts(self.inputs(x, None, ctx)[0])[1]
+        a_log, write_log = _gates(f, self.bound)
         matrix = decay_matrix(a_log, ctx.timeline.starts) * write_log.exp().transpose(1, 2)[:, :, None]
-        turned = torch.complex(*self._turns(torch.arange(x.shape[1], device=x.device), kind)).t()  # (H,T)
+        turned = torch.complex(*_turns(self.angle, torch.arange(x.shape[1], device=x.device), f.dtype)).t()  # (H,T)
         return matrix * turned[:, :, None] * turned[:, None].conj()
-
-    def _turns(self, steps: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (..., H) of so many steps; float64 inside, since angles grow with the length."""
-        wide = torch.float32 if steps.device.type == "mps" else torch.float64
-        angles = steps[:, None].to(wide) * self.angle.to(wide)
-        return angles.cos().to(kind), angles.sin().to(kind)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> HGRNState:
         """Zeros; h is float32 unless `dtype` is float64."""
@@ -160,6 +159,22 @@ class HGRN(Mixer):
     def flops(self, length: int) -> int:
         """Both projections; the recurrence itself (some 30 H) is not counted."""
         return self.inputs.flops(length) + 4 * self.hidden * self.place.width * length
+
+
+def _gates(f: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
+    """From f (B,T,H): the logarithms of what is kept and of what is written."""
+    a_log, write_log = F.logsigmoid(f), F.logsigmoid(-f)
+    if bound is None:
+        return a_log, write_log
+    above = F.logsigmoid(-bound.to(f.dtype))
+    return torch.logaddexp(F.logsigmoid(bound.to(f.dtype)), above + a_log), above + write_log
+
+
+def _turns(angle: Tensor, steps: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (..., H) of so many steps; float64 inside, since angles grow with the length."""
+    wide = torch.float32 if steps.device.type == "mps" else torch.float64
+    angles = steps[:, None].to(wide) * angle.to(wide)
+    return angles.cos().to(kind), angles.sin().to(kind)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ Oracle: tests/oracles/performer.py (float64, comparing all pairs).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Place
 from orrery.nn.kernel_attention import KernelAttention, KernelAttentionConfig
+from orrery.nn.recompute import recompute
+from orrery.nn.timeline import Timeline
 from orrery.ops.running_max import LOWEST, running_max
 
 _RELU_FLOOR = 1e-3
@@ -91,12 +94,15 @@ class Performer(KernelAttention):
 
     def features(self, q: Tensor, k: Tensor, peak: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """phi(q) up to a factor per query, phi(k) relative to the greatest so far (2009.14794 eq. 7 and lemma 1)."""
+        found: tuple[Tensor, Tensor, Tensor | None, Tensor] = recompute(partial(self._features, ctx.timeline), q, k, peak)
+        return found
+
+    def _features(self, time: Timeline, q: Tensor, k: Tensor, peak: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         root = self.head_dim**-0.25
         directions = self.directions.to(q.dtype)
         a, b = (F.linear(x * root, directions) for x in (q, k))
         if not self.peaked:
             return F.relu(a) + _RELU_FLOOR, F.relu(b) + _RELU_FLOOR, None, self.no_peak(q)
-        time = ctx.timeline
         b = b - 0.5 * root**2 * k.square().sum(-1, keepdim=True)
         highest, after = running_max(b.amax(-1), peak, time.starts, time.lengths)
         first = torch.full_like(highest[:, 0], LOWEST) if peak is None else peak.to(highest.dtype)

@@ -24,7 +24,9 @@ Oracle: tests/oracles/rwkv6.py (float64 loops).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -36,6 +38,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.recompute import recompute
 from orrery.nn.rwkv import depth_ratios
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
@@ -200,13 +203,17 @@ class RWKV6(Mixer):
             return token_mix(x, 1 - self.mixture, before, time.starts, time.lengths)
         (shared,), shift = token_mix(x, 1 - self.mix_share[None], before, time.starts, time.lengths)
         low = torch.tanh(F.linear(shared, self.mix_in)).flatten(0, 1).unflatten(1, (_MIXTURES, -1))
-        weights = torch.baddbmm(self.mixture[:, None], low.transpose(0, 1), self.mix_out)  # 2404.05892 eq. 17
         earlier = x.new_zeros(x.shape[0], x.shape[2]) if before is None else before.to(x.dtype)
-        earlier = torch.cat([earlier[:, None], x[:, :-1]], 1)
-        if time.starts is not None:
-            earlier = earlier.masked_fill(time.starts[..., None], 0.0)
-        gap = earlier - x
-        return tuple(torch.addcmul(x, gap, weight.view_as(x)) for weight in weights), shift
+        return recompute(partial(_mixtures, time.starts), x, earlier, low, self.mixture, self.mix_out), shift
+
+    @torch.no_grad()
+    def forget_more(self, decay: float, insertion: float) -> None:
+        """Raise every token's decay to the power `decay` and write `insertion` times as much, by changing parameters.
+
+        Writing less is a greater bonus: heads put out b r (S + diag(u/b) k v), and their norm undoes b (up to eps).
+        """
+        self.decay.add_(math.log(decay))
+        self.bonus.div_(insertion)
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices M (B,H,T,T) with o = M v, before norm and gate."""
@@ -230,6 +237,16 @@ class RWKV6(Mixer):
         width = self.place.width
         ranks = 2 * _MIXTURES * self.config.mix_rank + 2 * self.config.decay_rank
         return width * (10 * width + 2 * ranks + 5 * self.key) * length
+
+
+def _mixtures(starts: Tensor | None, x: Tensor, before: Tensor, low: Tensor, mixture: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+    """Every token x (B,T,D) with the one before it, in shares that the token says by low (BT,M,R)."""
+    weights = torch.baddbmm(mixture[:, None], low.transpose(0, 1), out)  # 2404.05892 eq. 17
+    earlier = torch.cat([before[:, None], x[:, :-1]], 1)
+    if starts is not None:
+        earlier = earlier.masked_fill(starts[..., None], 0.0)
+    gap = earlier - x
+    return tuple(torch.addcmul(x, gap, weight.view_as(x)) for weight in weights)
 
 
 def _published(width: int, depth: int, **more: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class _Recomputed(torch.autograd.Function):
             found = ctx.function(*leaves)
         outputs = (found,) if isinstance(found, Tensor) else found
         pairs = [(y, dy) for y, dy in zip(outputs, grads, strict=True) if dy is not None and y.requires_grad]
-        wanted = [x for x, need in zip(leaves, needed, strict=True) if need]
+        wanted = [x for x, need in zip(leaves, needed, strict=True) if need and x is not None]
         if not pairs:
             return None, *(None for _ in needed)
         slopes = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs], allow_unused=True))
