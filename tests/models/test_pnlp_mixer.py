@@ -11,10 +11,11 @@ from oracles.minhash import bloom, fingerprint
 from oracles.minhash import words as words_of
 from oracles.pnlp_mixer import pnlp_mixer
 from orrery.core.errors import ConfigError, CorruptionError, StateError
+from orrery.models import pnlp_mixer as module
 from orrery.models.build import create_model
 from orrery.models.convert import with_head
 from orrery.models.storage import load, save
-from orrery.ops.minhash import bloom_counts, cut_words, fingerprints
+from orrery.ops.minhash import bloom_counts, cut_words, distinct, fingerprints
 
 SMALL = {"width": 16, "depth": 2, "hashes": 16, "buckets": 64, "words": 4, "hidden": 12, "seed": 1}
 TEXTS = ["The quick, brown fox — naïve ÀÉ don't  stop.", " 漢字 and 한국어 test 🎉🎉x ", "a", "İstanbul ß Ω abcd abc ab", " \t "]
@@ -51,6 +52,27 @@ def test_words_fingerprints_and_filters_are_the_oracle_s():
         if word:
             assert row.tolist() == fingerprint(word, 16)
             assert counts.tolist() == bloom(row.tolist(), 64).tolist() and counts.sum() == 16
+
+
+def test_a_spelling_is_hashed_once_whatever_its_hash():
+    texts = ["b a ab a, ba ab A", " ", "ba b", *(f"w{k} w{k // 2}" for k in range(60))]  # many share a place of the table
+    found = cut(texts)
+    spelled, which = distinct(found)
+    given = ["".join(map(chr, found.chars[a:b])) for a, b in zip(found.starts[:-1], found.starts[1:], strict=True)]
+    once = ["".join(map(chr, spelled.chars[a:b])) for a, b in zip(spelled.starts[:-1], spelled.starts[1:], strict=True)]
+    assert once == list(dict.fromkeys(given)) and [once[k] for k in which] == given
+    np.testing.assert_array_equal(fingerprints(spelled, 16)[which], fingerprints(found, 16))
+
+
+def test_a_part_of_the_matrix_at_a_time_changes_nothing(monkeypatch):
+    model, tokens = build(), rows(TEXTS)[0]
+    whole = model(tokens).hidden
+    monkeypatch.setattr(module, "MANY", 1)
+    parts = model(tokens).hidden
+    assert torch.equal(whole, parts)
+    probe = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0), dtype=whole.dtype)
+    (one,), (two,) = (torch.autograd.grad((found * probe).sum(), [model.bottleneck]) for found in (whole, parts))
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
 def test_equal_hashes_estimate_the_jaccard_similarity_of_trigrams():

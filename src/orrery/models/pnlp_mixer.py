@@ -38,9 +38,10 @@ from orrery.models.output import Output
 from orrery.models.pooling import documents
 from orrery.nn.contract import Context
 from orrery.nn.norms import LayerNorm
-from orrery.ops.minhash import cut_words, fingerprints
+from orrery.ops.minhash import cut_words, distinct, fingerprints
 
 BITS = (8, 32)
+MANY = 256  # spellings from which on parts of V are laid out apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +107,17 @@ class PNLPMixerConfig(Config):
 
 
 class Reading(NamedTuple):
-    """A batch as words. place (B,T): word of every byte, -1 at padding. document (W,), origin (W,): first token. buckets (W,n).
-    total: documents. piece, position (W,): where a word stands in the pieces; pieces, longest: their number and length."""
+    """A batch as words. place (B,T): word of every byte, -1 at padding. document (W,), origin (W,): first token.
+
+    buckets (U,n): of the U words that are spelled differently. spelling (W,): which of them each word is. total: documents.
+    piece, position (W,): where a word stands in the pieces; pieces, longest: their number and length.
+    """
 
     place: Tensor
     document: Tensor
     origin: Tensor
     buckets: Tensor
+    spelling: Tensor
     total: int
     piece: Tensor
     position: Tensor
@@ -239,7 +244,8 @@ class PNLPMixer(nn.Module):
         found = cut_words(tokens.flatten().cpu().numpy(), ids.flatten().cpu().numpy(), self.config.lower)
         if not len(found.document):
             raise StateError("every token of the batch is padding; pass at least one token")
-        buckets = torch.from_numpy(fingerprints(found, self.config.hashes) % self.config.buckets)
+        spelled, which = distinct(found)
+        buckets = torch.from_numpy(fingerprints(spelled, self.config.hashes) % self.config.buckets)
         device = tokens.device
         document = torch.from_numpy(found.document.copy()).to(device)
         sizes = torch.bincount(document, minlength=count)
@@ -249,9 +255,9 @@ class PNLPMixer(nn.Module):
         position = rank % self.config.words
         place = torch.from_numpy(found.place).to(device).view(tokens.shape)
         origin = torch.from_numpy(found.origin.copy()).to(device)
-        return Reading(
-            place, document, origin, buckets.to(device), count, piece, position, int(parts.sum()), int(position.max()) + 1
-        )
+        spelling = torch.from_numpy(which).to(device)
+        longest = int(position.max()) + 1
+        return Reading(place, document, origin, buckets.to(device), spelling, count, piece, position, int(parts.sum()), longest)
 
     def words(self, reading: Reading, types: Tensor | None = None) -> Tensor:
         """Hidden states of words (W,D)."""
@@ -265,21 +271,26 @@ class PNLPMixer(nn.Module):
         return dense.flatten(0, 1).index_select(0, where)
 
     def _projected(self, reading: Reading, types: Tensor | None) -> Tensor:
-        """V [c_{t-w} .. c_{t+w}] + b (W,D); a sum of n rows of V in the place of a product with counts."""
-        found = F.embedding_bag(reading.buckets, self.bottleneck, mode="sum").unflatten(1, (self.spread, -1))
-        document, window = reading.document, self.config.window
-        x = found[:, window] + self.bias
-        for offset in range(1, min(window, len(document) - 1) + 1):
-            same = (document[offset:] == document[:-offset])[:, None].to(x.dtype)
-            behind = found[:-offset, window - offset] * same  # c_{t - offset} for t >= offset
-            ahead = found[offset:, window + offset] * same
-            x = x + F.pad(behind, (0, 0, offset, 0)) + F.pad(ahead, (0, 0, 0, offset))
+        """V [c_{t-w} .. c_{t+w}] + b (W,D); a sum of n rows of V, once a spelling, in the place of a product with counts."""
+        document, window, spread = reading.document, self.config.window, self.spread
+        found = self._summed(reading.buckets).view(-1, self.config.width)
+        found = torch.cat([found, found.new_zeros(1, found.shape[1])])  # row U * spread: beyond the document
+        own = F.pad(reading.spelling * spread, (window, window), value=len(found) - 1)
+        where = F.pad(document, (window, window), value=-1)
+        near = where.unfold(0, spread, 1) == document[:, None]  # (W,spread): is word t + j - w of the same document?
+        parts = own.unfold(0, spread, 1) + torch.arange(spread, device=own.device)
+        x = F.embedding_bag(torch.where(near, parts, len(found) - 1), found, mode="sum") + self.bias
         if self.types is not None:
             kinds = torch.zeros_like(document) if types is None else types.flatten()[reading.origin]
             if int(kinds.max()) >= self.config.types or int(kinds.min()) < 0:
                 raise ConfigError(f"token type {int(kinds.max())} is outside the {self.config.types} that there are")
             x = x + self.types[kinds]
         return x
+
+    def _summed(self, buckets: Tensor) -> Tensor:
+        """The n rows of V that every spelling has, summed (U,spread D); by parts of V that fit a cache, where they are worth a copy."""
+        parts = self.bottleneck.split(self.config.width, 1) if len(buckets) >= MANY else (self.bottleneck,)
+        return torch.cat([F.embedding_bag(buckets, part.contiguous(), mode="sum") for part in parts], 1)
 
     def pool(self, words: Tensor, reading: Reading) -> Tensor:
         """Vectors of documents (N,D): sum over words of softmax(A x) * (F x), feature by feature."""

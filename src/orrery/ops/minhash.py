@@ -175,6 +175,37 @@ def _fingerprints(chars, starts, found):  # type: ignore[no-untyped-def]
                     value -= prime
 
 
+@compiled
+def _distinct(chars, starts, table, first, which, kept, begins, sizes):  # type: ignore[no-untyped-def]
+    """Fill `first` (the first word of every spelling), `which`, and the spellings' `kept`, `begins`; table: open addressing."""
+    mask, found, count = len(table) - 1, 0, 0
+    for word in range(len(which)):
+        begin, length = starts[word], starts[word + 1] - starts[word]
+        value = length
+        for k in range(begin, begin + length):
+            value = (value * 1000003 + chars[k] + 1) % 2147483647
+        slot = _mixed(value) & mask
+        while table[slot] >= 0:
+            other = table[slot]
+            same = begins[other + 1] - begins[other] == length
+            k = 0
+            while same and k < length:
+                same = kept[begins[other] + k] == chars[begin + k]
+                k += 1
+            if same:
+                break
+            slot = (slot + 1) & mask
+        if table[slot] < 0:
+            table[slot], first[found], begins[found] = found, word, count
+            for k in range(length):
+                kept[count + k] = chars[begin + k]
+            count += length
+            found += 1
+            begins[found] = count
+        which[word] = table[slot]
+    sizes[0] = found
+
+
 def cut_words(tokens: NDArray[np.int64], documents: NDArray[np.int64], lower: bool = True) -> Words:
     """The words of flattened rows of bytes.
 
@@ -199,6 +230,22 @@ def fingerprints(words: Words, hashes: int) -> NDArray[np.int64]:
     found = np.empty((len(words.document), hashes), np.int64)
     _run(_fingerprints)(words.chars, words.starts, found)
     return found
+
+
+def distinct(words: Words) -> tuple[Words, NDArray[np.int64]]:
+    """Every spelling once, in the order in which they first come, and which of them each word has (W,).
+
+    Exact: words are compared character by character, not by a hash alone. Nothing is kept between calls.
+    """
+    count = len(words.document)
+    size = 1 << max(4, (2 * count - 1).bit_length())
+    table, first, which = np.full(size, -1, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
+    chars, starts, sizes = np.empty(len(words.chars), np.int64), np.empty(count + 1, np.int64), np.zeros(1, np.int64)
+    _run(_distinct)(words.chars, words.starts, table, first, which, chars, starts, sizes)
+    found = int(sizes[0])
+    first = first[:found]
+    kept = Words(words.place[:0], words.document[first], words.origin[first], chars[: starts[found]], starts[: found + 1])
+    return kept, which
 
 
 def bloom_counts(prints: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
