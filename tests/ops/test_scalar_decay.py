@@ -406,8 +406,8 @@ def test_backend_is_chosen_by_rule_announced_once_and_recorded(caplog):
     with backends.use_backend("torch"):
         scalar_decay(**operands)
     assert backends.current_backend() == {"scalar_decay": "numba+torch"}
-    with pytest.raises(ConfigError, match="it offers numba, torch"):
-        scalar_decay(**operands, backend="fla")
+    with pytest.raises(ConfigError, match="it offers fla, numba, torch"):
+        scalar_decay(**operands, backend="triton")
     with pytest.raises(ConfigError, match="Did you mean 'numba'"):
         scalar_decay(**operands, backend="nunba")
     with pytest.raises(ConfigError, match="Unknown backend 'cuda'"), backends.use_backend("cuda"):

@@ -357,5 +357,5 @@ def test_the_backend_is_recorded():
     backends.forget_backends()
     vector_decay(**operands)
     assert backends.current_backend() == {"vector_decay": "numba"}
-    with pytest.raises(ConfigError, match="it offers numba, torch"):
-        vector_decay(**operands, backend="fla")
+    with pytest.raises(ConfigError, match="it offers fla, numba, torch"):
+        vector_decay(**operands, backend="triton")
