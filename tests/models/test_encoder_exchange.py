@@ -100,9 +100,35 @@ def test_labels_and_kinds_of_problem_are_kept(tmp_path):
     assert one.config.head["name"] == "regression"
 
 
+@torch.no_grad()
+def test_the_next_sentence_is_a_class(tmp_path):
+    hf, types = encoder("Bert", "ForNextSentencePrediction").double(), (torch.arange(12) > 2).long().expand(3, -1)
+    want = hf(TOKENS, attention_mask=MASK, token_type_ids=types).logits
+    own = orrery.from_transformers(hf).eval()
+    assert float((own(TOKENS, segments=SEGMENTS, types=types).logits - want).abs().max()) < 1e-8
+    assert own.config.head["name"] == "classification" and own.head.config.names == ("next", "random")
+    orrery.to_transformers(own, tmp_path / "hf")  # their class has a name for two classes only: any classification is written as this
+    back = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert float((back(TOKENS, attention_mask=MASK, token_type_ids=types).logits - want).abs().max()) < 1e-12
+    assert back.config.id2label == {0: "next", 1: "random"}
+
+
+@pytest.mark.parametrize("cls", ["T5ForSequenceClassification", "T5ForQuestionAnswering", "MT5ForSequenceClassification",
+                                 "BartForSequenceClassification", "BartForQuestionAnswering"])  # fmt: skip
+def test_heads_on_encoder_decoders_are_refused_with_the_reason(cls):
+    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8,
+             "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # fmt: skip
+    kind = cls.partition("For")[0]
+    config = getattr(transformers, f"{kind}Config")(**({**small, "vocab_size": V} if kind == "Bart" else PAIR))
+    with pytest.raises(ConfigError, match=f"{cls} has no counterpart here: its head reads the decoder"):
+        orrery.from_transformers(getattr(transformers, cls)(config))
+
+
 def test_what_has_no_counterpart_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="the head of BertForMultipleChoice has no counterpart"):
+    with pytest.raises(ConfigError, match="BertForMultipleChoice has no counterpart here: its answer is a softmax over several"):
         orrery.from_transformers(encoder("Bert", "ForMultipleChoice"))
+    with pytest.raises(ConfigError, match="the head of BertLMHeadModel has no counterpart here; known: BertModel, BertForMaskedLM"):
+        orrery.from_transformers(encoder("Bert", "LMHeadModel"))
     with pytest.raises(ConfigError, match="activation swish"):
         orrery.from_transformers(encoder("Bert", "Model", hidden_act="swish"))
     with pytest.raises(ConfigError, match="bert has no class with the head 'ordinal'"):

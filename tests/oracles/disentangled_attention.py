@@ -15,8 +15,8 @@ def _bucket(distance, buckets, most):
     return far if distance > 0 else -far
 
 
-def disentangled_attention(parameters, config, x, segments=None):
-    """The mixer on x (B,T,D); parameters by name, config as a dict with `width`."""
+def disentangled_attention(parameters, config, x, segments=None, queries=None):
+    """The mixer on x (B,T,D), asked by queries (B,T,D) or x; parameters by name, config as a dict with `width`."""
     size, width, terms = config["head_dim"], config["width"], config["terms"]
     weight, bias = parameters["inputs.linear.weight"], parameters.get("inputs.linear.bias", np.zeros(3 * width))
     maps = [(weight[p * width : (p + 1) * width], bias[p * width : (p + 1) * width]) for p in range(3)]
@@ -35,7 +35,8 @@ def disentangled_attention(parameters, config, x, segments=None):
         marks = np.zeros(x.shape[1]) if segments is None else segments[b]
         for mark in np.unique(marks[marks >= 0]):
             places = np.flatnonzero(marks == mark)
-            q, k, v = ([w @ x[b, t] + c for t in places] for w, c in maps)
+            asked = x if queries is None else queries
+            q, k, v = ([w @ given[b, t] + c for t in places] for given, (w, c) in zip((asked, x, x), maps, strict=True))
             for i, t in enumerate(places):
                 out = np.zeros(width)
                 for h in range(width // size):

@@ -28,7 +28,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules, norm_rules
+from orrery.nn.exchange import PAIR_HEADS, ExchangeMap, Rule, linear_rules, norm_rules
 
 _OFFSET = 2  # places at the beginning of both tables of positions that are never read
 
@@ -144,6 +144,7 @@ EXCHANGE = ExchangeMap(
     ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight", "final_logits_bias"),
     prefixes=("model.",),
     prepare=_prepare,
+    refused=dict.fromkeys(("BartForSequenceClassification", "BartForQuestionAnswering"), PAIR_HEADS),
     finish=_finish,
 )
 

@@ -17,6 +17,7 @@ Oracle: transformers' BERT with all its heads (equal outputs through the exchang
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from orrery.core.registry import register
@@ -48,6 +49,9 @@ _RULES = masked_rules(
 )
 _UNUSED = (f"{_PREDICTIONS}.decoder.weight", f"{_PREDICTIONS}.decoder.bias", *POOLER)
 
+_DOCUMENT = document_map("BertForNextSentencePrediction", "tanh", "bert.pooler.dense", "cls.seq_relationship")
+_NEXT = replace(_DOCUMENT, head={**(_DOCUMENT.head or {}), "labels": 2, "names": ["next", "random"]}, labelled=False)
+
 EXCHANGE = ExchangeMap(
     model_type="bert",
     cls="BertModel",
@@ -60,9 +64,11 @@ EXCHANGE = ExchangeMap(
         HeadMap("BertForMaskedLM", MASKED, _RULES, _UNUSED),
         HeadMap("BertForPreTraining", MASKED, _RULES, (*_UNUSED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")),
         document_map("BertForSequenceClassification", "tanh", "bert.pooler.dense", "classifier"),
+        _NEXT,
         *token_maps("Bert", POOLER),
         pooler_map("BertModel", "bert.pooler.dense"),
     ),
+    refused={"BertForMultipleChoice": "its answer is a softmax over several documents, and heads here score each document for itself"},
 )
 
 ARCHITECTURE = Architecture(

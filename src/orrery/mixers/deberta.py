@@ -10,12 +10,16 @@ Shapes: B batch, T time, D width, H heads, K head dimension 64, F hidden size 4 
 
 Cost: that of BERT, and two position terms in every layer (mixers/disentangled_attention.py); no learned absolute positions.
 
-Differs from the paper: no enhanced mask decoder (absolute positions before the vocabulary head), which replaced-token
-    pre-training does not use and the published checkpoints of version 3 do not hold. The convolution beside the first layer
+    enhanced mask decoder (section 3.2; `head.positions=512`, off by default), with h the input of the last layer:
+        q = h + P[position];  twice  q = layer_L(queries and residual q, keys and values h);  logits = E LN(gelu(W q)) + b
+
+Differs from the paper: the enhanced mask decoder is off unless asked for: replaced-token pre-training does not use it,
+    published checkpoints of version 3 do not hold its table, and transformers does not have it, so a model with it is not
+    written there. It belongs to the masked-lm head: other heads on the same body read the last layer as it is. The convolution beside the first layer
     (version 2, xlarge and xxlarge) is the setting `beside`, without dropout of its own. Dropout is 0 unless asked for.
 
 Oracle: transformers' DeBERTa-v2 with all its heads (equal outputs through the exchange map);
-    tests/oracles/disentangled_attention.py.
+    tests/oracles/disentangled_attention.py, and tests/oracles/deberta.py for the whole encoder and the mask decoder.
 """
 
 from __future__ import annotations
@@ -108,6 +112,7 @@ def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 _OWN = "deberta.encoder.layer.{i}.attention.self"
+_MASKED = {**MASKED, "positions": 0}  # transformers has no enhanced mask decoder
 _OLDER, _NEWER = "cls.predictions", "lm_predictions.lm_head"
 
 EXCHANGE = ExchangeMap(
@@ -135,14 +140,14 @@ EXCHANGE = ExchangeMap(
     heads=(
         HeadMap(
             "DebertaV2ForMaskedLM",
-            MASKED,
+            _MASKED,
             masked_rules(f"{_OLDER}.transform.dense", f"{_OLDER}.transform.LayerNorm", f"{_OLDER}.decoder.weight", f"{_OLDER}.bias"),
             (f"{_OLDER}.decoder.weight", f"{_OLDER}.decoder.bias"),
             needs=f"{_OLDER}.bias",
         ),
         HeadMap(
             "DebertaV2ForMaskedLM",
-            MASKED,
+            _MASKED,
             masked_rules(f"{_NEWER}.dense", f"{_NEWER}.LayerNorm", "", f"{_NEWER}.bias"),
             needs=f"{_NEWER}.bias",
         ),

@@ -70,6 +70,7 @@ class DisentangledAttention(Mixer):
     Config = DisentangledAttentionConfig
     config: DisentangledAttentionConfig
     packs = True
+    queries_apart = True  # with ctx.memory of its own shape it asks by x what the memory holds at the same places
     examples = (
         {"head_dim": 8, "buckets": 8, "max_positions": 16},
         {"head_dim": 16, "buckets": 0, "max_positions": 5, "shared_key": False, "norm_positions": False},
@@ -109,9 +110,10 @@ class DisentangledAttention(Mixer):
         time = ctx.timeline
         if time.groups is None and (time.starts is not None or time.lengths is not None):
             packing, packed = pack_timeline(time, len(x), x.shape[1])
-            y, _ = self.mix(packing.gather(x), None, ctx.replace(time=packed))
+            memory = None if ctx.memory is None else packing.gather(ctx.memory)
+            y, _ = self.mix(packing.gather(x), None, ctx.replace(time=packed, memory=memory))
             return packing.spread(y), None
-        heads = self.inputs.linear(x).unflatten(-1, (3 * self.heads, self.head_dim))
+        heads = self._inputs(x, ctx.memory).unflatten(-1, (3 * self.heads, self.head_dim))
         table = self._table(ctx)
         if time.groups is None:
             return self.out(self._attend(heads, table).flatten(2)), None
@@ -121,6 +123,15 @@ class DisentangledAttention(Mixer):
             for block, (count, length) in zip(blocks, time.groups, strict=True)
         ]
         return self.out(torch.cat(found)[None].flatten(2)), None
+
+    def _inputs(self, x: Tensor, memory: Tensor | None) -> Tensor:
+        """Queries, keys and values (B,T,3D); the last two of the memory (B,T,D), where a mask decoder gives one."""
+        linear = self.inputs.linear
+        if memory is None:
+            return cast(Tensor, linear(x))
+        width = self.place.width
+        bias = (None, None) if linear.bias is None else (linear.bias[:width], linear.bias[width:])
+        return torch.cat([F.linear(x, linear.weight[:width], bias[0]), F.linear(memory, linear.weight[width:], bias[1])], -1)
 
     def queries_keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
         """Queries, keys and values (B,T,H*K) of contents; what distillation compares."""

@@ -28,7 +28,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, linear_rules
+from orrery.nn.exchange import PAIR_HEADS, ExchangeMap, HeadMap, Rule, linear_rules
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu-tanh", "silu": "silu"}
 
@@ -174,6 +174,9 @@ def _stack(side: str, alone: bool = False) -> tuple[Rule, ...]:
     )
 
 
+_HEADED = ("SequenceClassification", "QuestionAnswering")
+
+
 def _exchange(model_type: str, cls: str) -> ExchangeMap:
     return ExchangeMap(
         model_type=model_type,
@@ -189,6 +192,7 @@ def _exchange(model_type: str, cls: str) -> ExchangeMap:
         ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
         prepare=_prepare,
         finish=_finish,
+        refused=dict.fromkeys((f"{cls.removesuffix('ForConditionalGeneration')}For{task}" for task in _HEADED), PAIR_HEADS),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from orrery.core.errors import ConfigError, StateError
 from orrery.models.config import EncoderConfig
 from orrery.models.frame import check_input, count_parameters, run_blocks
-from orrery.models.heads import TaskHead, make_head
+from orrery.models.heads import MaskedLM, TaskHead, make_head
 from orrery.models.output import Output
 from orrery.models.reader import reader_of
 from orrery.nn.beside import Beside, BesideConfig
@@ -54,6 +54,12 @@ class Encoder(nn.Module):
             self.beside = Beside(BesideConfig.from_dict(config.beside, where="beside"), width, config.norm, config.eps)
         self.norm = make_norm(config.norm, width, config.eps) if config.final_norm else None
         self.head: TaskHead | None = make_head(config, self.embed) if config.head else None
+        self.asks = getattr(self.head, "absolute", None) is not None  # the last layer asks by absolute positions, too
+        last = cast(Block, self.blocks[-1])
+        if self.asks and not (getattr(last.mixer, "queries_apart", False) and last.config.placement == "post" and not last.config.canon):
+            raise ConfigError(
+                f"head.positions needs a last layer whose queries may be others than its keys, as in deberta, not {config.architecture}'s"
+            )
         self.packs = all(cast(Block, block).packs for block in self.blocks)
         self._reset_frame()
 
@@ -107,7 +113,7 @@ class Encoder(nn.Module):
 
     def _layers(self, h: Tensor, ctx: Context) -> Tensor:
         """All blocks and the final norm."""
-        reader = reader_of(self) if self.prepare else None
+        reader = reader_of(self) if self.prepare and not self.asks else None
         h = reader(h, ctx) if reader is not None else self.run(h, 0, len(self.blocks), None, ctx)[0]
         return h if self.norm is None else self.norm(h)
 
@@ -139,6 +145,10 @@ class Encoder(nn.Module):
             h, rest = self.run(self.beside(h, after, ctx), 1, stop, None, ctx)
             return h, first + rest
         blocks = list(self.blocks)[start:stop]
+        if self.asks and start < stop == len(self.blocks):
+            h, found = run_blocks(blocks[:-1], h, (None,) * (len(blocks) - 1), ctx, recompute)
+            h = cast(MaskedLM, self.head).asked(h, lambda q, own: run_blocks(blocks[-1:], q, (None,), own, recompute)[0], ctx)
+            return h, (*found, (None,) * 4)
         return run_blocks(blocks, h, (None,) * len(blocks), ctx, recompute)
 
     def hidden_states(self, tokens: Tensor, segments: Tensor | None = None, types: Tensor | None = None) -> list[Tensor]:
@@ -218,7 +228,8 @@ class Encoder(nn.Module):
         own = 0 if self.embed_map is None else 2 * self.embed_map.weight.numel() * length
         own += self.head.flops(length) if head and self.head is not None else 0
         own += 0 if self.beside is None else self.beside.flops(length)
-        return own + sum(cast(Block, block).flops(length) for block in self.blocks)
+        again = cast(MaskedLM, self.head).config.passes - 1 if self.asks else 0
+        return own + sum(cast(Block, block).flops(length) for block in (*self.blocks, *[self.blocks[-1]] * again))
 
     def num_parameters(self, embedding: bool = False, active: bool = False) -> int:
         """Parameters; without `embedding`, those of the tables and the head are left out (the size ladder's count)."""

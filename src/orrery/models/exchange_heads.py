@@ -19,6 +19,8 @@ def find_head(config: Mapping[str, Any], tensors: Mapping[str, Any], exchange: E
         ConfigError: for a class whose head has no counterpart here.
     """
     cls = next(iter(config.get("architectures") or ()), exchange.cls)
+    if cls in exchange.refused:
+        raise ConfigError(f"{cls} has no counterpart here: {exchange.refused[cls]}")
     for each in exchange.heads:
         if each.cls == cls and (not each.needs or each.needs in tensors):
             return each

@@ -26,6 +26,7 @@ B batch, T time, D width, V vocabulary, C classes, N documents.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -38,6 +39,7 @@ from orrery.core.errors import ConfigError, DataError, suggest
 from orrery.models.config import EncoderConfig
 from orrery.models.crf import CRF, scheme_allows
 from orrery.models.pooling import POOLS, documents, pool
+from orrery.nn.contract import Context
 from orrery.nn.feedforward import activation
 from orrery.nn.norms import make_norm
 
@@ -134,11 +136,19 @@ class TaskHead(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLMConfig(HeadConfig):
-    """tied: the last matrix is the embedding's."""
+    """tied: the last matrix is the embedding's. positions: absolute ones that the last layer asks by (0: none), in `passes` runs of
+    it (:meth:`MaskedLM.asked`)."""
 
     transform: str = "gelu"
     norm: bool = True
     tied: bool = True
+    positions: int = 0
+    passes: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.positions >= 0, f"head.positions must be 0 or more, not {self.positions}")
+        require(self.passes > 0, f"head.passes must be positive, not {self.passes}")
 
 
 class MaskedLM(TaskHead):
@@ -147,6 +157,36 @@ class MaskedLM(TaskHead):
     Config = MaskedLMConfig
     config: MaskedLMConfig
     level = "vocabulary"
+
+    def __init__(self, config: MaskedLMConfig, frame: EncoderConfig, embed: nn.Embedding | None = None) -> None:
+        super().__init__(config, frame, embed)
+        self.absolute = nn.Parameter(torch.empty(config.positions, frame.width)) if config.positions else None
+        if self.absolute is not None:
+            nn.init.normal_(self.absolute, std=config.std)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        table = getattr(self, "absolute", None)  # the base class draws before there is one
+        if table is not None:
+            nn.init.normal_(table, std=self.config.std)
+
+    def asked(self, h: Tensor, block: Callable[[Tensor, Context], Tensor], ctx: Context) -> Tensor:
+        """The last layer as DeBERTa's enhanced mask decoder (arXiv 2006.03654, section 3.2): h (B,T,D) before it -> behind it.
+
+        q = h + P[position], then `passes` times q = layer(q), whose queries and residual are q's, keys and values h's.
+
+        Raises:
+            ConfigError: for a position outside the table.
+        """
+        assert self.absolute is not None
+        positions = ctx.timeline.positions[..., : h.shape[1]]
+        if (most := int(positions.max())) >= len(self.absolute):
+            raise ConfigError(f"the masked-lm head has {len(self.absolute)} absolute positions and cannot read position {most}; "
+                              "pass fewer tokens or build it with a larger head.positions")  # fmt: skip
+        query, ctx = h + self.absolute[positions], ctx.replace(memory=h)
+        for _ in range(self.config.passes):
+            query = block(query, ctx)
+        return query
 
     def _transform_width(self, frame: EncoderConfig) -> int:
         return frame.embedding.width or frame.width

@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+PAIR_HEADS = "its head reads the decoder, and encoder-decoders here answer in text (the objective text-to-text); heads stand on encoders"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class ExchangeMap:
     prepare: (their config, their tensors) -> tensors, before the rules; where constant factors go into the weights.
     finish: the way back, (their config, the rules' tensors) -> theirs, where `prepare` took tensors apart.
     heads: of encoders, their classes with heads; `cls` and `rules` are then the bare body's.
+    refused: classes of theirs that have no counterpart here, and why.
     """
 
     model_type: str
@@ -93,6 +96,7 @@ class ExchangeMap:
     prepare: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
     finish: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
     heads: tuple[HeadMap, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def linear_rules(
