@@ -8,6 +8,7 @@ from orrery.cli import (
     catalogue,
     comparing,
     doctor,
+    export,
     finetune,
     new,
     ngram_texts,
@@ -50,6 +51,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("predict")(finetune.predict)
 app.command("evaluate")(finetune.evaluate)
+app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(new.app, name="new")
