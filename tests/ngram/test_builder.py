@@ -136,7 +136,7 @@ def test_a_second_builder_is_refused_and_readers_keep_the_old_index(tmp_path):
 
 
 def test_a_small_budget_means_more_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "_BASE", 0)
+    monkeypatch.setattr("orrery.ngram.memory.reserve", lambda encoding: 0)
     long = [np.arange(40_000, dtype=np.uint16) % 97 for _ in range(4)]
     monkeypatch.setattr(builder, "PIECES", 1)
     index = ngram.build(long, tmp_path / "index", memory=900_000, quiet=True)
@@ -195,6 +195,17 @@ def test_truncated_missing_and_foreign_files_are_sentences(tmp_path, whole):
         ngram.open(tmp_path / "nothing")
     with pytest.raises(CorruptionError, match="no n-gram index"):
         ngram.open(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "age"), [(1, "an older"), (3, "a newer")])
+def test_an_index_of_another_format_is_one_sentence(tmp_path, whole, number, age):
+    from orrery.core.files import read_json, write_json
+
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    write_json(folder / "index.json", {**read_json(folder / "index.json"), "format": number})
+    with pytest.raises(CorruptionError, match=f"was built by {age} version of Orrery; build it again"):
+        ngram.open(folder)
 
 
 def test_an_index_of_any_size_opens_at_once(tmp_path):

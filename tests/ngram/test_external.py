@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from orrery import ngram
 from orrery.core.errors import StorageError
-from orrery.ngram import builder, external, shard, suffixes
+from orrery.ngram import builder, external, memory, shard, suffixes
 from orrery.ngram.external import Pieces
 
 MARK = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
@@ -94,7 +94,7 @@ def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
 
 
 def small(monkeypatch):
-    monkeypatch.setattr(builder, "_BASE", 0)
+    monkeypatch.setattr("orrery.ngram.memory.reserve", lambda encoding: 0)
     monkeypatch.setattr(builder, "LEAST", 64)
 
 
@@ -157,10 +157,16 @@ def test_a_full_disk_while_pieces_are_written(tmp_path, monkeypatch):
 
 BUILD = """
 import sys
+from pathlib import Path
 from orrery import ngram
-from orrery.data import TokenFile
-ngram.build(TokenFile(sys.argv[1]), sys.argv[2], memory=int(sys.argv[3]), quiet=True)
+ngram.build(sys.argv[1], sys.argv[2], memory=int(sys.argv[3]), tokenizer=(sys.argv[4:] or [None])[0], quiet=True)
+status = Path("/proc/self/status")
+if status.exists():
+    print(next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM")))
 """
+
+
+LINUX = sys.platform.startswith("linux")
 
 
 def environment():
@@ -169,7 +175,7 @@ def environment():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_document_larger_than_the_memory_and_a_kill(tmp_path):
-    """One document of 6 million tokens in little memory: killed in the middle, it goes on."""
+    """One document of 6 million tokens in little memory: killed in the middle, it goes on, within that memory."""
     from orrery.data import write_tokens
 
     rng = np.random.default_rng(0)
@@ -186,7 +192,30 @@ def test_a_document_larger_than_the_memory_and_a_kill(tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert stage.exists() and not (tmp_path / "index").exists()
-    subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert not LINUX or int(done.stdout) <= budget
     index = ngram.open(tmp_path / "index")
     assert len(index.shards) == 1 and index.count([]) == 6_000_001 and index.count([7] * 999_999) >= 2
     assert index.count([5, 3]) == int(((document[:-1] == 5) & (document[1:] == 3)).sum())
+
+
+@pytest.mark.skipif(not LINUX, reason="peak memory is read from /proc")
+def test_text_is_encoded_and_sorted_within_the_memory(tmp_path):
+    """What the library of byte-pair encoding holds for a text is gone before the text is sorted."""
+    rng = np.random.default_rng(3)
+    words = np.array(["".join(chr(97 + c) for c in rng.integers(0, 26, size)) for size in rng.integers(2, 9, 500)])
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        (tmp_path / "texts" / f"{number}.txt").write_text(" ".join(words[rng.integers(0, 500, 20_000)]))
+    budget = 300 << 20
+    command = [sys.executable, "-c", BUILD, str(tmp_path / "texts"), str(tmp_path / "index"), str(budget), "bpe:400"]
+    own = {**environment(), "ORRERY_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= budget
+
+
+def test_what_the_process_occupies_already_is_not_for_sorting(monkeypatch):
+    monkeypatch.setattr(memory, "occupied", lambda: 0)
+    assert memory.reserve() == memory.LEAST
+    monkeypatch.setattr(memory, "occupied", lambda: 1 << 30)
+    assert memory.reserve() > 1 << 30

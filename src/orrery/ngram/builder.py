@@ -21,6 +21,7 @@ from orrery.core.errors import BudgetError, ConfigError, CorruptionError, DataEr
 from orrery.core.files import check_free_space, publish_directory, read_json, write_json
 from orrery.core.progress import Progress, progress
 from orrery.ngram import external
+from orrery.ngram import memory as process
 from orrery.ngram.index import DESCRIPTION, FORMAT, Index, open_index
 from orrery.ngram.provenance import name_record
 from orrery.ngram.shard import BLOCK, Layout, ShardWriter, blocks, token_type
@@ -29,7 +30,6 @@ from orrery.ngram.suffixes import LONGEST, suffix_array
 
 _STAGE = "build.json"
 LEAST = 1 << 16  # tokens that must fit into memory
-_BASE = 184 << 20  # bytes that Python with numba occupies before it sorts anything
 _BUFFERS = 24 << 20  # bytes of what is read and written where a shard is sorted by pieces
 _COUNTED = external.COUNTED
 PIECES = 8  # that a shard is sorted in, where its documents allow it: more shards are made of more tokens
@@ -77,7 +77,9 @@ def build_index(
         key = config_hash([FORMAT, opened.key, opened.width, opened.vocab_size, opened.doc_id, shards or 0])
         stage = _resume(work, key)
         if stage is None:
+            _room(budget, opened)  # too little is said before text is read
             stage = _spool(opened, work, key, quiet)
+        process.release()
         _shards(opened, work, stage, budget, shards, quiet)
         _describe(opened, work, stage)
         publish_directory(work, target)
@@ -239,9 +241,11 @@ def _room(budget: int, source: Source) -> int:
     Raises:
         BudgetError: hardly any.
     """
-    room = budget - _BASE - 48 * min(source.vocab_size, _COUNTED)
+    taken = process.reserve(source.encodes) + 48 * min(source.vocab_size, _COUNTED)
+    room = budget - taken
     if _inside(room, source.width, source.vocab_size) < LEAST:
-        raise BudgetError(f"{budget / 1e6:,.0f} MB are too little to sort anything; give at least 256M")
+        enough = (taken >> 20) + 16
+        raise BudgetError(f"{budget / 1e6:,.0f} MB are too little to sort anything; give at least {enough}M")
     return room
 
 
@@ -298,6 +302,7 @@ def _shard(
     order[closing:-1] = order[closing + 1 :]
     writer.append(blocks(order[:-1]))
     del order, tokens
+    process.release()
     layout = writer.finish()
     bar.update(layout.n)
     return layout
@@ -314,6 +319,7 @@ def _by_pieces(work: Path, number: int, layout: Layout, bar: Progress, room: int
     )  # fmt: skip
     writer = ShardWriter(path, layout, room)
     writer.append(pieces.blocks(BLOCK))
+    process.release()
     return writer.finish()
 
 

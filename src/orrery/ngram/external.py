@@ -46,6 +46,7 @@ from orrery.ngram.external_loops import (
     unite_class,
     z_values,
 )
+from orrery.ngram.memory import release
 from orrery.ngram.shard import call
 from orrery.ngram.suffixes import suffix_array
 from orrery.ngram.threads import spread, workers
@@ -105,6 +106,7 @@ class Pieces:
             done = self._resume()
             for number in range(len(self) - 1 - done, -1, -1):
                 self._piece(number)
+                release()
                 write_json(self.folder / "stage.json", {"edges": self.edges, "done": len(self) - number})
                 self._file("above", number + 1).unlink(missing_ok=True)
             yield from self._merged(length)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from orrery.data.tokenizers import Tokenizer
 
 DESCRIPTION = "index.json"
-FORMAT = 1
+FORMAT = 2  # 1: pages of 4 KiB, a guide of every 128th suffix
 Ids = Sequence[int] | NDArray[np.integer]
 
 
@@ -472,7 +472,8 @@ def _description(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("kind") != "ngram":
         raise CorruptionError(f"'{folder / DESCRIPTION}' is damaged or not that of an n-gram index; build it again")
     if about.get("format") != FORMAT:
-        raise CorruptionError(f"'{folder}' is of format {about.get('format')}; this version reads format {FORMAT}")
+        age = "an older" if about.get("format") == 1 else "a newer"
+        raise CorruptionError(f"the index '{folder}' was built by {age} version of Orrery; build it again")
     if about.pop("check", None) != config_hash(about):
         raise CorruptionError(f"'{folder / DESCRIPTION}' is damaged: its content does not match its checksum")
     return about

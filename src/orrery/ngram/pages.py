@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from orrery.ngram.compiled import inlined, tiny
 
-PAGE_LOG = 9  # words of a page, as a power of 2: 4 KiB
+PAGE_LOG = 6  # words of a page, as a power of 2: 512 bytes, so that little is read to check what is read first
 _KEEP = 0x3FFFFFFFFFFFFFFF
 _LOW = 0xFFFFFFFF
 

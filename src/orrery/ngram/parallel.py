@@ -27,6 +27,7 @@ from orrery.core.errors import ConfigError, StorageError
 from orrery.core.files import publish_directory, write_json
 from orrery.core.progress import progress
 from orrery.ngram import builder
+from orrery.ngram import memory as process
 from orrery.ngram.index import FORMAT, Index, open_index
 from orrery.ngram.shard import Layout, token_type
 from orrery.ngram.sources import Source, open_source
@@ -81,7 +82,7 @@ def build_over(
         flight = processes if cluster is None else cluster.workers
         budget = builder.parse_size(memory)
         if cluster is None:
-            budget = (budget - builder._BASE) // processes
+            budget = (budget - process.LEAST) // processes
         target = Path(folder).expanduser()
         opened = open_source(source, tokenizer, split, vocab_size, quiet=quiet)
         parts = max(shards or 0, flight)

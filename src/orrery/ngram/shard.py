@@ -3,8 +3,8 @@
     tokens     (n + 1) ids of 1, 2 or 4 bytes: MARK d1 .. MARK d2 .. MARK; the mark is all ones
     suffixes   n positions of b = bits(n - 1) bits each, by rank, packed without gaps
     crowds     what follows the most frequent contexts, counted beforehand: see :class:`Crowds`
-    checksums  one word for each page (4 KiB) of the sections above, each of which begins a page
-    guide      the first 8 bytes of every 128th suffix
+    checksums  one word for each page (512 bytes) of the sections above, each of which begins a page
+    guide      the first 8 bytes of every 64th suffix
 
 n counts the tokens and one mark per document; the last mark closes the stream and has no suffix. For 31 million tokens
 of two bytes that is 2 + 25/8 + 0.3 = 5.4 bytes a token.
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PAGE = 1 << PAGE_LOG  # words
-GUIDE_LOG = 7
+GUIDE_LOG = 6
 CROWD = 1 << 14  # occurrences
 _CROWD_LEAST = 256  # different continuations
 _CROWD_DEPTH = 6  # tokens
+_AT_ONCE = 1 << 14  # pages read at once where all are
 BLOCK = 1 << 20  # suffixes packed at once; a multiple of 64 * PAGE, so that every block fills whole pages
 
 
@@ -234,8 +235,8 @@ class Shard:
             CorruptionError: one differs.
         """
         words = np.memmap(self.path, dtype="<i8", mode="r")
-        for first in range(0, self.layout.pages, 4096):
-            last = min(self.layout.pages, first + 4096)
+        for first in range(0, self.layout.pages, _AT_ONCE):
+            last = min(self.layout.pages, first + _AT_ONCE)
             sums = np.empty(last - first, dtype=np.int64)
             call(sum_pages, np.asarray(words[first * PAGE : last * PAGE]), sums, last - first, first)
             if not np.array_equal(sums, words[self.layout.checksums + first : self.layout.checksums + last]):
@@ -307,9 +308,10 @@ class ShardWriter:
 
     def _sum_tokens(self, sums: NDArray[np.int64]) -> None:
         last = self.layout.suffixes // PAGE
-        for first in range(0, last, 4096):
-            words = np.fromfile(self.path, dtype="<i8", count=min(4096, last - first) * PAGE, offset=first * PAGE * 8)
-            call(sum_pages, words, sums[first:], min(4096, last - first), first)
+        for first in range(0, last, _AT_ONCE):
+            count = min(_AT_ONCE, last - first)
+            words = np.fromfile(self.path, dtype="<i8", count=count * PAGE, offset=first * PAGE * 8)
+            call(sum_pages, words, sums[first:], count, first)
 
     def _look_up(self, guide: NDArray[np.int64], room: int) -> None:
         """Replace positions by the keys of their suffixes, reading the tokens in their order."""

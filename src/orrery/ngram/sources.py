@@ -18,7 +18,7 @@ from orrery.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from orrery.data.tokenizers import Tokenizer
 
-_BATCH = 1 << 22  # characters encoded at once
+_BATCH = 1 << 20  # characters encoded at once, or a piece more; the library takes some 60 bytes for each
 _STRETCH = 1 << 20  # ids of one piece at most
 SPLITS = ("all", "train", "validation")
 
@@ -48,6 +48,11 @@ class Source:
     unit: str
     about: dict[str, Any]
     tokenizer: Tokenizer | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether text is encoded by a library."""
+        return self.unit == "B" and self.tokenizer is not None and self.tokenizer.name != "bytes"
 
     @property
     def width(self) -> int:
@@ -124,7 +129,7 @@ def _from_corpus(spec: Any, tokenizer: Any, split: str, quiet: bool) -> Source:
 
 
 def _encoded(documents: Iterable[tuple[str, Iterator[str]]], encoder: Tokenizer) -> Iterator[Piece]:
-    """Encode several megabytes at once, so that the library can use all cores."""
+    """Encode a megabyte or two at once, so that the library can use all cores."""
     queue: list[tuple[str, str, bool]] = []
     size = 0
     for name, texts in documents:
