@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from orrery.compare import task_result, task_worker
-from orrery.compare.task_page import task_page
+from orrery.compare.task_page import lead, task_page
 from orrery.compare.task_report import markdown, picture, table, write_task_report
 from orrery.compare.task_result import over_items
 from orrery.compare.tasks import TaskSettings, compare_tasks
@@ -89,6 +90,7 @@ def test_the_same_command_reads_what_is_there_and_takes_more_seeds(sweep, monkey
     monkeypatch.setattr(task_worker, "perform", refuse)
     again = compare_tasks(["bert", "gru"], rows(), SPEC, out, 2, QUICK)
     assert [r.value for r in again.runs] == [r.value for r in result.runs] and again.contrasts == result.contrasts
+    assert again.seconds > result.seconds, "the time of the call before counts, too"
     more = compare_tasks(["bert", "gru"], rows(), SPEC, out, [1, 2, 3, 4, 5], QUICK)
     assert more.status == "partial"
     assert [r.status for r in more.runs] == ["done"] * 4 + ["oom"] * 2 + ["interrupted"] + ["pending"] * 3, (
@@ -227,6 +229,22 @@ def test_the_page_says_it_and_survives_hostile_names(sweep, swept):
     bad.floor.label = "<b>words</b>"
     page = task_page(bad)
     assert page.count("<script") == 2 and "<img src=x" not in page and "<b>words" not in page
+
+
+def test_an_interval_that_leaves_the_picture_ends_in_an_arrow(sweep):
+    wide = copy.deepcopy(sweep[1])
+    wide.contrasts[0].deltas, wide.contrasts[0].mean = [0.01, 0.03], 0.02
+    for low, high, ends in ((-0.02, 0.04, 0), (-0.02, 9.0, 1), (-9.0, 9.0, 2)):
+        wide.contrasts[0].low, wide.contrasts[0].high = low, high
+        page = task_page(wide)
+        chart = page[page.index('data-chart="differences"') :]
+        paths = re.findall(r'class="bar strong[^"]*" d="([^"]*)"', chart[: chart.index("</svg>")])
+        assert sum(path.count("M") - 1 for path in paths) == ends, (low, high)
+        assert (page.count("the interval goes on outside") > 0) == (ends > 0)
+    wide.contrasts[0].sentence = "too few seeds to say: nothing"
+    assert "Too few seeds to say: nothing." in lead(wide)[1]
+    wide.contrasts[0].sentence = f"{wide.contrasts[0].first} is better"
+    assert f"{wide.contrasts[0].first} is better." in lead(wide)[1], "a name keeps its letters"
 
 
 def test_the_plainest_answer_by_kind():

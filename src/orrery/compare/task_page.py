@@ -70,10 +70,16 @@ def lead(result: TaskComparison) -> tuple[str, str]:
     said = _ended(beyond.sentence) if beyond is not None else ""
     decided = {one.first: one for one in result.contrasts}
     about = decided.get(best.label) or next((decided[row.label] for row in rows[1:] if row.label in decided), None)
-    said = f"{said} {_ended(about.sentence)}" if about is not None else said
+    said = " ".join(part for part in (said, "" if about is None else _ended(_begun(about))) if part)
     if beyond is not None and beyond.verdict != "better":
         return f"{best.label} comes out first, and is not shown to beat {beyond.second}.", said
     return f"{best.label}: {name} {written(best.quality.mean)}.", said
+
+
+def _begun(one: Any) -> str:
+    """A difference as a sentence: a capital for its first word, unless that is a name, which keeps its letters."""
+    said = str(one.sentence)
+    return said if said.startswith(one.first) else said[:1].upper() + said[1:]
 
 
 def _ended(sentence: str) -> str:

@@ -70,6 +70,7 @@ class Pictures:
             "Mark: mean over seeds. Strokes: single seeds. Upper line: 95 % over seeds. Lower line: 95 % over test rows."
         ]
         lines.append("Dashed: " + "; ".join(one.label for one in floors(self.result)) + ".")
+        lines += charts.open_intervals(svgs)
         return figure("quality", f"{figure_name(self.result)} on the test table".capitalize(), svgs, lines, beside=True)
 
     def _differences(self) -> dict[str, Any]:
@@ -87,6 +88,7 @@ class Pictures:
         lines = [
             f"Strokes: single seeds. Line: 95 % interval. Of {name}, {better} is better.",
             f"Shaded: the margin of {p.margin:.4g}.",
+            *charts.open_intervals(svgs),
         ]
         return figure("differences", "Differences", svgs, lines, beside=True)
 
@@ -226,8 +228,7 @@ def _quality_row(row: TaskRow, index: int, y: float, box: Box, scale: Scale, siz
     if q.mean is not None:
         for kind, low, high, drop in (("bar strong", q.low, q.high, -3.0), ("bar", row.items_low, row.items_high, 3.0)):
             if low is not None and high is not None:
-                ends = [(min(max(_x(box, scale, v), box.x0), box.x1), y + drop) for v in (low, high)]
-                parts.append(el("path", {"class": kind, "d": line_path(ends)}))
+                parts.append(charts.bar(_x(box, scale, low), _x(box, scale, high), y + drop, box, kind))
         for value in q.seeds.values() if len(q.seeds) > 1 else ():
             x = _x(box, scale, value)
             parts.append(el("path", {"class": "tickmark", "d": line_path([(x, y - 8), (x, y - 1)])}))

@@ -136,7 +136,7 @@ class TaskComparison:
     floor: Words | None = None
     trivial: Words | None = None  # one answer for every row
     sweeps: list[TaskSweep] = field(default_factory=list)
-    seconds: float = 0.0  # of everything since the command began
+    seconds: float = 0.0  # of everything, over all calls of the command
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT
 

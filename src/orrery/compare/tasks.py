@@ -33,12 +33,23 @@ from typing import Any
 import numpy as np
 
 from orrery.compare import rates
-from orrery.compare.task_result import Answers, TaskComparison, TaskProtocol, TaskRow, TaskRun, TaskSweep, Words, fill
+from orrery.compare.task_result import (
+    FILE,
+    Answers,
+    TaskComparison,
+    TaskProtocol,
+    TaskRow,
+    TaskRun,
+    TaskSweep,
+    Words,
+    fill,
+    load,
+)
 from orrery.compare.task_worker import ATTEMPT, PREDICTION_SECONDS, PREDICTIONS, SIDES, attempt
 from orrery.core import registry
 from orrery.core.config import config_hash
 from orrery.core.environment import environment
-from orrery.core.errors import BudgetError, ConfigError, OrreryError
+from orrery.core.errors import BudgetError, ConfigError, CorruptionError, OrreryError
 from orrery.core.files import read_json, write_bytes, write_json
 from orrery.core.progress import counted
 from orrery.data.dataset import build_tokenizer
@@ -388,10 +399,17 @@ class _Sweep:
             if run.status == "done":
                 judged.setdefault(run.architecture, {})[run.seed] = self._answers[run.architecture, run.seed]
         fill(result, judged, self._floor()[0])
-        result.seconds = round(time.perf_counter() - begin, 3)
+        result.seconds = round(self._earlier() + time.perf_counter() - begin, 3)
         result.status = "complete" if swept and all(run.status == "done" for run in result.runs) else "partial"
         result.save(self.out)
         return result
+
+    def _earlier(self) -> float:
+        """Seconds of the calls before this one, whose runs are found again; of one that was killed nothing is known."""
+        try:
+            return load(self.out).seconds if (self.out / FILE).is_file() else 0.0
+        except CorruptionError:
+            return 0.0  # the file is written anew from the runs, which are checked
 
     def _one(self, run: TaskRun, contender: _Contender) -> bool:
         """One fine-tuning, unless it is finished; whether the sweep was interrupted in it."""
@@ -457,7 +475,8 @@ class _Sweep:
             self.tell(f"{contender.label}, learning rate {rate:g}")
             ended = self._perform({**self._job(contender, folder, SWEEP_SEED, rate), "sweep": True}, folder)
             if ended["status"] != "done":
-                self.tell(f"{contender.label}, learning rate {rate:g}: {ended['status']}: {ended.get('error', '')}".rstrip(": "))
+                why = "" if ended["status"] == "interrupted" else ended.get("error", "")  # Ctrl-C needs no reason
+                self.tell(f"{contender.label}, learning rate {rate:g}: {ended['status']}: {why}".rstrip(": "))
                 return None, str(ended["status"])
         record = read_json(finished)
         value = float(record["figures"]["validation"][record["main"]]["value"])

@@ -53,6 +53,21 @@ def mark(index: int, x: float, y: float, radius: float = 5.0, title: str = "") -
     return el("path", {"class": kind, "d": path, "transform": f"translate({x:.1f} {y:.1f})", "data-s": index}, inner)
 
 
+def bar(low: float, high: float, y: float, frame: Box, kind: str) -> str:
+    """An interval from low to high in pixels; an end outside the frame is an arrow at its edge."""
+    inside = [min(max(x, frame.x0), frame.x1) for x in (low, high)]
+    path, open_ends = line_path([(x, y) for x in inside]), 0
+    for x, wanted, back in ((inside[0], low, 6.0), (inside[1], high, -6.0)):
+        if abs(x - wanted) > 0.5:
+            path, open_ends = path + line_path([(x + back, y - 4), (x, y), (x + back, y + 4)]), open_ends + 1
+    return el("path", {"class": f"{kind} open" if open_ends else kind, "d": path})
+
+
+def open_intervals(pictures: Sequence[str]) -> list[str]:
+    """What a legend says of pictures in which an interval leaves the frame."""
+    return ["An arrow: the interval goes on outside the picture."] if any(' open"' in str(one) for one in pictures) else []
+
+
 def _escape(content: str) -> str:
     import html
 
@@ -347,7 +362,7 @@ def _forest_row(one: Contrast, y: float, frame: Box, scale: Scale, index: int, s
         return min(max(_x(frame, scale(value)), frame.x0), frame.x1)
 
     if one.low is not None and one.high is not None:
-        parts.append(el("path", {"class": "bar strong", "d": line_path([(at(one.low), y), (at(one.high), y)])}))
+        parts.append(bar(_x(frame, scale(one.low)), _x(frame, scale(one.high)), y, frame, "bar strong"))
     for delta in one.deltas:
         parts.append(el("path", {"class": "tickmark", "d": line_path([(at(delta), y - 6), (at(delta), y + 6)])}))
     parts.append(mark(index, at(one.mean), y, 5.0, f"{name}: {words.difference(one, digits.MINUS)}, {one.verdict}"))
