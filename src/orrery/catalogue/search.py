@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from orrery.catalogue import content, postings, suggestions, vectors
+from orrery.catalogue import content, encoded, postings, suggestions, vectors
 from orrery.catalogue.filters import Filters
 from orrery.catalogue.query import COLUMN_WEIGHTS, COLUMNS, TOKENIZER, Query, Term, parse
 from orrery.catalogue.words import STOP, stem
@@ -29,6 +29,8 @@ from orrery.core.errors import ConfigError
 if TYPE_CHECKING:
     from orrery.catalogue.record import Paper
     from orrery.catalogue.store import Store
+
+    Placed = vectors.Vectors | encoded.Encoded
 
 MODES = ("hybrid", "text", "semantic")
 BUDGET = 6000  # papers that BM25 ranks for one expression, times the terms in it
@@ -80,6 +82,7 @@ def search(
     room: str | None = None,
     topic: str | None = None,
     mode: str = "hybrid",
+    encoder: encoded.Encoder | None = None,
 ) -> Found:
     """Papers for what a reader typed, best first; without words, the newest that pass the filters.
 
@@ -88,6 +91,7 @@ def search(
         limit, offset: the page; the first `DEPTH` results can be reached.
         year: a year, or a span as text (`2021-2023`, `2021-`).
         mode: "hybrid", "text" or "semantic".
+        encoder: places papers and question in place of the catalogue's own space (:mod:`orrery.catalogue.encoded`).
 
     Raises:
         ConfigError: a mode, or a filter given as an argument, that does not exist; filters inside `query` that do not are
@@ -110,7 +114,7 @@ def search(
         ranked, total = filters.newest(connection, limit, offset)
         hits = _hits(store, ranked, None)
         return Found(hits, total, None, time.perf_counter() - began)
-    placed = vectors.current(store) if mode != "text" else None
+    placed = _placed(store, encoder) if mode != "text" else None
     corrected, suggestion = suggestions.correct(store, connection, asked)
     pool = min(max(POOL, offset + limit), DEPTH)
     if mode == "text" or placed is None:
@@ -137,8 +141,10 @@ def prepare(store: Store) -> int:
     return len(placed.ids) if placed else 0
 
 
-def related(store: Store, slug: str, limit: int = 6) -> list[tuple[Paper, float]]:
-    """The papers nearest in meaning to a paper, with their cosines, best first.
+def related(
+    store: Store, slug: str, limit: int = 6, encoder: encoded.Encoder | None = None
+) -> list[tuple[Paper, float]]:
+    """The papers nearest in meaning to a paper, with their cosines, best first; `encoder` as in :func:`search`.
 
     Raises:
         UnknownNameError: when there is no such paper.
@@ -148,7 +154,7 @@ def related(store: Store, slug: str, limit: int = 6) -> list[tuple[Paper, float]
     paper = store.paper(slug)
     connection = store.connection()
     number = connection.execute("SELECT id FROM papers WHERE slug = ?", (paper.slug,)).fetchone()[0]
-    placed = vectors.current(store)
+    placed = _placed(store, encoder)
     row = placed.place(number) if placed else None
     if placed is None or row is None:
         found = search(store, paper.title, limit=limit + 1, mode="text").hits
@@ -279,15 +285,17 @@ def _ranked(
 # ---------------------------------------------------------------- meaning, and both
 
 
+def _placed(store: Store, encoder: encoded.Encoder | None) -> Placed | None:
+    return vectors.current(store) if encoder is None else encoded.current(store, encoder)
+
+
 def _meaning(
-    placed: vectors.Vectors, asked: Query, filters: Filters, connection: sqlite3.Connection, others: list[int]
+    placed: Placed, asked: Query, filters: Filters, connection: sqlite3.Connection, others: list[int]
 ) -> dict[int, float]:
     """Cosines of the nearest papers, and of `others` however far."""
     import numpy as np
 
-    from orrery.catalogue.semantic import bag
-
-    vector = placed.space.embed([bag((asked.text, 1.0))])[0]
+    vector = placed.ask(asked.text)
     if not vector.any():
         return {}
     near = placed.near(vector)
@@ -328,12 +336,14 @@ def _largest(values: Any, count: int) -> list[int]:
     return [int(place) for place in best[np.lexsort((best, -values[best]))]]
 
 
-def _share(connection: sqlite3.Connection, placed: vectors.Vectors, asked: Query) -> float:
+def _share(connection: sqlite3.Connection, placed: Placed, asked: Query) -> float:
     """What part of the score is the text's: `TEXT_SHARE`, and more where papers hold words that the space does not know.
 
     Such a word, a name that one paper alone has, is often all that is wanted, and the cosine says nothing of it. So its
-    share falls with the square of the part, by idf, of the query that the space knows.
+    share falls with the square of the part, by idf, of the query that the space knows. An encoder reads every word.
     """
+    if isinstance(placed, encoded.Encoded):
+        return TEXT_SHARE
     known, blind = 0.0, 0.0
     for term in asked.terms:
         places = [placed.space.places[root] for word in term.words if (root := stem(word)) in placed.space.places]

@@ -68,6 +68,11 @@ class Vectors:
         found: Array = self.wide() @ vector
         return found
 
+    def ask(self, text: str) -> Array:
+        """The unit vector (K,) of a question; zero where the space knows no word of it."""
+        found: Array = self.space.embed([semantic.bag((text, 1.0))])[0]
+        return found
+
     def place(self, number: int) -> int | None:
         """The row of a paper's number in the store."""
         import numpy as np

@@ -42,6 +42,15 @@ def say_papers(papers: list[Paper], store: Store, *, numbered: bool = True) -> N
     output.say_table(("", "title", "year", "status", "votes", "short name"), rows, right=(0, 2, 4))
 
 
+def _encoder(folder: Path | None) -> Any:
+    """The encoder of a folder; torch is loaded only when one is named."""
+    if folder is None:
+        return None
+    from orrery.methods.text_vectors import TextVectors
+
+    return TextVectors(folder)
+
+
 @app.command("search")
 def search(
     words: list[str] = typer.Argument(..., help='Words, "phrases", prefix*, title:word, author:word, -not.'),
@@ -53,6 +62,7 @@ def search(
     room: Optional[str] = typer.Option(None, help="Only papers of this room of the code (mixers, methods ...)."),  # noqa: UP045
     topic: Optional[str] = typer.Option(None, help="Only this topic (see `orrery papers topics`)."),  # noqa: UP045
     mode: str = typer.Option("hybrid", help="hybrid, text or semantic."),
+    encoder: Optional[Path] = typer.Option(None, help="Folder of a trained encoder that takes the place of our own vectors."),  # noqa: UP045
     store: Optional[Path] = STORE,  # noqa: UP045
     as_json: bool = JSON,
 ) -> None:
@@ -66,7 +76,8 @@ def search(
     asked = " ".join(f'"{word}"' if len(words) > 1 and " " in word and '"' not in word else word for word in words)
     with Store.open(store) as opened:
         found = find(
-            opened, asked, limit=limit, offset=offset, kind=kind, year=year, status=status, room=room, topic=topic, mode=mode
+            opened, asked, limit=limit, offset=offset, kind=kind, year=year, status=status, room=room, topic=topic, mode=mode,
+            encoder=_encoder(encoder),
         )  # fmt: skip
         if as_json:
             output.say_json([facts(hit.paper, opened, score=round(hit.score, 6)) for hit in found.hits])
