@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from orrery.compare import task_result, task_worker
-from orrery.compare.task_page import lead, task_page
-from orrery.compare.task_report import markdown, picture, table, write_task_report
+from orrery.compare.task_page import lead, task_page, write_task_report
+from orrery.compare.task_report import markdown, picture, table
 from orrery.compare.task_result import over_items
 from orrery.compare.tasks import TaskSettings, compare_tasks
 from orrery.core.errors import BudgetError, ConfigError, CorruptionError, UnknownNameError

@@ -101,7 +101,8 @@ def over_task(
         columns: kind, text, pair, label. how: budget, seeds, size, baseline, settings, whether rates are swept.
         foreign: options that only comparisons on text know.
     """
-    from orrery.compare.task_report import sentences, table, write_task_report
+    from orrery.compare.task_page import write_task_report
+    from orrery.compare.task_report import sentences, table
     from orrery.compare.tasks import compare_tasks
     from orrery.core.errors import ConfigError
     from orrery.data.labelled import TaskSpec, guess_kind

@@ -1,12 +1,13 @@
 """A comparison over a task as one HTML page, of the family of :mod:`orrery.compare.report.page`: the same style, script and marks.
 
-    write_text(folder / "report.html", task_page(result))
+    write_task_report(result, folder)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from orrery.compare.report import charts, digits, facts
@@ -14,9 +15,20 @@ from orrery.compare.report.columns import STATUS, Cell, Column
 from orrery.compare.report.facts import Pairs, PlainTable
 from orrery.compare.report.page import fill_template, frame, swatch, version
 from orrery.compare.task_pictures import Pictures, figure_name, floors, signed, span, written
-from orrery.compare.task_report import ranked, sentences
+from orrery.compare.task_report import markdown, picture, ranked, sentences
 from orrery.compare.task_result import TaskComparison, TaskRow, Words
+from orrery.core.files import write_text
 from orrery.core.progress import counted
+
+
+def write_task_report(result: TaskComparison, folder: str | Path) -> dict[str, Path]:
+    """`report.html`, `report.md` and `figure.svg` beside `result.json`; returns their paths by name."""
+    out = Path(folder)
+    return {
+        "report.html": write_text(out / "report.html", task_page(result)),
+        "figure.svg": write_text(out / "figure.svg", picture(result)),
+        "report.md": write_text(out / "report.md", markdown(result)),
+    }
 
 
 def task_page(result: TaskComparison) -> str:

@@ -1,4 +1,4 @@
-"""A comparison over a task for people: a table for the terminal, a page (:mod:`orrery.compare.task_page`), `report.md`, `figure.svg`.
+"""A comparison over a task in words: a table for the terminal, `report.md`, `figure.svg`; :mod:`orrery.compare.task_page` writes all.
 
 Colours and marks are those of every report (:mod:`orrery.compare.report.palette`), by the order in which architectures were
 named. The picture stands alone: it carries its colours, for light and for dark paper.
@@ -7,7 +7,6 @@ named. The picture stands alone: it carries its colours, for light and for dark 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from orrery.compare.report import digits, palette
 from orrery.compare.report.charts import mark
@@ -15,22 +14,10 @@ from orrery.compare.report.scales import Box, Scale, decimals, domain
 from orrery.compare.report.svg import el, line_path, shorten, text
 from orrery.compare.result import Contrast
 from orrery.compare.task_result import TaskComparison, TaskRow, TaskSweep
-from orrery.core.files import write_text
+from orrery.core.progress import counted
 from orrery.models.ladder import TOLERANCE
 
 WIDTH, ROW, LEFT, RIGHT = 820.0, 36.0, 190.0, 24.0
-
-
-def write_task_report(result: TaskComparison, folder: str | Path) -> dict[str, Path]:
-    """`report.html`, `report.md` and `figure.svg` beside `result.json`; returns their paths by name."""
-    from orrery.compare.task_page import task_page
-
-    out = Path(folder)
-    return {
-        "report.html": write_text(out / "report.html", task_page(result)),
-        "figure.svg": write_text(out / "figure.svg", picture(result)),
-        "report.md": write_text(out / "report.md", markdown(result)),
-    }
 
 
 def table(result: TaskComparison) -> tuple[list[str], list[list[str]]]:
@@ -52,7 +39,7 @@ def table(result: TaskComparison) -> tuple[list[str], list[list[str]]]:
         rows.append([
             row.label,
             _share(q.mean) if q.mean is not None else row.status,
-            _span(q.low, q.high) or (f"{len(q.seeds)} seed{'s' if len(q.seeds) > 1 else ''}" if q.seeds else ""),
+            _span(q.low, q.high) or (counted(len(q.seeds), "seed") if q.seeds else ""),
             _span(row.items_low, row.items_high),
             f"{digits.count(row.matched)} + {digits.count(row.parameters - row.matched)}",
             digits.seconds(row.seconds) if row.seconds is not None else "",
@@ -96,7 +83,7 @@ def markdown(result: TaskComparison) -> str:
     lines = [
         f"# {', '.join(row.label for row in result.architectures)} over {p.task.get('kind', 'a task')}: {p.table}",
         "",
-        f"{p.figure.replace('_', ' ')} on {p.rows.get('test', 0):,} test rows, {len(p.seeds)} seed{'s' if len(p.seeds) != 1 else ''}; "
+        f"{p.figure.replace('_', ' ')} on {p.rows.get('test', 0):,} test rows, {counted(len(p.seeds), 'seed')}; "
         f"{result.status}, {result.created[:10]}.",
         "",
         *_table(heads, rows),
