@@ -236,13 +236,13 @@ class _Distillation(nn.Module):
 
     def view(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         """What both models read and are asked for: "tokens", and where there are, "segments", "types", "targets"."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define view(model, batch)")
 
     def _answers(
         self, model: nn.Module, student: Thought, taught: Thought, view: dict[str, Any], terms: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
         """The hard and soft terms, weighed, and the metrics of the student's own task."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _answers(model, student, taught, view, terms)")
 
     def _counted(self, here: Tensor, view: dict[str, Any]) -> Tensor:
         """Which tokens (B,T) hidden states are compared at."""
