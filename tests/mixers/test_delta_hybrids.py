@@ -1,4 +1,4 @@
-"""Qwen3-Next and OLMo Hybrid against transformers: equal logits, the way back, cached generation, gradients."""
+"""Qwen3-Next, Qwen3.5 and OLMo Hybrid against transformers: equal logits, the way back, cached generation, gradients."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ OLMO = {
 CASES = {
     "qwen3-next": ("Qwen3NextConfig", {**NEXT, "num_experts": 0, "attention_bias": True}),
     "qwen3-next-moe": ("Qwen3NextConfig", {**NEXT, **MOE, "mlp_only_layers": [0], "tie_word_embeddings": True}),
+    "qwen3.5": ("Qwen3_5TextConfig", NEXT),
+    "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {**NEXT, **MOE, "tie_word_embeddings": True, "linear_value_head_dim": 8}),
     "olmo-hybrid": ("OlmoHybridConfig", {**OLMO, "rope_parameters": None}),
     "olmo-hybrid-rope": (
         "OlmoHybridConfig",
@@ -73,7 +75,9 @@ def test_gradients_are_theirs(case):
     assert torch.allclose(own.norm.weight.grad, hf.model.norm.weight.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("preset", "billions"), [("qwen3-next-80b-a3b", 79.7), ("olmo-hybrid-7b", 7.4)])
+@pytest.mark.parametrize(
+    ("preset", "billions"), [("qwen3-next-80b-a3b", 79.7), ("qwen3.5-9b", 8.95), ("qwen3.5-35b-a3b", 34.7), ("olmo-hybrid-7b", 7.4)]
+)
 def test_presets_have_their_published_sizes(preset, billions):
     with torch.device("meta"):
         assert build(resolve(preset)).num_parameters(embedding=True) / 1e9 == pytest.approx(billions, rel=0.01)

@@ -1,7 +1,7 @@
-"""Qwen3-Next: three layers of Gated DeltaNet, then one of gated attention; dense or with a mixture of experts.
+"""Qwen3-Next and Qwen3.5: three layers of Gated DeltaNet, then one of gated attention; dense or with a mixture of experts.
 
-Paper: Gated Delta Networks (arXiv 2412.06464) and Gated Attention for LLMs (2505.06708); the released Qwen3-Next-80B-A3B has
-    no paper of its own.
+Paper: Gated Delta Networks (arXiv 2412.06464) and Gated Attention for LLMs (2505.06708); the released Qwen3-Next-80B-A3B and
+    Qwen3.5 have no paper of their own.
 
 Equation:  x += mixer(norm(x));  x += channel(norm(x));  the mixer of every fourth layer is attention with query-key norm,
     a quarter of each head rotated, and sigmoid(W_g x) on what comes out; elsewhere Gated DeltaNet whose heads of v
@@ -14,7 +14,7 @@ Cost: of four layers three are linear in T with a constant state, one is attenti
 Differs from the paper: norms hold 1 + w where transformers' hold w (the exchange converts; weight decay then pulls towards
     0 instead of 1); the layers for predicting several tokens are left out, as in transformers.
 
-Oracle: transformers' Qwen3-Next (equal logits and cached generation through the exchange map); tests/oracles/gated_deltanet.py
+Oracle: transformers' Qwen3-Next and Qwen3.5 (equal logits and cached generation through the exchange map); tests/oracles/gated_deltanet.py
     and tests/oracles/attention.py for the mixers.
 """
 
@@ -210,20 +210,14 @@ def _finish(hf: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 _LAYER = "model.layers.{i}"
 _DELTA, _ATTENTION, _MLP = f"{_LAYER}.linear_attn", f"{_LAYER}.self_attn", f"{_LAYER}.mlp"
-QWEN3_NEXT = ExchangeMap(
-    model_type="qwen3_next",
-    cls="Qwen3NextForCausalLM",
-    read=_read,
-    write=_write,
-    rules=(
+
+
+def _rules(parts: tuple[str, ...], rows: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Rules for the weights; `parts` are their maps into a linear layer, `rows` the sizes of each."""
+    return (
         Rule("embed.weight", ("model.embed_tokens.weight",)),
         Rule("blocks.{i}.mixer_norm.weight", (f"{_LAYER}.input_layernorm.weight",)),
-        Rule(
-            "blocks.{i}.mixer.inputs.weight",
-            tuple(f"{_DELTA}.{part}.weight" for part in "qkvzba"),
-            mixer="gated-deltanet",
-            rows=("key_rows", "key_rows", "value_rows", "value_rows", "heads", "heads"),
-        ),
+        Rule("blocks.{i}.mixer.inputs.weight", tuple(f"{_DELTA}.{part}.weight" for part in parts), mixer="gated-deltanet", rows=rows),
         Rule("blocks.{i}.mixer.conv.weight", (f"{_DELTA}.conv1d.weight",), ("squeeze",), mixer="gated-deltanet"),
         Rule("blocks.{i}.mixer.decay_log", (f"{_DELTA}.A_log",)),
         Rule("blocks.{i}.mixer.decay_bias", (f"{_DELTA}.dt_bias",)),
@@ -248,20 +242,60 @@ QWEN3_NEXT = ExchangeMap(
         Rule("blocks.{i}.channel.shared_gate.weight", (f"{_MLP}.shared_expert_gate.weight",)),
         Rule("norm.weight", ("model.norm.weight",)),
         Rule("head.weight", ("lm_head.weight",)),
-    ),
+    )  # fmt: skip
+
+
+QWEN3_NEXT = ExchangeMap(
+    model_type="qwen3_next",
+    cls="Qwen3NextForCausalLM",
+    read=_read,
+    write=_write,
+    rules=_rules(tuple("qkvzba"), ("key_rows", "key_rows", "value_rows", "value_rows", "heads", "heads")),
     prefixes=("model.",),
     prepare=_prepare,
     finish=_finish,
-)  # fmt: skip
+)
 
+
+def _qwen3_5(model_type: str, cls: str, channel: str) -> ExchangeMap:
+    """The text models of Qwen3.5: the same layers, their maps apart; one kind of channel mixer in all of them."""
+
+    def read(hf: dict[str, Any]) -> dict[str, Any]:
+        return _read(hf if channel == "moe" else {**hf, "num_experts": 0})
+
+    def write(own: dict[str, Any]) -> dict[str, Any]:
+        alike = all(own["blocks"][kind]["channel"]["name"] == channel for kind in own["layout"])
+        require(alike, f"all layers of {model_type} have '{channel}' as their channel mixer")
+        config = _write(own)
+        require(config.pop("norm_topk_prob", True), "Qwen3.5 normalises the gates of its experts")
+        return {key: value for key, value in config.items() if key != "mlp_only_layers" and (channel == "moe" or key != "num_experts")}
+
+    return ExchangeMap(
+        model_type=model_type,
+        cls=cls,
+        read=read,
+        write=write,
+        rules=_rules(("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), ("convolved", "value_rows", "heads", "heads")),
+        prefixes=("model.",),
+        prepare=_prepare,
+        finish=_finish,
+    )
+
+
+QWEN3_5 = (
+    _qwen3_5("qwen3_5_text", "Qwen3_5ForCausalLM", "glu"),
+    _qwen3_5("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", "moe"),
+)
+
+_BLOCKS = {
+    "linear": BlockConfig(mixer=_LINEAR, channel={"name": "glu"}),
+    "full": BlockConfig(mixer=_FULL, channel={"name": "glu"}),
+    "linear-moe": BlockConfig(mixer=_LINEAR, channel=_MOE),
+    "full-moe": BlockConfig(mixer=_FULL, channel=_MOE),
+}
 ARCHITECTURE = Architecture(
     pattern="linear*3 + full",
-    blocks={
-        "linear": BlockConfig(mixer=_LINEAR, channel={"name": "glu"}),
-        "full": BlockConfig(mixer=_FULL, channel={"name": "glu"}),
-        "linear-moe": BlockConfig(mixer=_LINEAR, channel=_MOE),
-        "full-moe": BlockConfig(mixer=_FULL, channel=_MOE),
-    },
+    blocks=_BLOCKS,
     frame={"tied": True},
     head="mixer.head_dim",
     presets={
@@ -275,6 +309,26 @@ ARCHITECTURE = Architecture(
     exchange=(QWEN3_NEXT,),
 )  # fmt: skip
 
+_HEADS = {"gated-deltanet.head_dim": 128, "gated-deltanet.expand_v": 1.0, "attention.head_dim": 256, "attention.rope_theta": 1e7}
+QWEN3_5_ARCHITECTURE = Architecture(
+    pattern="linear*3 + full",
+    blocks=_BLOCKS,
+    frame={"tied": True},
+    head="mixer.head_dim",
+    presets={
+        "qwen3.5-9b": {
+            "width": 4096, "depth": 32, "vocab_size": 248320, "tied": False, "glu.hidden": 12288, **_HEADS,
+            "gated-deltanet.heads": 16, "gated-deltanet.value_heads": 32, "attention.heads": 16, "attention.kv_heads": 4,
+        },
+        "qwen3.5-35b-a3b": {
+            "width": 2048, "depth": 40, "vocab_size": 248320, "tied": False, "pattern": "linear-moe*3 + full-moe", **_HEADS,
+            "gated-deltanet.heads": 16, "gated-deltanet.value_heads": 32, "attention.heads": 16, "attention.kv_heads": 2,
+            "moe.experts": 256, "moe.top_k": 8, "moe.hidden": 512,
+        },
+    },
+    exchange=QWEN3_5,
+)  # fmt: skip
+
 register(
     "qwen3-next",
     architecture="ARCHITECTURE",
@@ -284,4 +338,14 @@ register(
     tags=("causal", "parallel", "cache"),
     presets=("qwen3-next-80b-a3b",),
     exchange=("qwen3_next",),
+)
+register(
+    "qwen3.5",
+    architecture="QWEN3_5_ARCHITECTURE",
+    summary="Qwen3.5's text models: Qwen3-Next's layers, dense or all of them with experts",
+    paper="2505.06708",
+    year=2026,
+    tags=("causal", "parallel", "cache"),
+    presets=("qwen3.5-9b", "qwen3.5-35b-a3b"),
+    exchange=("qwen3_5_text", "qwen3_5_moe_text"),
 )
