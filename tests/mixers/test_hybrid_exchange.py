@@ -6,6 +6,7 @@ import torch
 import orrery
 from all_double import AllDouble, double
 from orrery.core.errors import ConfigError
+from orrery.models.exchange import find_map
 
 SIZES = {
     "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 61, "intermediate_size": 40,
@@ -57,6 +58,13 @@ CASES["jamba-dense"] = (
     "JambaConfig",
     {"num_hidden_layers": 2, "num_experts": 1, "mamba_proj_bias": True, "mamba_dt_rank": 3, "tie_word_embeddings": True, **JAMBA, **SMALL},
 )
+NEMOTRON = {
+    "ssm_state_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 6, "n_groups": 2, "head_dim": 6, "layer_norm_epsilon": 1e-3,
+    "n_routed_experts": 4, "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 24, "routed_scaling_factor": 1.7,
+    "chunk_size": 16, **{key: SMALL[key] for key in SMALL if key != "rms_norm_eps"},
+}  # fmt: skip
+CASES["nemotron"] = ("NemotronHConfig", {"hybrid_override_pattern": "M-MM*-M", "use_bias": True, "time_step_min": 0.4, **NEMOTRON})
+CASES["nemotron-moe"] = ("NemotronHConfig", {"hybrid_override_pattern": "MEM*E", "tie_word_embeddings": True, **NEMOTRON})
 X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
@@ -89,7 +97,7 @@ def test_logits_are_equal_there_and_back(case, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(orrery.from_transformers(tmp_path / "ours").parameters(), own.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("case", ["falcon", "falcon-normed", "falcon-norm-first", "bamba", "granite", "granite-dense", "jamba"])
+@pytest.mark.parametrize("case", ["falcon", "falcon-normed", "falcon-norm-first", "bamba", "granite", "granite-dense", "jamba", "nemotron"])
 @torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
     with AllDouble():
@@ -100,7 +108,7 @@ def test_in_float64_logits_are_equal_to_rounding(case):
     close(own(X).logits, expected, 1e-8)
 
 
-@pytest.mark.parametrize("case", ["falcon", "bamba", "granite", "jamba"])
+@pytest.mark.parametrize("case", ["falcon", "bamba", "granite", "jamba", "nemotron-moe"])
 def test_decoding_equals_their_cached_generation(case):
     hf = theirs(case)
     own = orrery.from_transformers(hf).eval()
@@ -115,7 +123,7 @@ def test_decoding_equals_their_cached_generation(case):
         close(torch.cat(found, 1), hf(X).logits)
 
 
-SIZE = {"falcon-h1-0.5b": 0.521, "falcon-h1-7b": 7.59, "bamba-9b": 9.78, "granite-4.0-h-tiny": 6.94, "jamba-v0.1": 51.6}
+SIZE = {"falcon-h1-0.5b": 0.521, "falcon-h1-7b": 7.59, "bamba-9b": 9.78, "granite-4.0-h-tiny": 6.94, "jamba-v0.1": 51.6, "nemotron-h-8b": 8.1, "nemotron-3-nano-30b-a3b": 31.6}
 
 
 @pytest.mark.parametrize(("preset", "billions"), SIZE.items())
@@ -141,6 +149,8 @@ def test_bamba_9b_attends_where_it_does():
         ("bamba", {"mamba2.gate_norm": "none"}, "norm after the gate"),
         ("jamba", {"attention.rope": 1.0}, "attention is plain"),
         ("jamba", {"moe.normalise": True}, "softmax scores that are not normalised"),
+        ("nemotron-h", {"attention.rope": 1.0}, "without positions"),
+        ("nemotron-h", {"mlp.activation": "relu"}, "squares a ReLU"),
         ("jamba", {"pattern": "attend*2 + scan*2"}, "even distances"),
     ],
 )
@@ -148,3 +158,35 @@ def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):
     model = orrery.create_model(name, width=32, depth=4, vocab_size=11, **settings)
     with pytest.raises(ConfigError, match=message):
         orrery.to_transformers(model, tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers_block_type": ["linear_attention", "mlp", "mlp"]}, "stands behind a layer that mixes"),
+        ({"moe_latent_size": 4}, "moe_latent_size"),
+        ({"n_group": 2}, "chosen by groups"),
+    ],
+)
+def test_what_has_no_counterpart_here_is_named(change, message):
+    transformers = pytest.importorskip("transformers")
+    cls, settings = CASES["nemotron-moe"]
+    config = getattr(transformers, cls)(**settings).to_dict()
+    with pytest.raises(ConfigError, match=message):
+        find_map("nemotron_h")[0].read({**config, **change})
+
+
+@torch.no_grad()
+def test_files_with_experts_one_by_one_are_read(tmp_path):
+    hf = theirs("nemotron-moe")
+    hf.save_pretrained(tmp_path / "theirs")
+    close(orrery.from_transformers(tmp_path / "theirs").eval()(X).logits, hf(X).logits)
+
+
+@torch.no_grad()
+def test_a_tied_model_is_written_with_a_head_of_its_own(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    own = orrery.create_model("nemotron-h", width=32, depth=4, vocab_size=61, tied=True, seed=0).eval()
+    orrery.to_transformers(own, tmp_path / "ours")
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    close(own(X).logits, hf(X).logits)

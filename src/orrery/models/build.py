@@ -194,7 +194,8 @@ class _Draft:
                 if block.get("cross") and head == "mixer.head_dim":
                     block["cross"]["head_dim"] = head_dim
             layer, _, fine = architecture.fine.rpartition("/")
-            if fine and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", own):
+            there = block["channel"] is not None or not fine.startswith("channel.")
+            if fine and there and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", own):
                 block = apply_overrides(block, {fine: _fine(architecture, width, scale)})
             for key, value in sorted(branch.settings, key=lambda setting: not setting[0].endswith(".name")):
                 _apply_block(block, key, value, branch.name)

@@ -254,7 +254,8 @@ _EXPERT = re.compile(r"(?P<home>.*\.experts)\.(?P<number>\d+)\.(?P<map>gate_proj
 
 
 def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Experts that a file holds one by one, as models in memory have them: `gate_up_proj` (E,2F,D), `down_proj` (E,D,F)."""
+    """Experts that a file holds one by one, as models in memory have them: `gate_up_proj` (E,2F,D) or, of experts without a
+    gate, `up_proj` (E,F,D); `down_proj` (E,D,F)."""
     found: dict[str, dict[int, dict[str, Tensor]]] = {}
     rest = {}
     for name, tensor in tensors.items():
@@ -266,11 +267,15 @@ def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         home = match["home"].replace(".block_sparse_moe.", ".mlp.")
         found.setdefault(home, {}).setdefault(int(match["number"]), {})[kind] = tensor
     for home, experts in found.items():
-        whole = sorted(experts) == list(range(len(experts))) and all(len(maps) == 3 for maps in experts.values())
+        needed = {"gate_proj", "up_proj", "down_proj"} if any("gate_proj" in maps for maps in experts.values()) else {"up_proj", "down_proj"}
+        whole = sorted(experts) == list(range(len(experts))) and all(set(maps) == needed for maps in experts.values())
         if not whole:
             raise CorruptionError(f"the checkpoint lacks some tensors of {home}")
         maps = [experts[number] for number in range(len(experts))]
-        rest[f"{home}.gate_up_proj"] = torch.stack([torch.cat([each["gate_proj"], each["up_proj"]]) for each in maps])
+        if "gate_proj" in needed:
+            rest[f"{home}.gate_up_proj"] = torch.stack([torch.cat([each["gate_proj"], each["up_proj"]]) for each in maps])
+        else:
+            rest[f"{home}.up_proj"] = torch.stack([each["up_proj"] for each in maps])
         rest[f"{home}.down_proj"] = torch.stack([each["down_proj"] for each in maps])
     return rest
 
