@@ -15,6 +15,8 @@ import numpy as np
 
 from orrery.ngram.compiled import bare, inlined, kernel
 
+_FRESH, _DONE = -1, -2  # a lane before its first piece, and after its last
+
 
 @kernel
 def sort_pass(tokens, shift, source, target, heads):
@@ -142,59 +144,98 @@ def kneser_ney_order(begin, end, start, first, link, count, d1, d2, d3, probabil
             probability[x] = own + share * probability[link[x]]
 
 
-@inlined
-def child(word, vocabulary, begin, end, token):
-    """The node of `token` among the sorted nodes begin..end, or -1. No branch in the loop: it would be guessed wrong."""
-    length = end - begin
-    if length <= 0:
-        return -1
-    begin -= vocabulary
-    while length > 1:
-        half = length >> 1
-        begin = begin + half if np.int64(word[begin + half]) <= token else begin
-        length -= half
-    return begin + vocabulary if np.int64(word[begin]) == token else -1
-
-
 @bare
-def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word, first, link, probability, backoff, out, nodes, used):
+def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word, first, link, probability, backoff, out, nodes, used, lanes, values):
     """Walk pieces of text: the probability of every token, the context node behind it, and the order that answered.
 
+    Each lane walks a piece of its own and takes the next one when it is through. All lanes look for their tokens together, one
+    step of every binary search after the other and without a branch, so that what they wait for from memory comes
+    at the same time and nothing is guessed wrong.
+
     warm, start, stop (P,): a piece is read from `warm` with no context and scored from `start` to `stop`.
-    settings: document, whether it is predicted.
+    settings: document, whether it is predicted. lanes (8,L) int64, values (L,) float64: room for the lanes.
     """
     document, predicted = settings[0], settings[1]
     order, vocabulary = len(offsets) - 1, np.int64(offsets[1])
-    for p in range(begin, end):
-        node, level = -1, 0
-        for t in range(warm[p], stop[p]):
-            token = np.int64(tokens[t])
-            value, x = 1.0, token
-            if token == document and not predicted:
-                node, level = token, 1
-            else:
-                while level > 0:
-                    x = child(word, vocabulary, np.int64(first[node]), np.int64(first[node + 1]), token)
-                    if x >= 0:
-                        break
-                    value *= backoff[node]
+    low, size, wanted = lanes[0], lanes[1], lanes[2]  # where among the last tokens of nodes, how many, for what
+    piece, place, halt = lanes[3], lanes[4], lanes[5]
+    context, depth = lanes[6], lanes[7]  # node, and its order
+    low[:] = 0
+    size[:] = 0
+    wanted[:] = 0
+    piece[:] = _FRESH
+    busy = len(values)
+    while busy > 0:
+        most = 0
+        for k in range(len(values)):
+            most = max(most, size[k])
+        while most > 1:
+            for k in range(len(values)):
+                half = size[k] >> 1
+                low[k] = low[k] + half if np.int64(word[low[k] + half]) <= wanted[k] else low[k]
+                size[k] -= half
+            most -= most >> 1
+        for k in range(len(values)):
+            if piece[k] == _DONE:
+                continue
+            node, level, t, x = context[k], depth[k], place[k], wanted[k]
+            if piece[k] != _FRESH:
+                if size[k] > 0 and np.int64(word[low[k]]) == x:
+                    x = low[k] + vocabulary
+                elif level > 0:
+                    values[k] *= backoff[node]
                     node = np.int64(link[node])
                     level -= 1
-                if level == 0:
-                    x = token
-                value *= probability[x]
-                level += 1
+                    if level > 0:
+                        context[k] = node
+                        depth[k] = level
+                        behind = np.int64(first[node])
+                        size[k] = np.int64(first[node + 1]) - behind
+                        low[k] = behind - vocabulary if size[k] > 0 else 0
+                        continue
                 node = x
-            if t >= start[p]:
-                out[t] = value
-                used[t] = level
-            if token == document:
-                node, level = token, 1
-            if level == order:
-                node = np.int64(link[node])
-                level -= 1
-            if t >= start[p]:
-                nodes[t] = node if level > 0 else -1
+                level += 1
+                if t >= start[piece[k]]:
+                    out[t] = values[k] * probability[x]
+                    used[t] = level
+                if wanted[k] == document:
+                    node, level = document, 1
+                if level == order:
+                    node = np.int64(link[node])
+                    level -= 1
+                if t >= start[piece[k]]:
+                    nodes[t] = node if level > 0 else -1
+                t += 1
+            while piece[k] != _DONE:  # to the next token that has to be looked for
+                if piece[k] == _FRESH or t == halt[k]:
+                    piece[k] = begin if begin < end else _DONE
+                    if begin < end:
+                        t, halt[k] = warm[begin], stop[begin]
+                        node, level = -1, 0
+                    begin += 1
+                elif predicted == 0 and np.int64(tokens[t]) == document:
+                    node, level = document, 1 if order > 1 else 0
+                    if t >= start[piece[k]]:
+                        out[t] = 1.0
+                        used[t] = 1
+                        nodes[t] = node if level > 0 else -1
+                    t += 1
+                else:
+                    break
+            low[k] = 0
+            size[k] = 0
+            if piece[k] == _DONE:
+                busy -= 1
+                continue
+            values[k] = 1.0
+            place[k] = t
+            wanted[k] = np.int64(tokens[t])
+            context[k] = node
+            depth[k] = level
+            if level > 0:
+                behind = np.int64(first[node])
+                size[k] = np.int64(first[node + 1]) - behind
+                low[k] = behind - vocabulary if size[k] > 0 else 0
 
 
 @kernel

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from array import array
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,22 +29,14 @@ from orrery.core.files import MANIFEST, atomic_directory, read_json, sha256_file
 from orrery.ngram.smoothing import smooth
 from orrery.ngram.threads import spread
 from orrery.ngram.trie import Floats, Ints, Trie, backend_for, count_ngrams, token_type
+from orrery.ngram.words import Vocabulary
 
 FORMAT = 1
 DESCRIPTION = "backoff.json"
 ARRAYS = ("offsets", "word", "first", "link", "probability", "backoff")
 VERIFY_BELOW = 64_000_000  # bytes of tables whose checksums are checked whenever they are opened
 _PIECE = 8192
-_GAP = "\0"  # stands between sentences that are split together
-
-
-class _Words(dict[str, int]):
-    """Numbers of words: one call of C a word, which :meth:`dict.get` with a default is not."""
-
-    unknown = -1
-
-    def __missing__(self, word: str) -> int:
-        return self.unknown
+_LANES = 32  # pieces that are walked in turns
 
 
 class Scores(NamedTuple):
@@ -247,73 +238,68 @@ class BackoffModel:
         Raises:
             DataError: when the model has no labels, or an unknown word meets a model without `<unk>`.
         """
-        table, unknown = self._lookup, self._lookup.get("<unk>", self._lookup.get("<UNK>", -1))
-        found = np.fromiter(map(table.get, words, repeat(unknown)), dtype=np.int64)
-        if len(found) and found.min() < 0:
-            missing = next(word for word in words if word not in table)
-            raise DataError(f"'{missing}' is not in the model's vocabulary, and it has no <unk>")
-        return found
+        return self._vocabulary.look_up(words)
 
-    def score_sentences(self, sentences: Any, begin: bool = True, end: bool = True) -> Floats:
+    def score_sentences(self, sentences: Any, begin: bool = True, end: bool = True, backend: str | None = None) -> Floats:
         """log10 of the probability of each sentence (a string, split at white space, or a list of words): (R,).
 
         Args:
             begin: put <s> before it. end: predict </s> behind it. A model that lacks the mark leaves it out.
+            backend: as for :meth:`fit`.
+
+        Raises:
+            DataError: as for :meth:`ids`.
         """
-        before = ["<s>"] if begin and "<s>" in self._lookup else []
-        after = ["</s>"] if end and "</s>" in self._lookup else []
-        rows = list(sentences)
-        found = self._joined(rows, before, after) if all(isinstance(row, str) for row in rows) else None
-        ids, lengths = found or self._one_by_one(rows, before, after)
-        starts = np.cumsum(lengths) - lengths
-        nats = self.score(ids, starts).log_probability
-        return np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=nats, minlength=len(lengths)) / np.log(10)
-
-    def _joined(self, rows: list[str], before: list[str], after: list[str]) -> tuple[Ints, Ints] | None:
-        """Ids and lengths of framed sentences, split all at once; None where one holds the word that stands between them."""
-        gap = " ".join([*after, _GAP, *before])
-        words = " ".join([*before, f" {gap} ".join(rows), *after]).split() if rows else []
-        ids = np.fromiter(map(self._framed.__getitem__, words), dtype=np.int64, count=len(words))
-        gaps = np.flatnonzero(ids == self.vocabulary)
-        if not rows or len(gaps) != len(rows) - 1:
-            return None
-        if len(ids) and ids.min() < 0:
-            self.ids([word for word, number in zip(words, ids.tolist(), strict=True) if number < 0])
-        edges: Ints = np.concatenate([[-1], gaps, [len(ids)]])
-        return ids[ids != self.vocabulary], edges[1:] - edges[:-1] - 1
-
-    def _one_by_one(self, rows: list[Any], before: list[str], after: list[str]) -> tuple[Ints, Ints]:
-        """:meth:`_joined` of sentences of any kind."""
-        words: list[str] = []
-        stops = array("q", [0])
-        for row in rows:
-            words += before
-            words += row.split() if isinstance(row, str) else row
-            words += after
-            stops.append(len(words))
-        edges: Ints = np.array(stops, dtype=np.int64)
-        return self.ids(words), edges[1:] - edges[:-1]
+        return self._sentences(list(sentences), begin, end, backend)[0] / np.log(10)
 
     def perplexity(self, sentences: Any) -> float:
         """Of sentences with their ends, unknown words included, as KenLM's `query` reports it."""
-        kept = [sentence.split() if isinstance(sentence, str) else list(sentence) for sentence in sentences]
-        targets = sum(len(row) + ("</s>" in self._lookup) for row in kept)
+        nats, targets = self._sentences(list(sentences), True, True, None)
         if not targets:
             raise DataError("there is no word to score")
-        return float(10 ** (-self.score_sentences(kept).sum() / targets))
+        return float(np.exp(-nats.sum() / targets))
+
+    def _sentences(self, rows: list[Any], begin: bool, end: bool, backend: str | None) -> tuple[Floats, int]:
+        """Natural logarithms of the probabilities of sentences (R,), and of how many words and ends they are made."""
+        words = self._vocabulary
+        marks = words.ids.get("<s>", -1) if begin else -1, words.ids.get("</s>", -1) if end else -1
+        framed = sum(mark >= 0 for mark in marks)
+        blocks = None
+        if rows and all(isinstance(row, str) for row in rows) and backend_for(4 * sum(map(len, rows)), backend) == "numba":
+            blocks = words.blocks(rows)
+        if blocks is not None:
+            parts = [part for found in spread(lambda a, b: self._blocks(blocks[a:b], marks), len(blocks), 1) for part in found]
+            if min(least for _, _, least in parts) >= 0:
+                nats = np.concatenate([sums for sums, _, _ in parts])
+                return nats, sum(size for _, size, _ in parts) - len(rows) * (framed - (marks[1] >= 0))
+        ids, lengths = words.plain(rows, *marks)  # names the first word that is not known, where there is no <unk>
+        nats = self.score(ids, np.cumsum(lengths) - lengths, backend).log_probability
+        nats = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=nats, minlength=len(lengths))
+        return nats, int(lengths.sum()) - len(rows) * (framed - (marks[1] >= 0))
+
+    def _blocks(self, blocks: list[tuple[Any, int]], marks: tuple[int, int]) -> list[tuple[Floats, int, int]]:
+        """Of blocks of sentences: natural logarithms, tokens with their marks, and the least id."""
+        from orrery.ngram.word_loops import total
+
+        found = []
+        for text, rows in blocks:
+            ids, lengths = self._vocabulary.read(text, rows, *marks)
+            least = int(ids.min(initial=0))
+            value, used, nodes = np.ones(len(ids)), np.empty(len(ids), dtype=np.int64), np.empty(len(ids), dtype=np.int64)
+            sums = np.zeros(rows)
+            if least >= 0 and len(ids):
+                self._walk(ids, np.cumsum(lengths) - lengths, value, used, nodes, together=False)
+                total(value, lengths, sums)
+            found.append((sums, len(ids), least))
+        return found
 
     @cached_property
-    def _lookup(self) -> dict[str, int]:
+    def _vocabulary(self) -> Vocabulary:
         if self.words is None:
             raise DataError("this n-gram model is over token ids and has no words; score ids with log_probabilities")
-        return {word: number for number, word in enumerate(self.words)}
-
-    @cached_property
-    def _framed(self) -> _Words:
-        """:attr:`_lookup` and the word between sentences, whose number is V."""
-        table = _Words({**self._lookup, _GAP: self.vocabulary})
-        table.unknown = self._lookup.get("<unk>", self._lookup.get("<UNK>", -1))
-        return table
+        if len(self.words) != self.vocabulary:
+            raise DataError(f"this n-gram model has {len(self.words):,} words and {self.vocabulary:,} ids; they must be as many")
+        return Vocabulary(self.words)
 
     @property
     def _arrays(self) -> tuple[Any, ...]:
@@ -337,8 +323,9 @@ class BackoffModel:
             raise DataError(f"token {int(text.max())} is outside the vocabulary of {self.vocabulary}")
         return np.array(text, dtype=np.int64)
 
-    def _walk(self, text: Ints, starts: Ints, value: Floats, used: Ints, nodes: Ints) -> None:
-        """Compiled: rows in pieces, each of which reads the order - 1 tokens before it again, so that they can go in parallel."""
+    def _walk(self, text: Ints, starts: Ints, value: Floats, used: Ints, nodes: Ints, together: bool = True) -> None:
+        """Compiled: rows in pieces, each of which reads the order - 1 tokens before it again, so that they can be walked at the
+        same time, and, `together`, in parallel."""
         from orrery.ngram.backoff_loops import score_pieces
 
         stops = np.append(starts[1:], len(text))
@@ -348,7 +335,15 @@ class BackoffModel:
         end, warm = np.minimum(begin + _PIECE, stops[row]), np.maximum(begin - self.order + 1, starts[row])
         settings = np.array([-1 if self.document is None else self.document, int(self.ends)])
         given = (text, warm, begin, end, settings, *self._arrays, value, nodes, used)
-        spread(lambda a, b: score_pieces(a, b, *given), len(row), 1 + len(row) * _PIECE // (len(text) + 1))
+
+        def part(a: int, b: int) -> None:
+            lanes = min(_LANES, b - a)
+            score_pieces(a, b, *given, np.empty((8, lanes), dtype=np.int64), np.empty(lanes))
+
+        if together:
+            spread(part, len(row), 1 + len(row) * _PIECE // (len(text) + 1))
+        else:
+            part(0, len(row))
 
     def _step(self, text: Ints, starts: Ints, value: Floats, used: Ints, nodes: Ints) -> None:
         """In numpy: for all positions at once, order after order, the node of the n-gram that ends there."""
