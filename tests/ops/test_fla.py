@@ -19,11 +19,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import orrery
 from orrery.core.errors import ConfigError
 from orrery.ops import backend, fla
 from orrery.ops.delta_rule import delta_rule, delta_rule_reference
 from orrery.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
 from orrery.ops.dplr import dplr, dplr_reference, vector_delta_rule
+from orrery.ops.kda import kda
 from orrery.ops.mlstm import mlstm, mlstm_reference
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_reference
 from orrery.ops.vector_decay import vector_decay, vector_decay_reference
@@ -187,6 +189,36 @@ def test_every_operation_is_itself_over_their_signatures(stand_ins, name, marks)
     for a, b in zip(found, wanted, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("marks", [None, STARTS], ids=["whole", "documents"])
+def test_kda_from_its_projections_is_one_kernel(stand_ins, monkeypatch, marks):
+    torch.manual_seed(0)
+    asked: list[str] = []
+    monkeypatch.setattr(fla, "kernel", lambda name: asked.append(name) or STAND_INS[name])
+    wide = HEADS * KEY
+    inputs = {
+        "mixed": normal(BATCH, TIME, 3 * wide), "strength": normal(BATCH, TIME, HEADS), "decay": normal(BATCH, TIME, wide),
+        "rate_log": normal(HEADS), "bias": normal(wide), "state": normal(BATCH, HEADS, KEY, KEY),
+    }  # fmt: skip
+    more = {"most": 2.0, "valid": torch.arange(TIME) < torch.tensor([[TIME], [TIME - 2]]), "starts": marks}
+    found = results(kda, inputs, **more, backend="fla")
+    assert asked == ["chunk_kda"]
+    for a, b in zip(found, results(kda, inputs, **more, backend="torch"), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mixer_kda_takes_that_kernel(stand_ins, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(fla, "kernel", lambda name: asked.append(name) or STAND_INS[name])
+    model = orrery.create_model("kda", width=16, depth=1, head_dim=8, vocab_size=11, seed=0)
+    tokens = torch.arange(22).view(2, 11) % 11
+    wanted = model(tokens).logits
+    with backend.use_backend("fla"):
+        found = model(tokens).logits
+    assert asked == ["chunk_kda"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_leaves_the_state(stand_ins):

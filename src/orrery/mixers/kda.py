@@ -36,11 +36,12 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.norms import RMSNorm
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.dplr import dplr
 from orrery.ops.dplr_step import KDAWeights, kda_stepper
 from orrery.ops.gates import sigmoid_gate
+from orrery.ops.kda import kda
 from orrery.ops.kda_gates import kda_gates
 from orrery.ops.rms_norm import rms_norm
 from orrery.ops.row_linear import RowNorm
@@ -60,6 +61,9 @@ class KDAConfig(PartConfig):
         require(self.head_dim > 0, f"head_dim must be positive, not {self.head_dim}")
         require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
         require(self.conv >= 1, f"conv must be 1 tap or more, not {self.conv}")
+
+
+_Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @state
@@ -111,9 +115,9 @@ class KDA(Mixer):
 
     def mix(self, x: Tensor, state: KDAState | None, ctx: Context) -> tuple[Tensor, KDAState]:
         time = ctx.timeline
-        q, k, v, a, b, g_log, z, conv = self._project(x, None if state is None else state.conv, ctx)
-        before = None if state is None else state.memory
-        o, memory = dplr(q, k, v.to(q.dtype), a, b, g_log, before, time.starts, self.head_dim**-0.5)
+        given, z, conv = self._project(x, None if state is None else state.conv, ctx)
+        before, valid = None if state is None else state.memory, time.valid(x.shape[1])
+        o, memory = kda(*given, before, time.starts, most=self._most, valid=valid)
         normed = rms_norm(o, self.norm.weight.to(o.dtype), self.config.norm_eps).flatten(2)
         return self.out(sigmoid_gate(z.to(o.dtype), normed).to(z.dtype)), KDAState(conv, memory, time.clock)
 
@@ -122,30 +126,22 @@ class KDA(Mixer):
             return None
         p, y = run.x.new_empty(len(run.x), self.inputs.out_features), run.x.new_empty(len(run.x), self.inner)
         window, memory = (held.float().contiguous().clone() for held in (state.conv, state.memory))
-        most = 2.0 if self.config.negative else 1.0
         decays = self.decay.weight, self.decay_log, self.decay_bias
-        weights = KDAWeights(self.conv.weight, *decays, self.gate.weight, self.norm.weight, self.config.norm_eps, most)
+        weights = KDAWeights(self.conv.weight, *decays, self.gate.weight, self.norm.weight, self.config.norm_eps, self._most)
         project = linear_step(run.x, self.inputs, p, norm)
         recur = kda_stepper(p, window, memory, y, weights)
         out = linear_step(y, self.out, run.x, add=True)
+        return in_order(project, recur, out)
 
-        def step() -> None:
-            project()
-            recur()
-            out()
+    @property
+    def _most(self) -> float:
+        return 2.0 if self.config.negative else 1.0
 
-        return step
-
-    def _project(
-        self, x: Tensor, conv: Tensor | None, ctx: Context
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the recurrence takes, q, k, v, a, b, g (B,T,H,K); z (B,T,H*K), and the convolution's last inputs."""
+    def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[_Given, Tensor, Tensor]:
+        """What the gates are made of (:func:`orrery.ops.kda.kda`); z (B,T,H*K), and the convolution's last inputs."""
         mixed, f, z, raw = self.inputs(x).split(self._parts, -1)
         mixed, conv = self.conv(mixed, conv, ctx)
-        most = 2.0 if self.config.negative else 1.0
-        valid = ctx.timeline.valid(x.shape[1])
-        q, k, v, a, b, g_log = kda_gates(mixed, raw, self.decay(f), self.decay_log, self.decay_bias, most, valid)
-        return q, k, v, a, b, g_log, self.gate(z), conv
+        return (mixed, raw, self.decay(f), self.decay_log, self.decay_bias), self.gate(z), conv
 
     @torch.no_grad()
     def forget_more(self, decay: float, insertion: float) -> None:
@@ -156,8 +152,9 @@ class KDA(Mixer):
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices M (B,H,T,T) with o = M v: the recurrence, given unit vectors as values."""
-        q, k, _, a, b, g_log, _, _ = self._project(x, None, ctx)
         batch, length = x.shape[:2]
+        given, _, _ = self._project(x, None, ctx)
+        q, k, _, a, b, g_log = kda_gates(*given, self._most, ctx.timeline.valid(length))
         units = torch.eye(length, dtype=k.dtype, device=x.device)[None, :, None].expand(batch, -1, self.heads, -1)
         return dplr(q, k, units, a, b, g_log, None, ctx.timeline.starts, self.head_dim**-0.5)[0].transpose(1, 2)
 

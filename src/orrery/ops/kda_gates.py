@@ -58,16 +58,23 @@ def kda_gates_reference(
     mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The formulas as they stand."""
+    q, k, v, beta, g_log = kda_parts(mixed, strength, decay, rate_log, bias, most, valid)
+    key = beta[..., None] * k
+    return q, key, v, g_log.exp() * k, -key, g_log
+
+
+def kda_parts(
+    mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q / |q|, k / |k|, v (B,T,H,K), beta (B,T,H) and g (B,T,H,K), as the delta rule with vector decay takes them."""
     heads, wide = len(rate_log), torch.promote_types(mixed.dtype, torch.float32)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in mixed.chunk(3, -1))
-    beta = most * torch.sigmoid(strength.to(wide))[..., None]
-    soft = F.softplus(decay.to(wide) + bias).unflatten(-1, (heads, -1))
-    g_log = -rate_log.to(wide).exp()[:, None] * soft
+    beta = most * torch.sigmoid(strength.to(wide))
+    g_log = -rate_log.to(wide).exp()[:, None] * F.softplus(decay.to(wide) + bias).unflatten(-1, (heads, -1))
     if valid is not None:
-        beta, g_log = (x.masked_fill(~valid[..., None, None], 0.0) for x in (beta, g_log))
+        beta, g_log = beta.masked_fill(~valid[..., None], 0.0), g_log.masked_fill(~valid[..., None, None], 0.0)
     q, k = (x.to(wide) * torch.rsqrt(x.to(wide).square().sum(-1, keepdim=True) + _EPS) for x in (q, k))
-    key = beta * k
-    return q, key, v, g_log.exp() * k, -key, g_log
+    return q, k, v, beta, g_log
 
 
 class _Gates(torch.autograd.Function):
