@@ -17,7 +17,7 @@ from orrery.core.errors import ConfigError, DataError, StorageError
 from orrery.ngram import http as server_module
 from orrery.ngram.http import Background, Server, is_loopback
 from orrery.ngram.remote import Remote
-from orrery.ngram.service import Limits, Refused, Service
+from orrery.ngram.service import Limits, Refused, Service, thinned
 from orrery.ngram.union import Union
 
 TEXTS = ["import numpy as np\nimport os\n" * 3, "import numpy as xp", "from numpy import array\nimport numpy as np"]
@@ -98,6 +98,22 @@ def test_a_distribution_is_written_as_json_would_write_it(folder):
         assert sent == {**answer, "result_by_token_id": plain}
 
 
+def test_a_distribution_is_estimated_where_the_client_asks_for_it(url):
+    """By hand: eleven occurrences in stretches of four, of which the one in the middle speaks for the others."""
+    ids, counts = thinned(np.array([3, 5, 8, 9]), np.array([4, 1, 2, 4]), 3)  # 3333 5889 999: looked at are 3, 8 (place 6), 9
+    assert (ids.tolist(), counts.tolist()) == ([3, 8, 9], [4, 4, 3])
+    whole = ask(url, "ntd", "whole", query_ids=[2])
+    assert whole["approx"] is False and whole["prompt_cnt"] > 10
+    for most in (1, 3, 10):
+        found = ask(url, "ntd", "whole", query_ids=[2], max_support=most)
+        entries = found["result_by_token_id"]
+        assert (found["approx"], found["prompt_cnt"]) == (True, whole["prompt_cnt"])
+        assert 1 <= len(entries) <= most and set(entries) <= set(whole["result_by_token_id"])
+        assert sum(entry["cont_cnt"] for entry in entries.values()) == whole["prompt_cnt"]
+        assert sum(entry["prob"] for entry in entries.values()) == pytest.approx(1)
+    assert ask(url, "infgram_ntd", "whole", query_ids=[2], max_support=1000)["result_by_token_id"] == whole["result_by_token_id"]
+
+
 def test_documents_as_the_public_api_gives_them(url):
     found = ask(url, "find", query="numpy as ")
     (low, high), = found["segment_by_shard"]
@@ -115,6 +131,9 @@ def test_documents_as_the_public_api_gives_them(url):
     found = ask(url, "search_docs", query="xp", maxnum=3)
     assert (found["cnt"], found["idxs"], [d["doc_ix"] for d in found["documents"]]) == (1, [0], [1])
     assert found["documents"][0]["spans"] == [["import numpy as ", None], ["xp", "0"]]
+    found = ask(url, "search_docs", query="", maxnum=2)
+    assert (found["cnt"], [d["doc_ix"] for d in found["documents"]]) == (ask(url, "count", query="")["count"], [0, 1])
+    assert found["documents"][1]["spans"] == [[TEXTS[1], None]]
 
 
 def test_conjunctions(url):

@@ -1,8 +1,8 @@
 """What a service answers: the requests of the public infini-gram API with its response fields, and a few of our own.
 
 A request is a JSON object with `index`, `query_type`, and `query` (text) or `query_ids`. Types of the public API:
-count, prob, ntd, infgram_prob, infgram_ntd, find, find_cnf, get_doc_by_rank, get_doc_by_ptr, search_docs. Counts and
-distributions are exact whether or not `max_support` is given; a conjunction is estimated only where `max_clause_freq` is.
+count, prob, ntd, infgram_prob, infgram_ntd, find, find_cnf, get_doc_by_rank, get_doc_by_ptr, search_docs. Counts are exact;
+a distribution is estimated only where `max_support` is given, a conjunction only where `max_clause_freq` is.
 Our own, which :class:`orrery.ngram.remote.Remote` speaks: info, tokenize, detokenize, count_batch, next, inf_next,
 matches, documents, document, cnf.
 
@@ -293,14 +293,14 @@ class Service:
         self._check(ids)
         return ids
 
-    def _clauses(self, served: Served, request: dict[str, Any]) -> list[list[list[int]]]:
+    def _clauses(self, served: Served, request: dict[str, Any], empty: bool = False) -> list[list[list[int]]]:
         found = self._terms(served, request, conjunction=True)
         clauses = found if found and type(found[0]) is list else [[found]]
         if len(clauses) > self.limits.clauses or any(len(clause) > self.limits.terms for clause in clauses):
             raise Refused(
                 413, f"a conjunction has at most {self.limits.clauses} clauses of at most {self.limits.terms} n-grams each"
             )
-        if any(not clause or not all(clause) for clause in clauses):
+        if any(not clause or not all(clause) for clause in clauses) and not (empty and clauses == [[[]]]):
             raise Refused(400, "a conjunction needs an n-gram in every clause, and an id in every n-gram")
         for clause in clauses:
             for term in clause:
@@ -356,17 +356,17 @@ class Service:
 
     def _ntd(self, served: Served, request: dict[str, Any]) -> dict[str, Any]:
         ids = self._ids(served, request)
-        self._number(request, "max_support", None, 1, 1 << 40)
+        most = self._number(request, "max_support", None, 1, 1 << 40)
         found = served.index.next(ids)
-        return self._said(served, ids, **_distribution(served, found.ids, found.counts))
+        return self._said(served, ids, **_distribution(served, found.ids, found.counts, most))
 
     def _infgram_ntd(self, served: Served, request: dict[str, Any]) -> dict[str, Any]:
         ids = self._ids(served, request)
-        self._number(request, "max_support", None, 1, 1 << 40)
+        most = self._number(request, "max_support", None, 1, 1 << 40)
         found = served.index.inf_next(ids)
         suffix = plain_text(served.index, ids[len(ids) - found.n :])
         more = {"suffix_len": found.n, "longest_suffix": suffix, "sparse": bool(found.sparse)}
-        return self._said(served, ids, **_distribution(served, found.ids, found.counts), **more)
+        return self._said(served, ids, **_distribution(served, found.ids, found.counts, most), **more)
 
     def _find(self, served: Served, request: dict[str, Any]) -> dict[str, Any]:
         ids = self._ids(served, request, empty=False)
@@ -409,8 +409,11 @@ class Service:
     def _search_docs(self, served: Served, request: dict[str, Any]) -> dict[str, Any]:
         index, shown = passages.single(served.index), self._shown(request)
         limit = self._number(request, "maxnum", 1, 1, self.limits.documents)
-        clauses = self._clauses(served, request)
-        if len(clauses) == 1 and len(clauses[0]) == 1:
+        clauses = self._clauses(served, request, empty=True)
+        if clauses == [[[]]]:  # any document
+            count, exact, said = index.count([]), True, self._said(served, [])
+            places = [index.catalogue.bounds(number)[0] for number in range(min(limit, index.documents_total))]
+        elif len(clauses) == 1 and len(clauses[0]) == 1:
             count, exact = index.count(clauses[0][0]), True
             places = [d.start + 1 + d.places[0] for d in index.documents(clauses[0][0], limit, context=0)]
             said = self._said(served, clauses[0][0])
@@ -508,6 +511,23 @@ def _nested(served: Served, clauses: list[list[list[int]]]) -> list[list[list[st
     return [[served.texts(term) for term in clause] for clause in clauses]
 
 
-def _distribution(served: Served, ids: Any, counts: Any) -> dict[str, Any]:
-    found = Continuations(served, ids.tolist(), counts.tolist())
-    return {"prompt_cnt": found.total, "result_by_token_id": found, "approx": False}
+def _distribution(served: Served, ids: Any, counts: Any, most: int | None) -> dict[str, Any]:
+    """Fields of a distribution: of all occurrences, or estimated from `most` of them, spread evenly."""
+    total = int(counts.sum())
+    approximate = most is not None and total > most
+    if most is not None and approximate:
+        ids, counts = thinned(ids, counts, most)
+    return {"prompt_cnt": total, "result_by_token_id": Continuations(served, ids.tolist(), counts.tolist()), "approx": approximate}
+
+
+def thinned(ids: Any, counts: Any, most: int) -> tuple[Any, Any]:
+    """Continuations (ids and counts, (K,)) as looking at `most` of their occurrences or fewer would give them.
+
+    The occurrences stand in their order in equal stretches; the one in the middle of each speaks for the stretch.
+    """
+    total = int(counts.sum())
+    begins = np.arange(0, total, -(-total // most))
+    ends = np.append(begins[1:], total)
+    places = np.searchsorted(np.cumsum(counts), (begins + ends) // 2, side="right")
+    found, which = np.unique(places, return_inverse=True)
+    return ids[found], np.bincount(which, weights=ends - begins).astype(np.int64)
