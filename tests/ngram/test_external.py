@@ -122,7 +122,7 @@ def test_more_memory_after_a_kill_keeps_the_shards_that_are_done(tmp_path, monke
     """A plan that was begun is kept: shards of another plan would not fit those that are done."""
     documents = [np.random.default_rng(k).integers(0, 50, 900) for k in range(9)]
     small(monkeypatch)
-    original = builder._shard
+    original = builder.make_shard
 
     def killed(work, number, *rest):
         if number == 1:
@@ -131,7 +131,7 @@ def test_more_memory_after_a_kill_keeps_the_shards_that_are_done(tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(builder, "PIECES", 1)
-        patch.setattr(builder, "_shard", killed)
+        patch.setattr(builder, "make_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             ngram.build(documents, tmp_path / "index", memory=40_000, quiet=True)
     index = ngram.build(documents, tmp_path / "index", memory="1G", quiet=True)

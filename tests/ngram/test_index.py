@@ -94,18 +94,24 @@ def agree_on_texts(index, counter, rng):
                 assert found == (counter.cnf(clauses, window), True), (clauses, window)
 
 
-@given(DOCUMENTS, st.integers(1, 3), st.integers(0, 2**32))
-@settings(max_examples=25)
-def test_every_query_equals_the_exhaustive_counter(documents, shards, seed):
+@given(DOCUMENTS, st.integers(1, 3), st.integers(0, 2**32), st.sampled_from([None, 2, 3, 16]))
+@settings(max_examples=40)
+def test_every_query_equals_the_exhaustive_counter(documents, shards, seed, sample):
     counter, rng = Counter(documents, mark=4, vocabulary=4), np.random.default_rng(seed)
-    index = build(documents, shards)
+    index = build(documents, shards, sample=sample)
+    assert index.sample == sample
     agree(index, counter, rng)
     agree_on_texts(index, counter, rng)
 
 
+@pytest.mark.parametrize("sample", [None, 2])
 @pytest.mark.parametrize("ids", [[0], [254], [255], [0, 65534], [65535, 0, 65535], [2**20, 7, 2**20], [2**32 - 2] * 5])
-def test_edges_of_the_vocabulary_and_of_the_token_types(ids):
-    index = build([ids, [], ids[::-1]], vocab_size=None)
+def test_edges_of_the_vocabulary_and_of_the_token_types(ids, sample):
+    if sample and max(ids) > 2**22:
+        with pytest.raises(ConfigError, match="vocabularies of at most 4,194,304 ids"):
+            build([ids], vocab_size=None, sample=sample)
+        return
+    index = build([ids, [], ids[::-1]], vocab_size=None, sample=sample)
     top = max(ids)
     assert index.info["width"] == (1 if top < 255 else 2 if top < 65535 else 4)
     assert index.vocab_size == top + 2 and index.doc_id == top + 1
@@ -117,10 +123,11 @@ def test_edges_of_the_vocabulary_and_of_the_token_types(ids):
             index.count([ids[0], bad])
 
 
+@pytest.mark.parametrize("sample", [None, 3])
 @pytest.mark.parametrize("plain", [False, True])
-def test_the_mark_may_be_any_id_and_next_stays_ascending(plain):
+def test_the_mark_may_be_any_id_and_next_stays_ascending(plain, sample):
     stream = np.array([2, 0, 1, 3, 2, 1, 3, 2, 3])
-    ngram.build(stream, FOLDER["path"] / "marked", document=2, quiet=True)
+    ngram.build(stream, FOLDER["path"] / "marked", document=2, sample=sample, quiet=True)
     index = ngram.open(FOLDER["path"] / "marked", plain=plain)
     assert index.tokens == 9 and index.documents_total == 3
     assert listed(index.next([3])) == {2: 3} and listed(index.next([])) == {0: 1, 1: 2, 2: 3, 3: 3}
@@ -131,8 +138,8 @@ def test_the_mark_may_be_any_id_and_next_stays_ascending(plain):
 def test_without_numba_the_same_answers():
     documents = [[0, 1, 2, 0, 1], [], [3, 3, 3, 3, 0, 1, 2]]
     counter = Counter(documents, mark=4, vocabulary=4)
-    for shards in (1, 2):
-        index = build(documents, shards, plain=True)
+    for shards, sample in ((1, None), (2, None), (2, 4)):
+        index = build(documents, shards, plain=True, sample=sample)
         agree(index, counter, np.random.default_rng(1))
         agree_on_texts(index, counter, np.random.default_rng(2))
 
@@ -144,9 +151,10 @@ def test_many_suffixes_use_the_guide(tmp_path):
     documents += [np.full(1500, 7), np.tile([1, 1, 2, 1, 3], 300)]
     counter = Counter(documents, mark=40, vocabulary=40)
     text = np.array(counter.closed)
-    for dtype, shards in (("u1", 1), ("u2", 2)):
+    for dtype, shards, sample in (("u1", 1, None), ("u2", 2, None), ("u2", 1, 32)):
         size, asked = 300 if dtype == "u2" else 41, []
-        index = ngram.build([d.astype(dtype) for d in documents], tmp_path / "i", vocab_size=size, shards=shards, quiet=True)
+        arrays = [d.astype(dtype) for d in documents]
+        index = ngram.build(arrays, tmp_path / "i", vocab_size=size, shards=shards, sample=sample, quiet=True)
         for length in (1, 2, 3, 4, 5, 8, 9, 30):
             for _ in range(12):
                 start = int(rng.integers(0, len(text) - length))
@@ -198,10 +206,11 @@ def test_a_batch_refuses_what_one_query_refuses():
     assert len(index.prob_batch([], [])) == len(index.inf_prob_batch([], []).prob) == 0
 
 
-def test_one_token_and_repeated_tokens():
-    one = build([[1]])
+@pytest.mark.parametrize("sample", [None, 64])
+def test_one_token_and_repeated_tokens(sample):
+    one = build([[1]], sample=sample)
     assert (one.tokens, one.count([1]), one.count([1, 1]), one.count([])) == (2, 1, 0, 2)
-    same = build([[1] * 5000])
+    same = build([[1] * 5000], sample=sample)
     assert [same.count([1] * n) for n in (1, 2, 4999, 5000, 5001)] == [5000, 4999, 2, 1, 0]
     assert listed(same.next([1] * 10)) == {1: 4990, 4: 1}
     found = same.inf_prob_info([0] + [1] * 6000, 1)

@@ -81,9 +81,9 @@ def test_tokens_sorted_anywhere_come_back_as_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "_gather", gather)
     build_over(documents(), tmp_path / "i", shards=2, processes=2, quiet=True)
     for job in jobs:
-        layout, data = parallel.sort_tokens(kept[job.number], job.documents, vars(job.layout), job.room)
+        layout, data = parallel.sort_tokens(kept[job.number], job.documents, job.layout, job.room)
         assert data.tobytes() == (tmp_path / "i" / f"shard-{job.number:05d}.bin").read_bytes()
-        assert layout["n"] == job.layout.n
+        assert layout.n == job.layout.n
 
 
 def test_mistakes(tmp_path, monkeypatch):

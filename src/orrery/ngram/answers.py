@@ -70,7 +70,10 @@ class CnfCount(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Ranks low..high of the suffixes of one shard that begin with an n-gram; their number is its count."""
+    """Ranks low..high of the suffixes of one shard that begin with an n-gram; their number is its count.
+
+    In a sampled index ranks are numbers of their own (:mod:`orrery.ngram.sampled_loops`), with the same difference.
+    """
 
     shard: int
     low: int

@@ -24,6 +24,7 @@ from orrery.ngram import external
 from orrery.ngram import memory as process
 from orrery.ngram.index import DESCRIPTION, FORMAT, Index, open_index
 from orrery.ngram.provenance import name_record
+from orrery.ngram.sampled import SampledLayout, SampledWriter, check_sample, write_backward
 from orrery.ngram.shard import BLOCK, Layout, ShardWriter, blocks, token_type
 from orrery.ngram.sources import Source, open_source
 from orrery.ngram.suffixes import LONGEST, suffix_array
@@ -47,6 +48,7 @@ def build_index(
     vocab_size: int | None = None,
     document: int | None = None,
     names: Iterable[str] | None = None,
+    sample: int | None = None,
     quiet: bool = False,
 ) -> Index:
     """Build an index and open it. See :func:`orrery.ngram.sources.open_source` for what is indexed.
@@ -60,6 +62,8 @@ def build_index(
         shards: number of parts; None: as few as possible, each of at most 8 pieces (of more where a document is larger).
         split: of a corpus: `all`, `train` or `validation`.
         vocab_size, document, names: of ids: see :func:`~orrery.ngram.sources.open_source`.
+        sample: keep the place of every so-many-th token only, 2..1024 (:mod:`orrery.ngram.sampled`): less than half the
+            size, the same answers, slower where places are asked for. None: the whole suffix array.
         quiet: show no progress.
 
     Raises:
@@ -72,18 +76,24 @@ def build_index(
         raise ConfigError(f"shards must be 1 or more, not {shards}")
     target = Path(folder).expanduser()
     opened = open_source(source, tokenizer, split, vocab_size, document, names, quiet)
+    check_sample(sample, opened.vocab_size)
     with only_builder(target):
         work = target.with_name(f".{target.name}.build")
-        key = config_hash([FORMAT, opened.key, opened.width, opened.vocab_size, opened.doc_id, shards or 0])
+        key = config_hash([FORMAT, opened.key, opened.width, opened.vocab_size, opened.doc_id, shards or 0, *told(sample)])
         stage = _resume(work, key)
         if stage is None:
             _room(budget, opened)  # too little is said before text is read
             stage = _spool(opened, work, key, quiet)
         process.release()
-        _shards(opened, work, stage, budget, shards, quiet)
-        _describe(opened, work, stage)
+        _shards(opened, work, stage, budget, shards, sample, quiet)
+        _describe(opened, work, stage, sample)
         publish_directory(work, target)
     return open_index(target)
+
+
+def told(sample: int | None) -> list[int]:
+    """What tells a build of a sampled index from one of a whole one."""
+    return [] if sample is None else [sample]
 
 
 def parse_size(text: str | int) -> int:
@@ -183,12 +193,14 @@ def _number(value: int) -> bytes:
     return value.to_bytes(8, "little", signed=True)
 
 
-def _shards(source: Source, work: Path, stage: dict[str, Any], budget: int, wanted: int | None, quiet: bool) -> None:
+def _shards(
+    source: Source, work: Path, stage: dict[str, Any], budget: int, wanted: int | None, sample: int | None, quiet: bool
+) -> None:
     """Sort the suffixes of every shard that is not done yet."""
     room = _room(budget, source)
-    edges = planned(work, stage, _capacity(room, source), wanted)
+    edges = planned(work, stage, _capacity(room, source, sample), wanted)
     done = stage["shards"]
-    check_space(work, stage, source, edges, room)
+    check_space(work, stage, source, edges, room, sample)
     with progress(stage["tokens"], "sorting suffixes", "tok", quiet=quiet) as bar:
         if done:
             bar.start_at(sum(entry["tokens"] for entry in done))
@@ -196,12 +208,17 @@ def _shards(source: Source, work: Path, stage: dict[str, Any], budget: int, want
             shutil.rmtree(pieces_folder(work, number), ignore_errors=True)
         for number in range(len(done), len(edges) - 1):
             first, last = edges[number], edges[number + 1]
-            layout = Layout(last.token - first.token, source.width, source.doc_id, source.vocab_size)
-            layout = _shard(work, number, len(edges) == 2, first.token, last.document - first.document, layout, bar, room)
-            sizes = {"tokens": layout.n, "nodes": layout.nodes, "entries": layout.entries}
-            done.append({**sizes, "documents": last.document - first.document})
+            layout = layout_of(source, last.token - first.token, sample)
+            layout = make_shard(work, number, len(edges) == 2, first.token, last.document - first.document, layout, bar, room)
+            done.append({**layout.entry(), "documents": last.document - first.document})
             write_json(work / _STAGE, stage)
             shutil.rmtree(pieces_folder(work, number), ignore_errors=True)
+
+
+def layout_of(source: Source, n: int, sample: int | None) -> Layout | SampledLayout:
+    """Of a shard of n tokens that is to be made."""
+    facts = n, source.width, source.doc_id, source.vocab_size
+    return Layout(*facts) if sample is None else SampledLayout(*facts, sample)
 
 
 def planned(work: Path, stage: dict[str, Any], capacity: int, wanted: int | None) -> list[_Edge]:
@@ -217,7 +234,9 @@ def pieces_folder(work: Path, number: int) -> Path:
     return work / f"shard-{number:05d}.pieces"
 
 
-def check_space(work: Path, stage: dict[str, Any], source: Source, edges: list[_Edge], room: int) -> None:
+def check_space(
+    work: Path, stage: dict[str, Any], source: Source, edges: list[_Edge], room: int, sample: int | None = None
+) -> None:
     """Look for room on the disk: for all shards, and for the pieces of the largest.
 
     Raises:
@@ -225,6 +244,8 @@ def check_space(work: Path, stage: dict[str, Any], source: Source, edges: list[_
     """
     largest = max(b.token - a.token for a, b in zip(edges[:-1], edges[1:], strict=True))
     pieces = 0 if largest <= _inside(room, source.width, source.vocab_size) else 6 * largest
+    if sample is not None:  # the text backward, the ids behind contexts before and after a level
+        pieces += (3 * source.width + 1) * largest
     check_free_space(work, stage["tokens"] * (source.width + 4) + pieces)
 
 
@@ -255,10 +276,11 @@ def _inside(room: int, width: int, vocab_size: int) -> int:
     return min(room // (width + beside), LONGEST)
 
 
-def _capacity(room: int, source: Source) -> int:
+def _capacity(room: int, source: Source, sample: int | None = None) -> int:
     """Tokens of the largest shard that is made where documents allow it."""
     piece = int(max(room / 2, room - _BUFFERS) / external.bytes_per_token(source.width, source.vocab_size))
-    return min(max(PIECES * piece, _inside(room, source.width, source.vocab_size)), external.LONGEST)
+    most = external.LONGEST if sample is None else min(external.LONGEST, sample * room // 24)  # 8 bytes for each place that is kept
+    return min(max(PIECES * piece, _inside(room, source.width, source.vocab_size)), most)
 
 
 def _plan(documents: Path, capacity: int, wanted: int | None) -> list[_Edge]:
@@ -284,17 +306,22 @@ def _plan(documents: Path, capacity: int, wanted: int | None) -> list[_Edge]:
     return edges
 
 
-def _shard(
-    work: Path, number: int, only: bool, start: int, documents: int, layout: Layout, bar: Progress, room: int
-) -> Layout:
-    path = work / f"shard-{number:05d}.bin"
-    stream = work / "stream.bin"
+def make_shard(
+    work: Path, number: int, only: bool, start: int, documents: int, layout: Layout | SampledLayout, bar: Progress, room: int
+) -> Layout | SampledLayout:
+    """Sort a shard, at once or by pieces, and write its file."""
+    path, stream = work / f"shard-{number:05d}.bin", work / "stream.bin"
+    if isinstance(layout, SampledLayout):
+        return _sampled(work, number, start, layout, bar, room)
     if only and stream.exists():
         stream.rename(path)
     elif not only:
         _copy_tokens(stream, path, start, layout)
     if layout.n + 1 > _inside(room, layout.width, layout.vocab_size):
-        return _by_pieces(work, number, layout, bar, room)
+        writer = ShardWriter(path, layout, room)
+        writer.append(_pieces(work, number, path, layout, layout.n + 1, bar, room).blocks(BLOCK))
+        process.release()
+        return writer.finish()
     writer = ShardWriter(path, layout)
     tokens = writer.tokens()
     order = suffix_array(*_dense(tokens, layout))
@@ -308,22 +335,40 @@ def _shard(
     return layout
 
 
-def _by_pieces(work: Path, number: int, layout: Layout, bar: Progress, room: int) -> Layout:
-    """Sort a shard that does not fit into memory; its pieces stay until it is noted as done."""
+def _sampled(work: Path, number: int, start: int, layout: SampledLayout, bar: Progress, room: int) -> SampledLayout:
+    """Sort what stands before every token, read backwards."""
     path = work / f"shard-{number:05d}.bin"
+    backward = work / f"shard-{number:05d}.backward"
+    write_backward(work / "stream.bin", start, layout, backward)
+    if layout.n + 1 > _inside(room, layout.width, layout.vocab_size):
+        order = _pieces(work, number, backward, layout, layout.n, bar, room, closed=False).blocks(BLOCK)
+        done = SampledWriter(path, layout, backward, room).write(order)
+    else:
+        tokens = np.fromfile(backward, dtype=token_type(layout.width))
+        sorted_ = suffix_array(*_dense(tokens, layout))
+        del tokens
+        done = SampledWriter(path, layout, backward).write(blocks(sorted_))
+        del sorted_
+        bar.update(layout.n)
+    process.release()
+    backward.unlink()
+    return done
+
+
+def _pieces(
+    work: Path, number: int, path: Path, layout: Any, total: int, bar: Progress, room: int, closed: bool = True
+) -> external.Pieces:
+    """A shard's tokens as pieces that fit into memory; they stay until it is noted as done."""
     bound = min(layout.vocab_size, (1 << 8 * layout.width) - 1)
     size = int(max(room / 2, room - _BUFFERS) / external.bytes_per_token(layout.width, layout.vocab_size))
     pieces = external.Pieces(
-        pieces_folder(work, number), path, token_type(layout.width), layout.n + 1, bound, size,
-        lambda share: bar.update(share * layout.n, pieces=len(pieces)),
+        pieces_folder(work, number), path, token_type(layout.width), total, bound, size,
+        lambda share: bar.update(share * layout.n, pieces=len(pieces)), closed,
     )  # fmt: skip
-    writer = ShardWriter(path, layout, room)
-    writer.append(pieces.blocks(BLOCK))
-    process.release()
-    return writer.finish()
+    return pieces
 
 
-def _dense(tokens: np.ndarray, layout: Layout) -> tuple[np.ndarray, int]:
+def _dense(tokens: np.ndarray, layout: Layout | SampledLayout) -> tuple[np.ndarray, int]:
     """Tokens and a bound of them that is small enough to count each value: the mark of four bytes is not."""
     if layout.width < 4:
         return tokens, 1 << 8 * layout.width
@@ -346,7 +391,7 @@ def _copy_tokens(stream: Path, path: Path, start: int, layout: Layout) -> None:
         raise StorageError(f"cannot write '{path}': {error.strerror or error}; free some space and run again") from error
 
 
-def _describe(source: Source, work: Path, stage: dict[str, Any]) -> None:
+def _describe(source: Source, work: Path, stage: dict[str, Any], sample: int | None = None) -> None:
     """Write the description and the tokenizer, and remove what only the build needed."""
     if source.tokenizer is not None:
         (work / "tokenizer").mkdir(exist_ok=True)
@@ -361,6 +406,7 @@ def _describe(source: Source, work: Path, stage: dict[str, Any]) -> None:
         "vocab_size": source.vocab_size,
         "doc_id": source.doc_id,
         "shards": stage["shards"],
+        **({} if sample is None else {"sample": sample}),
         "source": source.about,
         "tokenizer": None if source.tokenizer is None else {"name": source.tokenizer.name, "hash": source.tokenizer.hash},
     }

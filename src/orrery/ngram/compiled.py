@@ -56,6 +56,11 @@ class Kernel:
         return self.fast(*args)
 
 
+def popcount(x: int) -> int:
+    """Bits that are set in a word; one instruction where it is compiled."""
+    return (int(x) & 0xFFFFFFFFFFFFFFFF).bit_count()
+
+
 def kernel(function: Callable[..., Any]) -> Kernel:
     """Mark a function of arrays and integers that is worth compiling."""
     return Kernel(function)
@@ -71,10 +76,26 @@ def bare(function: Callable[..., Any]) -> Kernel:
     return Kernel(function, bare=True)
 
 
+@functools.cache
+def _count_in_hardware() -> None:
+    """Tell numba what :func:`popcount` is."""
+    from numba import types
+    from numba.extending import intrinsic, overload
+
+    @intrinsic
+    def ctpop(context: Any, x: Any) -> Any:
+        return types.int64(types.int64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+    @overload(popcount, inline="always")
+    def counted(x):  # type: ignore[no-untyped-def]
+        return lambda x: ctpop(x)  # noqa: PLW0108 - numba wants a function of Python
+
+
 def _compile(function: Callable[..., Any], bare: bool = False) -> Callable[..., Any]:
     import numba
     from numba import extending
 
+    _count_in_hardware()
     while _pending:
         called, always = _pending.pop()
         extending.register_jitable(error_model="numpy", forceinline=always)(called)

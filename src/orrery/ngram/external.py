@@ -78,11 +78,21 @@ class Pieces:
         kind: their type. total: how many. bound: no token but the mark (all ones) is as large.
         size: tokens of a piece, at most.
         tell: called with shares of the work, which sum to 1.
+        closed: the last token closes the text: the suffix that is it alone is left out.
     """
 
     def __init__(
-        self, folder: Path, path: Path, kind: np.dtype[Any], total: int, bound: int, size: int, tell: Callable[[float], None]
+        self,
+        folder: Path,
+        path: Path,
+        kind: np.dtype[Any],
+        total: int,
+        bound: int,
+        size: int,
+        tell: Callable[[float], None],
+        closed: bool = True,
     ) -> None:
+        self._closed = closed
         self.folder, self.path, self.kind, self.total, self.bound = folder, path, kind, total, bound
         count = -(-total // max(8, size // 8 * 8))
         each = -(-total // count) + 7 & ~7
@@ -96,7 +106,7 @@ class Pieces:
         return len(self.edges) - 1
 
     def blocks(self, length: int) -> Iterator[NDArray[np.int64]]:
-        """Positions of all suffixes in order, the last token's alone left out, in blocks of `length`, the last one shorter.
+        """Positions of all suffixes in order (of a closed text but the last token's alone), in blocks of `length`, the last one shorter.
 
         Raises:
             StorageError: the disk is full.
@@ -263,7 +273,8 @@ class Pieces:
         orders, gaps = np.zeros(count * room, dtype=np.int32), np.zeros(count * room, dtype=np.uint8)
         state = np.zeros((7, count), dtype=np.int64)  # see `merge`, from o_next on
         state[5] = 1
-        bases, left = np.array(self.edges[:-1], dtype=np.int64), self.total - 1
+        bases, left = np.array(self.edges[:-1], dtype=np.int64), self.total - self._closed
+        skip = self.total - 1 if self._closed else -1
         with ExitStack() as stack:
             files = [stack.enter_context(open(self._file("order", k), "rb")) for k in range(count)]
             more = [stack.enter_context(open(self._file("gaps", k), "rb")) for k in range(count - 1)]
@@ -275,7 +286,7 @@ class Pieces:
                         _refill(files[k], orders[part], state[0:2, k])
                         if k < count - 1 and not state[4, k]:
                             state[4, k] = _refill(more[k], gaps[part], state[2:4, k])
-                    call(merge, orders, gaps, room, *state, bases, block, filled, self.total - 1)
+                    call(merge, orders, gaps, room, *state, bases, block, filled, skip)
                 left -= len(block)
                 yield block
 

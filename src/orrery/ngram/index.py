@@ -83,13 +83,24 @@ class Index:
         self.vocab_size, self.doc_id = int(about["vocab_size"]), int(about["doc_id"])
         self.shards: list[Shard] = []
         for number, entry in enumerate(about["shards"]):
-            layout = Layout(
-                int(entry["tokens"]), int(about["width"]), self.doc_id, self.vocab_size, int(entry["nodes"]), int(entry["entries"])
-            )
-            self.shards.append(Shard(self.folder / f"shard-{number:05d}.bin", layout, plain))
+            self.shards.append(self._shard(self.folder / f"shard-{number:05d}.bin", entry, plain))
         self._mark = (1 << 8 * int(about["width"])) - 1
         self._one = self.shards[0] if len(self.shards) == 1 else None
         self._rooms = threading.local()
+
+    def _shard(self, path: Path, entry: dict[str, Any], plain: bool) -> Shard:
+        facts = int(entry["tokens"]), int(self.info["width"]), self.doc_id, self.vocab_size
+        if self.sample is None:
+            return Shard(path, Layout(*facts, int(entry["nodes"]), int(entry["entries"])), plain)
+        from orrery.ngram.sampled import SampledLayout, SampledShard
+
+        return SampledShard(path, SampledLayout(*facts, self.sample, int(entry["last"]), tuple(entry["zeros"])), plain)
+
+    @property
+    def sample(self) -> int | None:
+        """How many tokens lie between two whose places are kept (:mod:`orrery.ngram.sampled`); None: all are."""
+        found: int | None = self.info.get("sample")
+        return found
 
     def __repr__(self) -> str:
         size = f"{self.tokens:,} tokens in {self.documents_total:,} documents"

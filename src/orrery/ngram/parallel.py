@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from orrery.core.progress import progress
 from orrery.ngram import builder
 from orrery.ngram import memory as process
 from orrery.ngram.index import FORMAT, Index, open_index
+from orrery.ngram.sampled import SampledLayout, check_sample
 from orrery.ngram.shard import Layout, token_type
 from orrery.ngram.sources import Source, open_source
 
@@ -40,7 +40,7 @@ class Job(NamedTuple):
     number: int
     start: int
     documents: int
-    layout: Layout
+    layout: Layout | SampledLayout
     room: int
 
 
@@ -55,6 +55,7 @@ def build_over(
     vocab_size: int | None = None,
     processes: int = 1,
     ray: str | None = None,
+    sample: int | None = None,
     quiet: bool = False,
 ) -> Index:
     """:func:`orrery.ngram.build` with several shards at once.
@@ -64,17 +65,19 @@ def build_over(
         shards: at least one for each process.
         processes: that sort. With Ray: tasks that are in flight; 1 stands for as many as the cluster has processors.
         ray: the cluster's address, or `local` for one that is started here.
+        sample: as :func:`orrery.ngram.build`.
 
     Raises:
-        ConfigError: ray is not installed; fewer than one process.
+        ConfigError: ray is not installed; fewer than one process; no such sample.
         StorageError, DataError, BudgetError: as :func:`orrery.ngram.build`; a worker was killed.
     """
     if processes < 1:
         raise ConfigError(f"processes must be 1 or more, not {processes}")
     if processes == 1 and ray is None:
         return builder.build_index(
-            source, folder, memory=memory, tokenizer=tokenizer, shards=shards, split=split, vocab_size=vocab_size, quiet=quiet
-        )
+            source, folder, memory=memory, tokenizer=tokenizer, shards=shards, split=split, vocab_size=vocab_size,
+            sample=sample, quiet=quiet,
+        )  # fmt: skip
     if shards is not None and shards < 1:
         raise ConfigError(f"shards must be 1 or more, not {shards}")
     cluster = None if ray is None else _Cluster(ray, processes)
@@ -85,17 +88,18 @@ def build_over(
             budget = (budget - process.LEAST) // processes
         target = Path(folder).expanduser()
         opened = open_source(source, tokenizer, split, vocab_size, quiet=quiet)
+        check_sample(sample, opened.vocab_size)
         parts = max(shards or 0, flight)
         with builder.only_builder(target):
             work = target.with_name(f".{target.name}.build")
-            key = config_hash([FORMAT, opened.key, opened.width, opened.vocab_size, opened.doc_id, parts])
+            key = config_hash([FORMAT, opened.key, opened.width, opened.vocab_size, opened.doc_id, parts, *builder.told(sample)])
             stage = builder._resume(work, key)
             if stage is None:
                 stage = builder._spool(opened, work, key, quiet)
-            jobs = _jobs(opened, work, stage, budget, parts, cluster is not None)
+            jobs = _jobs(opened, work, stage, budget, parts, cluster is not None, sample)
             made = _on_processes(jobs, processes) if cluster is None else cluster.run(jobs)
             _gather(jobs, made, work, stage, quiet)
-            builder._describe(opened, work, stage)
+            builder._describe(opened, work, stage, sample)
             publish_directory(work, target)
     finally:
         if cluster is not None:
@@ -103,30 +107,31 @@ def build_over(
     return open_index(target)
 
 
-def _jobs(source: Source, work: Path, stage: dict[str, Any], budget: int, parts: int, sent: bool) -> list[Job]:
+def _jobs(
+    source: Source, work: Path, stage: dict[str, Any], budget: int, parts: int, sent: bool, sample: int | None
+) -> list[Job]:
     """The shards that are not done yet; those that are sent to other machines whole are made to fit into their memory."""
     room = builder._room(budget, source)
-    capacity = builder._inside(room, source.width, source.vocab_size) if sent else builder._capacity(room, source)
+    capacity = builder._inside(room, source.width, source.vocab_size) if sent else builder._capacity(room, source, sample)
     edges = builder.planned(work, stage, capacity, parts)
-    builder.check_space(work, stage, source, edges, room)
+    builder.check_space(work, stage, source, edges, room, sample)
     for number in range(len(stage["shards"])):
         shutil.rmtree(builder.pieces_folder(work, number), ignore_errors=True)
     jobs = []
     for number in range(len(stage["shards"]), len(edges) - 1):
         first, last = edges[number], edges[number + 1]
-        layout = Layout(last.token - first.token, source.width, source.doc_id, source.vocab_size)
+        layout = builder.layout_of(source, last.token - first.token, sample)
         jobs.append(Job(str(work), number, first.token, last.document - first.document, layout, room))
     return jobs
 
 
-def _gather(jobs: list[Job], made: Iterator[tuple[int, Layout]], work: Path, stage: dict[str, Any], quiet: bool) -> None:
+def _gather(jobs: list[Job], made: Iterator[tuple[int, Layout | SampledLayout]], work: Path, stage: dict[str, Any], quiet: bool) -> None:
     """Note shards as they are finished; those before the first that is missing are kept by a build that is killed."""
     known, finished = {job.number: job for job in jobs}, {}
     with progress(stage["tokens"], "sorting suffixes", "tok", quiet=quiet) as bar:
         bar.start_at(sum(entry["tokens"] for entry in stage["shards"]))
         for number, layout in made:
-            sizes = {"tokens": layout.n, "nodes": layout.nodes, "entries": layout.entries}
-            finished[number] = {**sizes, "documents": known[number].documents}
+            finished[number] = {**layout.entry(), "documents": known[number].documents}
             bar.update(layout.n)
             while len(stage["shards"]) in finished:
                 stage["shards"].append(finished.pop(len(stage["shards"])))
@@ -134,21 +139,23 @@ def _gather(jobs: list[Job], made: Iterator[tuple[int, Layout]], work: Path, sta
                 shutil.rmtree(builder.pieces_folder(work, len(stage["shards"]) - 1), ignore_errors=True)
 
 
-def sort_shard(job: Job) -> Layout:
+def sort_shard(job: Job) -> Layout | SampledLayout:
     """Make a shard in a folder that is shared."""
     with progress(None, "", quiet=True) as bar:
-        return builder._shard(Path(job.work), job.number, False, job.start, job.documents, job.layout, bar, job.room)
+        return builder.make_shard(Path(job.work), job.number, False, job.start, job.documents, job.layout, bar, job.room)
 
 
-def sort_tokens(tokens: np.ndarray, documents: int, layout: dict[str, int], room: int) -> tuple[dict[str, int], np.ndarray]:
+def sort_tokens(
+    tokens: np.ndarray, documents: int, layout: Layout | SampledLayout, room: int
+) -> tuple[Layout | SampledLayout, np.ndarray]:
     """Make a shard of tokens (n + 1,) anywhere: its layout, and the bytes of its file."""
     with tempfile.TemporaryDirectory(prefix="orrery-shard-") as name, progress(None, "", quiet=True) as bar:
         tokens.tofile(Path(name) / "stream.bin")
-        done = builder._shard(Path(name), 0, True, 0, documents, Layout(**layout), bar, room)
-        return asdict(done), np.fromfile(Path(name) / "shard-00000.bin", dtype=np.uint8)
+        done = builder.make_shard(Path(name), 0, True, 0, documents, layout, bar, room)
+        return done, np.fromfile(Path(name) / "shard-00000.bin", dtype=np.uint8)
 
 
-def _on_processes(jobs: list[Job], processes: int) -> Iterator[tuple[int, Layout]]:
+def _on_processes(jobs: list[Job], processes: int) -> Iterator[tuple[int, Layout | SampledLayout]]:
     """Shards as they are finished."""
     if not jobs:
         return
@@ -188,7 +195,7 @@ class _Cluster:
                 raise ConfigError(f"no Ray cluster at '{address}': {str(error)[:200]}") from error
         self.workers = processes if processes > 1 else max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def run(self, jobs: list[Job]) -> Iterator[tuple[int, Layout]]:
+    def run(self, jobs: list[Job]) -> Iterator[tuple[int, Layout | SampledLayout]]:
         """Shards as they are finished; as many in flight as there are workers, so that memory is bounded here too."""
         ray = self._ray
         task = ray.remote(num_cpus=1, max_retries=2)(sort_tokens)
@@ -201,7 +208,7 @@ class _Cluster:
                 tokens = np.fromfile(
                     Path(job.work) / "stream.bin", dtype=kind, count=job.layout.n + 1, offset=job.start * job.layout.width
                 )
-                flying[task.remote(tokens, job.documents, asdict(job.layout), job.room)] = job
+                flying[task.remote(tokens, job.documents, job.layout, job.room)] = job
             ready, _ = ray.wait(list(flying), num_returns=1)
             job = flying.pop(ready[0])
             try:
@@ -213,7 +220,7 @@ class _Cluster:
                 data.tofile(path)
             except OSError as error:
                 raise StorageError(f"cannot write '{path}': {error.strerror or error}; free some space and run again") from error
-            yield job.number, Layout(**layout)
+            yield job.number, layout
 
     def close(self) -> None:
         """End what was started here."""

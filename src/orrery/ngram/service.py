@@ -396,7 +396,7 @@ class Service:
     def _get_doc_by_rank(self, served: Served, request: dict[str, Any]) -> dict[str, Any]:
         index, ids = passages.single(served.index), self._ids(served, request)
         shard = self._number(request, "s", 0, 0, len(index.shards) - 1)
-        rank = self._number(request, "rank", 0, 0, index.shards[shard].n - 1)
+        rank = self._number(request, "rank", 0, 0, index.shards[shard].ranks - 1)
         place = passages.place_of_rank(index, shard, rank)
         return passages.passage(index, place, [[ids]] if ids else [], self._shown(request))
 

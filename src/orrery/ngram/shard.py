@@ -112,6 +112,10 @@ class Layout:
         """Of the whole file."""
         return self.guide + self.keys
 
+    def entry(self) -> dict[str, Any]:
+        """What the index's description says of the shard."""
+        return {"tokens": self.n, "nodes": self.nodes, "entries": self.entries}
+
     def meta(self) -> NDArray[np.int64]:
         """The numbers that kernels read: :mod:`orrery.ngram.pages`."""
         bits = 8 * self.width
@@ -187,6 +191,11 @@ class Shard:
         if self._ok[-1]:
             self.damaged()
         return result
+
+    @property
+    def ranks(self) -> int:
+        """One more than the largest rank that :meth:`orrery.ngram.index.Index.find` may give."""
+        return self.n
 
     def run_with_meta(self, function: Any, *args: Any) -> Any:
         """Call a kernel that needs only the numbers of the layout."""
