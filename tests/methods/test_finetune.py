@@ -214,7 +214,7 @@ def test_a_bag_of_words_is_a_baseline_worth_beating():
 
     features = BagOfWords(spec, train)
     x, y = features(train), torch.tensor([spec.names.index(label) for label in train.column("label")])
-    ours = _fit("classification", x, y, 1e-3)
+    ours = _fit("classification", x, y, torch.zeros(x.shape[1] + 1, 2, dtype=torch.float64), 1e-3)
     theirs = sklearn.LogisticRegression(C=1 / (2e-3 * 200) / 2 * 2, tol=1e-9, max_iter=5000).fit(
         x.to_dense().numpy(), y.numpy()
     )

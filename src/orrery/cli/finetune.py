@@ -23,6 +23,7 @@ def finetune(
     label: str = typer.Option("label", "--label", help="The column of the labels."),
     pair: str = typer.Option("", "--pair", help="The column of a second text, where two are compared; of questions."),
     apart: bool = typer.Option(False, "--apart", help="Both texts are read by themselves and compared by their vectors (bi-encoder)."),
+    words: bool = typer.Option(False, "--words", help="A bag of words answers with the model, in a share chosen on the validation rows."),
     task: str | None = typer.Option(
         None,
         "--task",
@@ -68,7 +69,7 @@ def finetune(
         for side, source in (("train", train), ("validation", validation), ("test", test))
         if source is not None
     }
-    spec = _spec(tables["train"], task, (text, pair, label), as_json).replace(names=tuple(filter(None, names.split(","))), apart=apart)
+    spec = _spec(tables["train"], task, (text, pair, label), as_json).replace(names=tuple(filter(None, names.split(","))), apart=apart, words=words)
     own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     distil = {key.removeprefix("distil."): value for key, value in given.items() if key.startswith("distil.")}
     if teacher is not None:
@@ -151,6 +152,10 @@ def _show(result: dict[str, Any]) -> None:
             row.append("" if there is None else f"{there['value']:.4f}")
     heads = ["figure", *(f"{side}, 95 %" for side in sides), *([f"baseline, {other['table']}"] if other else [])]
     output.say_table(heads, rows)
+    if mixed := result.get("words"):
+        first, value = next(iter(mixed["network"].items()))
+        alone = f"{first.replace('_', ' ')} {value['value']:.4f}"
+        print(f"words and network together (share of the words {mixed['share']:.2f}); the network alone: {alone}")
     if other:
         gap = other["difference"]
         verb = "beats" if other["beaten"] else "does NOT beat"

@@ -51,6 +51,7 @@ class TaskSpec(Config):
     marks included. answer: tokens of a text-to-text answer, its end included. stride: tokens that windows of a long text share
     (question-answering; 0: a third of the length). empty: whether a text may have no answer (learnt from the training table).
     apart: both texts of a pair are read by themselves and compared by their vectors (a bi-encoder, head "pairs").
+    words: a bag of words answers beside the network (:mod:`orrery.methods.words`).
     """
 
     kind: str = "classification"
@@ -64,6 +65,7 @@ class TaskSpec(Config):
     stride: int = 0
     empty: bool = False
     apart: bool = False
+    words: bool = False
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"no task '{self.kind}'.{suggest(self.kind, KINDS)} There are {', '.join(KINDS)}")
@@ -73,6 +75,8 @@ class TaskSpec(Config):
         require(self.kind != "question-answering" or bool(self.pair), "question-answering needs the column of the questions: --pair")
         both = self.kind in ("classification", "regression") and bool(self.pair)
         require(not self.apart or both, "texts are read apart in classification and regression of pairs: --pair, --apart")
+        counted = self.kind in ("classification", "multi-label", "regression", "ordinal")
+        require(not self.words or counted, f"a bag of words answers beside classes, grades and numbers, not beside {self.kind}; leave --words out")
         require(self.stride >= 0, f"stride must be 0 (a third of the length) or more, not {self.stride}")
 
     @property

@@ -5,7 +5,7 @@ that did best are kept. Training ends when `patience` epochs have brought nothin
 in the folder after every epoch, so the same command continues a killed run, and an uninterrupted run gives the same weights.
 
     OUT/run.json, log.jsonl, result.json   as of any run (`orrery runs`)
-    OUT/weights/, task.json                what `orrery predict` and `orrery evaluate` take
+    OUT/weights/, task.json, words/        what `orrery predict` and `orrery evaluate` take
     OUT/MODEL_CARD.md                      what it is, for people
 
 Learning rate, unless it is given: `5e-5 (768 / width)^1.5` from a pre-trained model, `1e-3 * 128 / width` from drawn weights,
@@ -45,13 +45,14 @@ from orrery.evaluate.predictions import paired_interval
 from orrery.evaluate.spans import broken
 from orrery.evaluate.tasks import LOWER, Judged, judge
 from orrery.methods import starting
-from orrery.methods.baselines import baseline
+from orrery.methods.baselines import Linear, baseline, fit_linear
 from orrery.methods.distil import distil_start
 from orrery.methods.epochs import Epochs
 from orrery.methods.fitted import TASK, Fitted, position_limit
 from orrery.methods.lessons import check_task, task_teacher
 from orrery.methods.model_card import write_card
 from orrery.methods.nearest_words import nearest_words
+from orrery.methods.words import fit_words
 from orrery.models.encoder import Encoder
 from orrery.models.storage import describe, read_weights, save
 from orrery.objectives import create_objective
@@ -164,6 +165,7 @@ class Job(Epochs):
     ) -> None:  # fmt: skip
         self.out, self.config, self.quiet = out, config, quiet
         self.teacher: tuple[Fitted, str] | None = None
+        self.linear: Linear | None = None
         if config.distil:
             self.teacher = task_teacher(config.distil["teacher"], out)
         spec = learn_names(train, config.task)
@@ -336,6 +338,7 @@ class Job(Epochs):
     def conclude(self, record: dict[str, Any], best: dict[str, Any], compare_baseline: bool) -> dict[str, Any]:
         """The same without the run's own result."""
         read_weights(self.model, self.out / BEST / "model.safetensors")
+        mixed = self._add_words() if self.fitted.spec.words else {}
         judged = {side: self.fitted.judge(self.examples[side], self.quiet) for side in self.tables if side != "train"}
         sides = {side: _figures(item) for side, item in judged.items()}
         result: dict[str, Any] = {
@@ -344,6 +347,7 @@ class Job(Epochs):
             "source": self.source.name,
             "pretrained": self.source.pretrained,
             **({} if self.teacher is None else {"teacher": self._teacher_figures()}),
+            **mixed,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "rows": {side: len(table) for side, table in self.tables.items()},
             "epochs": len(self.history),
@@ -363,6 +367,15 @@ class Job(Epochs):
         write_text(self.out / "MODEL_CARD.md", write_card(result, record, self.fitted, judged, self.tables))
         return result
 
+    def _add_words(self) -> dict[str, Any]:
+        """Let a bag of words answer beside the network from here on; what the network alone reaches on the last table."""
+        alone = {side: self.fitted.outputs(self.examples[side], self.quiet) for side in self.tables if side != "train"}
+        spec, side = self.fitted.spec, list(alone)[-1]
+        self.linear = fit_linear(spec, self.tables["train"], self.tables["validation"])
+        words = self.fitted.words = fit_words(self.linear, alone["validation"], self.tables["validation"])
+        figures = _figures(judge(spec, self.examples[side].answers, alone[side]))
+        return {"words": {"share": words.share, "features": len(self.linear.bag.names), "table": side, "network": figures}}
+
     def _teacher_figures(self) -> dict[str, Any]:
         """What the student learnt from: its folder, weights, size, and its figures on the last table."""
         assert self.teacher is not None
@@ -377,8 +390,8 @@ class Job(Epochs):
         """The baseline on the last table, and the paired difference on its items."""
         side = list(judged)[-1]
         own = judged[side]
-        fit = nearest_words if self.fitted.spec.kind == "question-answering" else baseline
-        name, given = fit(self.fitted.spec, self.tables["train"], self.tables["validation"], self.tables[side])
+        spec, tables = self.fitted.spec, (self.tables["train"], self.tables["validation"], self.tables[side])
+        name, given = nearest_words(spec, *tables) if spec.kind == "question-answering" else baseline(spec, *tables, self.linear)
         other = judge(self.fitted.spec, self.examples[side].answers, given)
         figure = own.figures[own.main]
         difference = paired_interval(figure, own.items, other.items)
@@ -400,6 +413,8 @@ class Job(Epochs):
             self.source.tokenizer.save(scratch)
             files = {f"tokenizer/{file.name}": file.read_bytes() for file in sorted(Path(scratch).iterdir())}
         save(self.model, self.out / "weights", files)
+        if self.fitted.words is not None:
+            self.fitted.words.save(self.out)
         write_json(self.out / TASK, self.fitted.record())
 
 

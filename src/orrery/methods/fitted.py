@@ -2,6 +2,7 @@
 
     weights/    the model, its tokenizer beside it
     task.json   the task: kind, columns, labels, length; how numbers were scaled
+    words/      a bag of words that answers beside the model, where the task asks for one
 
 B batch, T time, N examples, C labels.
 """
@@ -27,6 +28,7 @@ from orrery.data.tokenizers import Tokenizer
 from orrery.evaluate.tasks import Judged, judge
 from orrery.generate.pairs import target_steps
 from orrery.generate.sampling import Sampling
+from orrery.methods.words import Words
 from orrery.models.storage import load
 
 FORMAT = 1
@@ -35,13 +37,14 @@ TASK = "task.json"
 
 @dataclass
 class Fitted:
-    """model: with the head of the task. shift, scale: a number is predicted as `shift + scale * output`."""
+    """model: with the head of the task. shift, scale: a number is predicted as `shift + scale * output`. words: answers beside it."""
 
     model: nn.Module
     tokenizer: Tokenizer
     spec: TaskSpec
     shift: float = 0.0
     scale: float = 1.0
+    words: Words | None = None
 
     def record(self) -> dict[str, Any]:
         """What `task.json` says."""
@@ -71,7 +74,8 @@ class Fitted:
                     found[int(place)] = answer
                 bar.update(len(index))
         self.model.train(training)
-        return self._joined(found, examples)
+        given = self._joined(found, examples)
+        return given if self.words is None else self.words.mix(given, examples.rows)
 
     def judge(self, examples: Examples, quiet: bool = True) -> Judged:
         """The model's predictions judged by the table's answers."""
@@ -219,7 +223,7 @@ def load_fitted(folder: str | Path) -> Fitted:
     tokenizer = load_tokenizer(path / "weights" / "tokenizer")
     if tokenizer.vocab_size > int(getattr(model, "vocab_size", tokenizer.vocab_size)):
         raise CorruptionError(f"the tokenizer in '{path}' makes {tokenizer.vocab_size} ids, more than the model knows")
-    return Fitted(model, tokenizer, spec, shift, scale)
+    return Fitted(model, tokenizer, spec, shift, scale, Words.load(path, spec) if spec.words else None)
 
 
 def position_limit(model: nn.Module) -> int:

@@ -46,6 +46,7 @@ def write_card(
             else "trained from drawn weights on this table alone."
         ),
         *_teacher(result),
+        *_words(result),
         "",
         "## Use",
         "",
@@ -91,6 +92,16 @@ def _teacher(result: dict[str, Any]) -> list[str]:
     name, value = next(iter(found["figures"].items()))
     said = f"{name.replace('_', ' ')} {value['value']:.4f} on the {found['table']} rows"
     return ["", f"It learnt from a teacher's answers too: `{found['folder']}` ({found['parameters'] / 1e6:.2f} M parameters), {said}."]
+
+
+def _words(result: dict[str, Any]) -> list[str]:
+    found = result.get("words")
+    if not found:
+        return []
+    name, value = next(iter(found["network"].items()))
+    said = f"{name.replace('_', ' ')} {value['value']:.4f} on the {found['table']} rows"
+    return ["", f"A linear model on {found['features']:,} words and word pairs answers with it; its share, chosen on the validation rows, is "
+                f"{found['share']:.2f}. The network alone: {said}."]  # fmt: skip
 
 
 def _listed(names: tuple[str, ...]) -> str:
