@@ -95,8 +95,8 @@ def generate(
     if isinstance(prompt, Tensor):
         if prompt.dim() != 2 or prompt.dtype != torch.int64 or prompt.numel() == 0:
             raise ConfigError(f"a prompt of ids must be int64 of shape (batch, time), not {prompt.dtype} of {tuple(prompt.shape)}")
-        new = list(decode_steps(model, prompt, None, max_new_tokens, sampling, draws, use_state, acting))
-        return torch.cat([prompt, *(step[:, None] for step in new)], 1)
+        new = list(decode_steps(model, prompt, None, max_new_tokens, sampling, draws, use_state, acting, max_new_tokens))
+        return torch.cat([prompt, torch.stack(new, 1)], 1) if new else prompt.clone()
     tokenizer = tokenizer or saved_tokenizer(model)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -177,21 +177,24 @@ def decode_steps(
     draws: torch.Generator | None,
     use_state: bool,
     policy: tuple[StatePolicy, int] | None = None,
+    ahead: int = 1,
 ) -> Iterator[Tensor]:
     """Yield `count` times the next token (B,) of every row.
 
     Args:
         tokens: (B,T); segments: (B,T), 0 at tokens and -1 at trailing padding, or None.
         policy: with the tokens of its window.
+        ahead: how many greedy tokens may be found at once before they are handed on, by a caller who wants them all.
     """
     if count < 0:
         raise ConfigError(f"max_new_tokens must be 0 or more, not {count}")
     was_training = model.training
     model.eval()
     try:
-        yield from _steps(model, tokens, segments, count, sampling, draws, use_state, policy)
+        yield from _steps(model, tokens, segments, count, sampling, draws, use_state, policy, ahead)
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 @torch.inference_mode()
@@ -216,6 +219,7 @@ def _steps(
     draws: torch.Generator | None,
     use_state: bool,
     policy: tuple[StatePolicy, int] | None,
+    ahead: int,
 ) -> Iterator[Tensor]:
     if segments is not None and bool((segments >= 0).all()):
         segments = None
@@ -223,16 +227,28 @@ def _steps(
     seen = torch.cat([tokens, tokens.new_zeros(batch, count)], 1)
     marks = None if segments is None else torch.cat([segments.clamp(max=0), tokens.new_zeros(batch, count)], 1)
     ids = seen.numpy() if seen.device.type == "cpu" else None
-    read = _continue(model, prompt + count) if use_state else _from_the_start(model)
+    read: Read = _Continuing(model, prompt + count) if use_state else _from_the_start(model)
     if policy is not None:
         read = policy_reader(model, *policy)
+    quick = read.best if isinstance(read, _Continuing) and sampling.greedy else None
+    found: list[Tensor] = []  # tokens that have not been handed on
+    new: Tensor | None = None
     for step in range(count):
         known = prompt + step
-        now, valid = seen[:, :known], None if marks is None else marks[:, :known] >= 0
-        scores = read(now, None if marks is None else marks[:, :known])
-        if holds_nan(scores):
-            raise ConfigError(_complaint(model, step, now, valid))
-        new = sampling.choose(scores, now, valid, draws)
+        if quick is not None and new is not None and not found:
+            found = quick(new, min(ahead, count - step))
+        if found:
+            new = found.pop(0)
+            broken, scores = bool(new.numpy().min() < 0), None
+        else:
+            scores = read(seen[:, :known], None if marks is None else marks[:, :known])
+            broken = holds_nan(scores)
+        if broken or scores is not None:
+            now, valid = seen[:, :known], None if marks is None else marks[:, :known] >= 0
+            if broken or scores is None:
+                raise ConfigError(_complaint(model, step, now, valid))
+            new = sampling.choose(scores, now, valid, draws)
+        assert new is not None
         if ids is None:
             seen[:, known] = new
         else:
@@ -248,23 +264,34 @@ def _from_the_start(model: nn.Module) -> Read:
     return lambda tokens, segments: _read(model, tokens, segments, None, None)[0]
 
 
-def _continue(model: nn.Module, capacity: int) -> Read:
-    """Scores (B,V) after tokens (B,S), of which all but the last have been read by the calls before."""
-    state: Any = None
-    step: Any = None
+class _Continuing:
+    """Scores (B,V) after tokens (B,S) and segments, of which all but the last have been read by the calls before."""
 
-    def read(tokens: Tensor, segments: Tensor | None) -> Tensor:
-        nonlocal state, step
-        with torch.inference_mode():
-            if state is None:
-                scores, state = _read(model, tokens, segments, None, None)
-                return scores
-            if step is None:
-                own = model.stepper(state, capacity) if hasattr(model, "stepper") else None  # type: ignore[operator]
-                step = own or _one_by_one(model, reserve(state, capacity))
-            return cast(Tensor, step(tokens[:, -1]))
+    def __init__(self, model: nn.Module, capacity: int) -> None:
+        self.model, self.capacity = model, capacity
+        self.state: Any = None
+        self.stepper: Any = None
+        self.step: Callable[[Tensor], Tensor] | None = None
 
-    return read
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
+        if self.state is None:
+            scores, self.state = _read(self.model, tokens, segments, None, None)
+            return scores
+        return self._step()(tokens[:, -1])
+
+    @torch.inference_mode()
+    def best(self, tokens: Tensor, most: int) -> list[Tensor]:
+        """At most so many times the first best tokens (B,), the first after one more token (B,) of every row, each after the one
+        before; below 0 where a score is not a number. Nothing, and nothing read, where they are not found along the way."""
+        self._step()
+        return [] if self.stepper is None else list(self.stepper.write(tokens, most))
+
+    def _step(self) -> Callable[[Tensor], Tensor]:
+        if self.step is None:
+            self.stepper = self.model.stepper(self.state, self.capacity) if hasattr(self.model, "stepper") else None  # type: ignore[operator]
+            self.step = self.stepper or _one_by_one(self.model, reserve(self.state, self.capacity))
+        return self.step
 
 
 def _one_by_one(model: nn.Module, state: Any) -> Callable[[Tensor], Tensor]:

@@ -41,6 +41,11 @@ class Sampling(Config):
         require(self.min_p is None or 0 <= self.min_p <= 1, f"min_p must lie in [0, 1], not {self.min_p}")
         require(self.repetition_penalty > 0, f"repetition_penalty must be positive, not {self.repetition_penalty}")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the next token is the first best of the model's own scores."""
+        return self.temperature == 0 and self.repetition_penalty == 1.0
+
     def choose(self, scores: Tensor, seen: Tensor, valid: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """The next token of every row.
 

@@ -37,7 +37,7 @@ from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
 from orrery.ops.attention_step import attention_step
 from orrery.ops.gates import sigmoid_gate
@@ -256,13 +256,7 @@ class Attention(Mixer):
         project = self.inputs.step(run.x, state.conv, p, norm)
         attend = attention_step(p, k, v, run.positions, table, y, norms)
         out = linear_step(y, self.out, run.x, add=True)
-
-        def step() -> None:
-            project()
-            attend()
-            out()
-
-        return step
+        return in_order(project, attend, out)
 
     def _ring(self, cached: Tensor, positions: Tensor, capacity: int) -> Tensor:
         """Cached keys or values (B,S,G,K) as a ring (B,G,K,slots): position p in slot p mod (window, or capacity without one)."""

@@ -41,7 +41,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.norms import RMSNorm
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.delta_rule import delta_rule
 from orrery.ops.gated_delta_step import StepWeights, can_step, gated_delta_step, gated_delta_stepper
@@ -157,13 +157,7 @@ class GatedDeltaNet(Mixer):
         project = linear_step(run.x, self.inputs, p, norm)
         recur = gated_delta_stepper(p, window, memory, y, self._step_weights())
         out = linear_step(y, self.out, run.x, add=True)
-
-        def step() -> None:
-            project()
-            recur()
-            out()
-
-        return step
+        return in_order(project, recur, out)
 
     def _step_weights(self) -> StepWeights:
         """What a single token meets between the two projections."""

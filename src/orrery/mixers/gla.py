@@ -35,7 +35,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.rms_norm_gate import rms_norm_gate
 from orrery.ops.row_linear import RowNorm
@@ -137,13 +137,7 @@ class GLA(Mixer):
         project = self.inputs.step(run.x, state.inputs, p, norm)
         recur = gla_stepper(p, memory, y, gate, self.norm.weight, self.config.norm_eps, self.config.gate_norm)
         out = linear_step(y, self.out, run.x, add=True)
-
-        def step() -> None:
-            project()
-            recur()
-            out()
-
-        return step
+        return in_order(project, recur, out)
 
     def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Q, k (B,T,H,K), v (B,T,H,V), z (B,T,H*V) and the gates (B,T,H,K), these in float32 at least."""

@@ -36,6 +36,7 @@ from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_line
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gru import gru_layer, gru_sequence, gru_stepper
 from orrery.ops.row_linear import RowNorm, row_linear
+from orrery.ops.row_steps import add_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +115,7 @@ class GRU(Mixer):
         """x += V h, or h itself."""
         if self.out is not None:
             return linear_step(h, self.out, run.x, add=True)
-
-        def step() -> None:
-            run.x.add_(h)
-
-        return step
+        return add_rows(run.x, h)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> GRUState:
         """Zeros; float32 unless `dtype` is float64."""

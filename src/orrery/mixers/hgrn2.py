@@ -35,7 +35,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.row_linear import RowNorm
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
@@ -117,13 +117,7 @@ class HGRN2(Mixer):
         recur = hgrn2_stepper(p, memory, y, bound)
         own = RowNorm("rmsnorm", self.norm.weight, None, self.config.norm_eps)
         out = linear_step(y, self.out, run.x, own, add=True)
-
-        def step() -> None:
-            project()
-            recur()
-            out()
-
-        return step
+        return in_order(project, recur, out)
 
     def _bound_logit(self) -> Tensor:
         """The logarithm of gamma / (1 - gamma), of a layer that has a bound."""

@@ -35,7 +35,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gates import sigmoid_gate
 from orrery.ops.lightning_step import lightning_stepper
@@ -150,13 +150,7 @@ class Lightning(Mixer):
             config.activate_values, config.output_gate == "sigmoid",
         )  # fmt: skip
         out = linear_step(y, self.out, x, add=True)
-
-        def step() -> None:
-            project()
-            recur()
-            out()
-
-        return step
+        return in_order(project, recur, out)
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Q and k (B,T,H,K or 2K), v (B,T,H,K), u (B,T,E), and the projection's last inputs."""

@@ -35,6 +35,7 @@ from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_line
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.lstm import lstm_layer, lstm_sequence, lstm_stepper
 from orrery.ops.row_linear import RowNorm, row_linear
+from orrery.ops.row_steps import add_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +112,7 @@ class LSTM(Mixer):
         """x += V h, or h itself."""
         if self.out is not None:
             return linear_step(h, self.out, run.x, add=True)
-
-        def step() -> None:
-            run.x.add_(h)
-
-        return step
+        return add_rows(run.x, h)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> LSTMState:
         """Zeros; float32 unless `dtype` is float64."""

@@ -36,7 +36,7 @@ from orrery.nn.conv import ShortConv
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.diagonal_step import conv_step, selective_step
 from orrery.ops.rms_norm import rms_norm
@@ -182,12 +182,7 @@ class Mamba(Mixer):
             selective_step(u, dt, selected, p, inner, self._rates(), self.D, ssm, y),
             linear_step(y, self.out, run.x, add=True),
         )
-
-        def step() -> None:
-            for each in steps:
-                each()
-
-        return step
+        return in_order(*steps)
 
     @torch.no_grad()
     def forget_more(self, decay: float, insertion: float) -> None:

@@ -36,7 +36,7 @@ from orrery.nn.conv import ShortConv
 from orrery.nn.exchange import ExchangeMap, Rule, mamba2_rules
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gated_rms_norm import gated_rms_norm
 from orrery.ops.gates import silu_gate
@@ -231,13 +231,7 @@ class Mamba2(Mixer):
         project = linear_step(run.x, self.inputs.linear, p, norm)
         recur = mamba2_stepper(p, window, ssm, y, weights, config.groups, config.eps, config.dt_limit, config.gate_norm == "before")
         out = linear_step(y, self.out, run.x, add=True)
-
-        def step() -> None:
-            project()
-            recur()
-            out()
-
-        return step
+        return in_order(project, recur, out)
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrix (B,H,T,T) that maps x to y (before gate and norm) for a whole sequence; D is on its diagonal."""

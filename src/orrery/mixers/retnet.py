@@ -33,7 +33,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.retnet_step import retnet_stepper
 from orrery.ops.rms_norm_gate import rms_norm_gate
@@ -137,13 +137,7 @@ class RetNet(Mixer):
         project = self.inputs.step(x, state.conv, p, norm)
         recur = retnet_stepper(p, memory, y, self.decays, run.positions, config.rope_theta, self.norm, config.eps)
         out = linear_step(y, self.out, x, add=True)
-
-        def step() -> None:
-            project()
-            recur()
-            out()
-
-        return step
+        return in_order(project, recur, out)
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Rotated q and k (B,T,H,K), v (B,T,H,V), gate (B,T,H*V), and the projection's last inputs."""

@@ -35,7 +35,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_step import conv_step, rg_lru_step
@@ -156,14 +156,7 @@ class RGLRU(Mixer):
         convolve = conv_step(p, window, self.conv.weight, self.conv.bias, u, self.hidden, False)
         recur = rg_lru_step(u, p, *gates, F.softplus(self.pace), h, y)
         out = linear_step(y, self.out, run.x, add=True)
-
-        def step() -> None:
-            project()
-            convolve()
-            recur()
-            out()
-
-        return step
+        return in_order(project, convolve, recur, out)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RGLRUState:
         """Nothing seen; h is float32 unless `dtype` is float64."""

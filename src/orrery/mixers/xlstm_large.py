@@ -33,7 +33,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.head_norm_gate import head_norm_gate
 from orrery.ops.mlstm import mlstm, mlstm_initial
@@ -137,13 +137,7 @@ class XLSTMLarge(Mixer):
         project = self.inputs.step(x, state.conv, p, norm)
         recur = large_stepper(p, memory, peak, y, self.gate_bias, self.norm, self.key, config.gate_cap, config.eps, config.norm_eps)
         out = linear_step(y, self.out, x, add=True)
-
-        def step() -> None:
-            project()
-            recur()
-            out()
-
-        return step
+        return in_order(project, recur, out)
 
     def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Q, k (B,T,H,K), v (B,T,H,V), o (B,T,H*V), and the gates' logarithms (B,T,H)."""

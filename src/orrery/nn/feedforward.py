@@ -131,12 +131,7 @@ class _FeedForward(Part):
             return None if self.branches == 2 and code not in GATED_CODES.values() else self._canon_step(norm, state, run, h, code, out)
         if self.branches == 1 or code in GATED_CODES.values():
             wide = linear_step(run.x, self.wide, h, norm, code)
-
-            def step() -> None:
-                wide()
-                out()
-
-            return step
+            return in_order(wide, out)
         up = torch.empty_like(h)
         (gate_weight, up_weight), bias = self.wide.weight.chunk(2), self.wide.bias
         gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)

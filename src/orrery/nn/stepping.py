@@ -25,6 +25,7 @@ from orrery.nn.norms import LayerNorm, RMSNorm, SimpleRMSNorm
 from orrery.nn.state import reserve
 from orrery.nn.timeline import Timeline
 from orrery.ops.backend import choose
+from orrery.ops.program import Steps
 from orrery.ops.row_linear import MOST_ROWS, RowNorm, row_linear, row_norm
 
 Step = Callable[[], None]
@@ -65,6 +66,13 @@ class Stepping:
             self.ctx = Context(tokens=tokens[:, None], time=time, donate=True, shared={})
             self.clock = after
         self._past += 1
+
+    def ahead(self, count: int) -> None:
+        """`count` tokens are about to be written, each by a pass that raises the positions first."""
+        if self._first:
+            self._numbers -= 1
+        self._first = False
+        self._past += count
 
 
 class Beside(Stepping):
@@ -119,12 +127,7 @@ def linear_step(x: Tensor, module: nn.Module, y: Tensor, norm: RowNorm | None = 
 
 def in_order(*steps: Step) -> Step:
     """All of these, one after the other."""
-
-    def step() -> None:
-        for each in steps:
-            each()
-
-    return step
+    return Steps(steps)
 
 
 def part_step(part: nn.Module, norm: nn.Module | None, state: Any, run: Stepping) -> Step:

@@ -11,14 +11,14 @@ B batch, D width, E outputs of a projection, K taps.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from orrery.ops.compiled import compiled
+from orrery.ops.compiled import compiled, prepare_blocks
 from orrery.ops.diagonal_step import conv_step
+from orrery.ops.program import Steps
 from orrery.ops.row_linear import ACTIVATIONS, GATED, RowNorm, activated, row_norm_into
 
 
@@ -29,15 +29,8 @@ def canon_step(x: Tensor, norm: RowNorm | None, window: Tensor, weight: Tensor, 
         x, u, kept: (B,D). norm: n, or None. window: (B,K-1,D), the last n(x), oldest first; moved on. weight: (D,K).
     """
     normed = torch.empty_like(x)
-    into, convolve = row_norm_into(x, norm, normed), residual_conv_step(normed, window, weight, u)
-    source, target = u.numpy(), kept.numpy()
-
-    def step() -> None:
-        into()
-        convolve()
-        target[:] = source
-
-    return step
+    keep = prepare_blocks(_copy, len(x), 0, u.numpy(), kept.numpy())
+    return Steps((row_norm_into(x, norm, normed), residual_conv_step(normed, window, weight, u), keep))
 
 
 def residual_conv_step(raw: Tensor, window: Tensor, weight: Tensor, y: Tensor) -> Callable[[], None]:
@@ -49,12 +42,19 @@ def residual_conv_step(raw: Tensor, window: Tensor, weight: Tensor, y: Tensor) -
 
 def add_change(x: Tensor, u: Tensor, kept: Tensor) -> Callable[[], None]:
     """A function that does x += u - kept, for x, u, kept (B,D)."""
-    return functools.partial(_add_change, 0, len(x), x.numpy(), u.numpy(), kept.numpy())
+    return prepare_blocks(_add_change, len(x), 0, x.numpy(), u.numpy(), kept.numpy())
 
 
 def activate_step(h: Tensor, y: Tensor, activation: str) -> Callable[[], None]:
     """A function that writes the activation of h (B,F), or of a gated one of h (B,2F), into y (B,F)."""
-    return functools.partial(_activate, 0, len(h), h.numpy(), y.numpy(), ACTIVATIONS.index(activation), GATED)
+    return prepare_blocks(_activate, len(h), 0, h.numpy(), y.numpy(), ACTIVATIONS.index(activation), GATED)
+
+
+@compiled
+def _copy(first, last, u, kept):  # type: ignore[no-untyped-def]
+    for b in range(first, last):
+        for i in range(u.shape[1]):
+            kept[b, i] = u[b, i]
 
 
 @compiled

@@ -225,10 +225,15 @@ def _compile(function: Callable[..., None], parallel: bool = False) -> Callable[
         numba.extending.register_jitable(fastmath={"contract"}, error_model="numpy")(_pending.pop())
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy", "parallel": parallel}
     function = renamed(cast("types.FunctionType", function))  # a kernel is compiled anew when a file of its parts changes
+    return cast("Callable[..., None]", compiled_with(numba.njit, function, **options))
+
+
+def compiled_with(compiler: Callable[..., Any], function: Any, **options: Any) -> Any:
+    """`function` by one of numba's compilers, kept on the disk where there is a folder that numba may write its cache into."""
     try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # no folder that numba may write its cache into
-        return numba.njit(function, **options)
+        return compiler(cache=True, **options)(function)
+    except RuntimeError:
+        return compiler(**options)(function)
 
 
 @functools.cache
@@ -248,6 +253,33 @@ def _pool(process: int, workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="orrery-kernel")
 
 
+class Pass(functools.partial[None]):
+    """A kernel with its arguments, to be called again and again: `given` are those behind first and last, over all of `blocks`."""
+
+    kernel: Any
+    blocks: int
+    given: tuple[Any, ...]
+
+    def of(self, kernel: Any, blocks: int, given: tuple[Any, ...]) -> Pass:
+        """This pass, saying what it is made of."""
+        self.kernel, self.blocks, self.given = kernel, blocks, given
+        return self
+
+
+def openmp_threads() -> int:
+    """As many threads as kernels run on here, where they may share one parallel region; 0 where that is not so."""
+    threads = torch.get_num_threads()
+    if threads <= 1:
+        return 1
+    if os.getpid() != _openmp_process():
+        return 0
+    numba = _numba()
+    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
+    if numba.get_num_threads() != threads:
+        numba.set_num_threads(threads)
+    return int(threads)
+
+
 def run_blocks(kernel: Callable[..., None], blocks: int, work: int, *args: Any) -> None:
     """Run `kernel(first, last, *args)` over all of `blocks`, on as many threads as torch uses.
 
@@ -263,16 +295,14 @@ def run_blocks(kernel: Callable[..., None], blocks: int, work: int, *args: Any) 
 def prepare_blocks(kernel: Callable[..., None], blocks: int, work: int, *args: Any) -> Callable[[], None]:
     """:func:`run_blocks` as a function to call again and again, while `args` are overwritten in place."""
     threads = min(torch.get_num_threads(), blocks, max(1, work // _WORTH_A_THREAD))
+    if not isinstance(kernel, _Kernel):
+        return functools.partial(_run_on_pool, kernel, threads, blocks, *args) if threads > 1 else functools.partial(kernel, 0, blocks, *args)
     if threads <= 1:
-        return functools.partial(kernel.compiled if isinstance(kernel, _Kernel) else kernel, 0, blocks, *args)
+        return Pass(kernel.compiled, 0, blocks, *args).of(kernel, blocks, args)
     nested = any(isinstance(each, tuple) for each in args)  # which numba cannot take into a parallel loop
-    if isinstance(kernel, _Kernel) and not nested and os.getpid() == _openmp_process():
-        numba = _numba()
-        threads = min(threads, numba.config.NUMBA_NUM_THREADS)
-        if numba.get_num_threads() != threads:
-            numba.set_num_threads(threads)
-        return functools.partial(kernel.spread, threads, blocks, *args)
-    return functools.partial(_run_on_pool, kernel, threads, blocks, *args)
+    if not nested and (most := openmp_threads()):
+        return Pass(kernel.spread, min(threads, most), blocks, *args).of(kernel, blocks, args)
+    return Pass(_run_on_pool, kernel, threads, blocks, *args).of(kernel, blocks, args)
 
 
 def _run_on_pool(kernel: Callable[..., None], threads: int, blocks: int, *args: Any) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, exp, prepare_blocks, sigmoid
+from orrery.ops.program import Steps
 from orrery.ops.row_linear import RowNorm, array, chosen_linear, row_norm_into
 
 _OUTPUTS = 16  # of a block
@@ -58,14 +59,7 @@ def experts_step(
     )
     inner = chosen_linear(u, wide, chosen, h, activation)
     outer = prepare_blocks(_out, -(-width // _OUTPUTS), 2 * work, h.numpy(), array(out, x), *picks, x.numpy())
-
-    def step() -> None:
-        normed()
-        route()
-        inner()
-        outer()
-
-    return step
+    return Steps((normed, route, inner, outer))
 
 
 @compiled

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, exp, prepare_blocks, sigmoid
 from orrery.ops.mlstm import LOWEST
+from orrery.ops.program import Steps
 
 
 class BlockWeights(NamedTuple):
@@ -46,12 +47,7 @@ def mlstm_block_step(
     cell = prepare_blocks(
         _cell, batch * heads, 4 * memory.numel(), u, smooth, parts, raw, norm, skip, *held, weights.eps, weights.norm_eps
     )
-
-    def step() -> None:
-        mix()
-        cell()
-
-    return step
+    return Steps((mix, cell))
 
 
 @compiled

@@ -105,17 +105,17 @@ def norm_of_rows(norm: RowNorm, like: Tensor) -> Callable[[Tensor], Tensor]:
 
 def row_norm_into(x: Tensor, norm: RowNorm | None, y: Tensor) -> Callable[[], None]:
     """A function that writes the norm of what x (B,I) holds into y (B,I)."""
-    return functools.partial(_norm, 0, len(x), x.numpy(), *_norm_arrays(norm, x), y.numpy())
+    return prepare_blocks(_norm, len(x), 0, x.numpy(), *_norm_arrays(norm, x), y.numpy())
 
 
 def norm_in_place(x: Tensor, norm: RowNorm, kept: Tensor) -> Callable[[], None]:
     """A function that writes the norm of what x (B,I) holds into x and into kept (B,I)."""
-    return functools.partial(_norm_twice, 0, len(x), x.numpy(), *_norm_arrays(norm, x), kept.numpy())
+    return prepare_blocks(_norm_twice, len(x), 0, x.numpy(), *_norm_arrays(norm, x), kept.numpy())
 
 
 def blend(x: Tensor, kept: Tensor, keep: float, add: float) -> Callable[[], None]:
     """A function that does x = keep kept + add (x - kept), for x, kept (B,I)."""
-    return functools.partial(_blend, 0, len(x), x.numpy(), kept.numpy(), np.float32(keep), np.float32(add))
+    return prepare_blocks(_blend, len(x), 0, x.numpy(), kept.numpy(), np.float32(keep), np.float32(add))
 
 
 def array(tensor: Tensor | None, like: Tensor) -> Any:
