@@ -163,6 +163,8 @@ def _show(result: dict[str, Any]) -> None:
             f"{verb} {other['name']}: {gap['figure'].replace('_', ' ')} {gap['value']:+.4f} "
             f"({gap['low']:+.4f} to {gap['high']:+.4f}, paired by row, {other['table']})"
         )
+        if not other["beaten"] and not mixed and result["task"]["kind"] in ("classification", "multi-label", "regression", "ordinal"):
+            output.remark("note: --words lets the bag of words answer with the network; on small tables both together are often better than either")
     if "teacher" in result:
         found = result["teacher"]
         first, value = next(iter(found["figures"].items()))

@@ -17,6 +17,7 @@ N items, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -201,10 +202,12 @@ def paired_interval(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
-    """The difference figure(first) - figure(second) of two systems on the same items, with its 95 % interval."""
+    """The difference figure(first) - figure(second) of two systems on the same items, with its 95 % interval; one item gives none."""
     size = _size(first)
     if _size(second) != size:
         raise DataError(f"{size} items of one system, {_size(second)} of the other; a paired comparison needs the same")
+    if size < 2:
+        return Interval(figure(first) - figure(second), -math.inf, math.inf, 0.95, "paired percentile bootstrap over items", size)
     rng = numpy_generator(seed, "items")
     deltas = []
     for _ in range(draws):

@@ -228,7 +228,8 @@ class Job(Epochs):
             self.notes.append(f"{counted(count, 'row')} with tags that break the scheme {scheme}, read as the CoNLL scorer reads them")
 
     def _encode(self, spec: TaskSpec) -> dict[str, Examples]:
-        """All tables' examples; the length becomes that of the longest, within what the model reads."""
+        """All tables' examples. The length becomes what the model reads; that of the longest where it knows no more: its learned
+        positions are drawn, or a longer text comes in windows."""
         limit = spec.length or position_limit(self.model) or LONGEST
         if spec.kind == "question-answering" and not spec.length:
             limit = min(limit, WINDOW)  # longer texts come in windows
@@ -240,13 +241,14 @@ class Job(Epochs):
             if spec.kind == "text-to-text"
             else 0
         )
-        self.fitted.spec = spec.replace(
-            length=min(limit, longest) if not spec.length else limit, answer=spec.answer or answer
-        )
+        drawn = position_limit(self.model) and not self.source.pretrained
+        if not spec.length and (drawn or spec.kind == "question-answering"):
+            limit = min(limit, longest)
+        self.fitted.spec = spec.replace(length=limit, answer=spec.answer or answer)
         for e in examples.values():
             e.spec = self.fitted.spec
         if cut := sum(e.cut for e in examples.values()):
-            self.notes.append(f"{cut} {'row was' if cut == 1 else 'rows were'} cut to {limit} tokens")
+            self.notes.append(f"{cut} {'row was' if cut == 1 else 'rows were'} cut to {draft.spec.length} tokens")
         replaced = sum(table.tally.replaced for table in self.tables.values())
         if replaced:
             self.notes.append(f"{counted(replaced, 'character')} not UTF-8 and replaced")

@@ -209,6 +209,9 @@ def load_fitted(folder: str | Path) -> Fitted:
     """
     path = Path(folder)
     if not (path / TASK).is_file():
+        several = sorted(each.parent.name for each in path.glob(f"tasks/*/{TASK}"))
+        if several:
+            raise StorageError(f"'{path}' holds {len(several)} tasks; name one, such as {path / 'tasks' / several[0]}")
         raise StorageError(f"'{path}' holds no fine-tuned model ({TASK} is missing); `orrery finetune` makes one")
     stored = read_json(path / TASK)
     try:

@@ -14,7 +14,7 @@ its ratio to the rows' spread).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from torch import nn
 
 from orrery.core.config import Config, require
-from orrery.core.errors import ConfigError, DataError
+from orrery.core.errors import ConfigError, DataError, suggest
 from orrery.core.files import read_json
 from orrery.core.memory import keep_large_blocks
 from orrery.core.seeds import numpy_generator
@@ -261,9 +261,17 @@ def read_tasks(file: str | Path, strict: bool = False, header: bool = True) -> t
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) and "train" in task for task in tasks.values()):
         raise DataError(f'\'{path}\' names no tasks; it must read {{"tasks": {{"NAME": {{"train": "FILE.csv", "label": "COLUMN"}}, ...}}}}')
+    rest = {key: value for key, value in content.items() if key != "tasks"}
+    known = ("tasks", "weighting", "temperature", *(each.name for each in fields(FinetuneConfig) if each.name != "task"))
+    for key in rest:
+        if key.partition(".")[0] not in known:
+            raise ConfigError(f"'{path}': there is no '{key}'.{suggest(key, known)} Beside \"tasks\" it may say {', '.join(known[1:])}")
     parts = []
     for name, task in tasks.items():
         given = dict(task)
+        for side in SIDES:
+            if not isinstance(given.get(side) or "", str):
+                raise DataError(f"'{path}': the {side} table of '{name}' is a file, not {given[side]!r}")
         tables = {side: read_table(_beside(path, given.pop(side)), strict=strict, header=header) for side in SIDES if given.get(side)}
         weight, kind = given.pop("weight", 1.0), given.pop("task", None)
         if not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0:
@@ -272,7 +280,6 @@ def read_tasks(file: str | Path, strict: bool = False, header: bool = True) -> t
         tables["train"].check(label)
         spec = TaskSpec.from_dict({"kind": kind or guess_kind(tables["train"], label), **given}, where=f"{path.name}: {name}")
         parts.append(Part(name, spec, tables["train"], tables.get("validation"), tables.get("test"), float(weight)))
-    rest = {key: value for key, value in content.items() if key != "tasks"}
     return parts, rest
 
 
