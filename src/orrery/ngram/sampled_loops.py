@@ -40,6 +40,7 @@ _LOW = 0xFFFFFFFF
 _RANK = 0x1FFFFFFFF
 MARKED = 1 << 32
 LENGTH_LOG = 33
+_GROUP = 16  # rows that step together: as many reads as a core can wait for at once
 
 
 # ---------------------------------------------------------------- bits
@@ -126,29 +127,6 @@ def extended(W, ok, meta, c, low, high, before, behind):  # type: ignore[no-unty
         before += 1 - (meta[14] < low)
         behind += 1 - (meta[14] < high)
     return min(first + before, meta[0]), min(first + behind, meta[0])
-
-
-@inlined
-def walked(W, ok, meta, row):  # type: ignore[no-untyped-def]
-    """The code behind a row, and the row of the next context (of context n: any)."""
-    base, i, c = 0, row, 0
-    for level in range(meta[1]):
-        x = ones(W, ok, meta, base, i)
-        if bit_at(W, ok, meta, base, i):
-            i = min(meta[16 + level] + x, meta[0])
-            c = (c << 1) | 1
-        else:
-            i -= x
-            c <<= 1
-        base += meta[2]
-    if c >= meta[12]:  # only where something is damaged
-        ok[len(ok) - 1] = 1
-        return 0, 0
-    start = (word(W, ok, meta[7], meta[10] + c) >> 32) & _LOW
-    i = ends_with(W, ok, meta, c) + i - start
-    if c == meta[12] - 1:
-        i += 1 - (meta[14] < row)
-    return c, max(0, min(i, meta[0] - 1))
 
 
 # ---------------------------------------------------------------- n-grams
@@ -417,61 +395,107 @@ def follow_many(W, ok, meta, work, lows, highs, depths, tokens, hits, only, spac
 
 
 @inlined
-def end_of(W, ok, meta, row):  # type: ignore[no-untyped-def]
-    """The context of a row: steps until one that is sampled, of which there is one in `sample`."""
-    away = 0
-    while bit_at(W, ok, meta, meta[3], row) == 0:
-        _, row = walked(W, ok, meta, row)
-        away += 1
-        if away > meta[13]:
+def walk_all(W, ok, meta, work, m):  # type: ignore[no-untyped-def]
+    """The codes behind the rows work[:m] into work[16:], and the rows of the next contexts (of context n: any) in their place.
+
+    Level by level, all together: a row's reads wait for one another, those of different rows do not.
+    """
+    base, top = 0, meta[0]
+    for s in range(m):
+        work[_GROUP + s], work[2 * _GROUP + s] = 0, work[s]
+    for level in range(meta[1]):
+        zeros = meta[16 + level]
+        for s in range(m):
+            i = work[2 * _GROUP + s]
+            x, b = ones(W, ok, meta, base, i), bit_at(W, ok, meta, base, i)
+            work[2 * _GROUP + s] = min(zeros + x, top) if b else i - x
+            work[_GROUP + s] = (work[_GROUP + s] << 1) | b
+        base += meta[2]
+    for s in range(m):
+        c = work[_GROUP + s]
+        if c >= meta[12]:  # only where something is damaged
             ok[len(ok) - 1] = 1
-            return 1
-    number = min(ones(W, ok, meta, meta[3], row), meta[15] - 1)
-    place = min((packed_at(W, ok, meta, meta[5], meta[6], number) + 1) * meta[13], meta[0])
-    return max(1, place - away)
+            c = 0
+        start = (word(W, ok, meta[7], meta[10] + c) >> 32) & _LOW
+        i = ends_with(W, ok, meta, c) + work[2 * _GROUP + s] - start
+        if c == meta[12] - 1:
+            i += 1 - (meta[14] < work[s])
+        work[s] = max(0, min(i, top - 1))
 
 
 @inlined
-def place_of(W, ok, meta, rank):  # type: ignore[no-untyped-def]
-    """Where the occurrence of a rank begins."""
-    length, row = rank >> LENGTH_LOG, rank & _LOW
+def row_of(W, ok, meta, rank):  # type: ignore[no-untyped-def]
+    """The row of a rank; -1 for the occurrence that the closing mark ends, which has none."""
+    row = rank & _LOW
     if rank & MARKED:
         closing, _ = followed(W, ok, meta, meta[12] - 1, meta[14], meta[14] + 1)
         if row == closing:
-            return max(0, meta[0] + 1 - length)
-        row = min(ends_with(W, ok, meta, meta[12] - 1) + row + (row < closing), meta[0] - 1)
-    return min(max(0, end_of(W, ok, meta, row) - max(1, length)), meta[0] - 1)
-
-
-@inlined
-def spell(W, ok, meta, start, stop, found):  # type: ignore[no-untyped-def]
-    """Ids start..stop of the text into `found`."""
-    at = start
-    if at == 0 and stop > 0:
-        found[0] = meta[11]
-        at = 1
-    if at >= stop:
-        return
-    e = max(1, at // meta[13] * meta[13])
-    row = min(packed_at(W, ok, meta, meta[8], meta[9], at // meta[13]), meta[0] - 1)
-    while e < stop:
-        c, row = walked(W, ok, meta, row)
-        if e >= at:
-            found[e - start] = named(meta, c)
-        e += 1
+            return -1
+        row = ends_with(W, ok, meta, meta[12] - 1) + row + (row < closing)
+    return min(row, meta[0] - 1)
 
 
 @bare
 def positions(W, ok, meta, work, low, high, found):  # type: ignore[no-untyped-def]
-    """Places at which the occurrences of ranks low..high begin, in that order."""
-    for i in range(low, high):
-        found[i - low] = place_of(W, ok, meta, i)
+    """Places at which the occurrences of ranks low..high begin, in that order.
+
+    From each row steps lead forward to one that is sampled, of which there is one in `sample`; sixteen rows step together.
+    """
+    m, taken = 0, low
+    while m > 0 or taken < high:
+        while m < _GROUP and taken < high:
+            row = row_of(W, ok, meta, taken)
+            if row < 0:
+                found[taken - low] = max(0, meta[0] + 1 - (taken >> LENGTH_LOG))
+            else:
+                work[m], work[3 * _GROUP + m], work[4 * _GROUP + m] = row, 0, taken
+                m += 1
+            taken += 1
+        s = 0
+        while s < m:
+            row, away, rank = work[s], work[3 * _GROUP + s], work[4 * _GROUP + s]
+            if bit_at(W, ok, meta, meta[3], row) == 0 and away <= meta[13]:
+                work[3 * _GROUP + s] = away + 1
+                s += 1
+                continue
+            if away > meta[13]:  # only where something is damaged
+                ok[len(ok) - 1] = 1
+            number = min(ones(W, ok, meta, meta[3], row), meta[15] - 1)
+            place = min((packed_at(W, ok, meta, meta[5], meta[6], number) + 1) * meta[13], meta[0])
+            found[rank - low] = min(max(0, place - away - max(1, rank >> LENGTH_LOG)), meta[0] - 1)
+            m -= 1
+            for k in (0, 3, 4):
+                work[k * _GROUP + s] = work[k * _GROUP + m]
+        walk_all(W, ok, meta, work, m)
+
+
+@inlined
+def spell(W, ok, meta, work, start, stop, found):  # type: ignore[no-untyped-def]
+    """Ids start..stop of the text into `found`: from every row that is kept up to the next one, sixteen stretches together."""
+    if start >= stop:
+        return
+    if start == 0:
+        found[0] = meta[11]
+    last = (stop - 1) // meta[13]
+    for number in range(start // meta[13], last + 1, _GROUP):
+        m = min(_GROUP, last + 1 - number)
+        for s in range(m):
+            work[s] = min(packed_at(W, ok, meta, meta[8], meta[9], number + s), meta[0] - 1)
+        first = number * meta[13]
+        for step in range(min(meta[13], stop - first)):
+            if number == 0 and step == 1:  # the first row that is kept is that of context 1, not 0
+                work[0] = min(packed_at(W, ok, meta, meta[8], meta[9], 0), meta[0] - 1)
+            walk_all(W, ok, meta, work, m)
+            for s in range(m):
+                e = first + s * meta[13] + step
+                if start <= e < stop and e > 0:
+                    found[e - start] = named(meta, work[_GROUP + s])
 
 
 @bare
 def read(W, ok, meta, work, start, stop, found):  # type: ignore[no-untyped-def]
     """Stored tokens start..stop."""
-    spell(W, ok, meta, start, stop, found)
+    spell(W, ok, meta, work, start, stop, found)
     for i in range(stop - start):
         if found[i] == meta[11]:
             found[i] = meta[4]
@@ -509,7 +533,7 @@ def near(W, ok, meta, work, q, offsets, edges, rarest, anchors, window):  # type
         anchor = int(anchors[k])
         begin = max(0, anchor - reach)
         size = min(meta[0] + 1, anchor + reach + widest + 1) - begin
-        spell(W, ok, meta, begin, begin + size, text)
+        spell(W, ok, meta, work, begin, begin + size, text)
         middle = anchor - begin
         first, last = middle, middle
         while first > 0 and middle - first < window and text[first] != meta[11]:
