@@ -19,7 +19,6 @@ Oracle: tests/oracles/bidirectional_attention.py (float64 loops); transformers' 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,37 +139,24 @@ class BidirectionalAttention(Mixer):
 
         return attend
 
-    def short(self) -> Callable[[ShortText], Callable[[], Any]] | None:
-        """Both projections laid out for few rows; heads are views of one buffer, made once for a length."""
+    def short(self) -> Callable[[ShortText], list[Callable[[], Any]]] | None:
+        """Both projections laid out for few rows; heads are a view of one buffer."""
         maps = short_linears(self.inputs.linear, self.out)
         if maps is None:
             return None
         inputs, out = maps
 
-        def bind(run: ShortText) -> Callable[[], Any]:
-            length, x, p, y = run.length, run.given, run.buffer("projected", inputs.size), run.y
-            heads = p.view(length, -1, self.head_dim)
-            turn = self._turn_in_place(heads) if self.rotated else None
+        def bind(run: ShortText) -> list[Callable[[], Any]]:
+            length, p, y = run.length, run.buffer("projected", inputs.size), run.buffer("attended", self.heads * self.head_dim)
+            heads, turns = p.view(length, -1, self.head_dim), None
+            if self.rotated:
+                turns = cached_table(torch.arange(length), length, self.rotated, self.config.rope_theta, heads.dtype)
             if self.relative is not None:
                 run.shared["relative"] = self.relative.square(length).detach()
-            attend = short_attention(heads, self._sizes, run.shared.get("relative"), self.config.window)
-
-            def step() -> None:
-                inputs(x, p)
-                if turn is not None:
-                    turn()
-                out(attend(), y)
-
-            return step
+            attend = short_attention(heads, self._sizes, y, run.shared.get("relative"), self.config.window, turns)
+            return [inputs.step(run.given, p), attend, out.step(y, run.y)]
 
         return bind
-
-    def _turn_in_place(self, heads: Tensor) -> Callable[[], Any]:
-        """Queries and keys of heads (N,H+2G,K), turned where they lie."""
-        positions = torch.arange(len(heads))
-        table = cached_table(positions, len(heads), self.rotated, self.config.rope_theta, heads.dtype)[:, None]
-        turned = heads[:, : self.heads + self.kv_heads, : self.rotated]
-        return functools.partial(torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_, table)
 
     @property
     def _sizes(self) -> tuple[int, int, int]:

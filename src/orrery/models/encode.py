@@ -37,22 +37,21 @@ def encode(model: Encoder, documents: Sequence[Tensor | Sequence[int]], tokens: 
     """
     if model.head is not None and model.head.level != "document":
         raise ConfigError(f"the head of {model.config.architecture} scores every {model.head.level}; encode takes heads of documents")
-    rows = [torch.as_tensor(row, dtype=torch.int64) for row in documents]
-    if not rows:
-        raise DataError("there is no document to encode")
-    lengths = [len(row) for row in rows]
-    if 0 in lengths:
-        raise DataError(f"document {lengths.index(0)} has no tokens")
     own, was_training, before = vars(model), model.training, model.prepare
     if was_training:
         model.eval()
     own["prepare"] = True  # a module's way of setting an attribute takes longer than some of its layers' operations
     try:
-        if len(rows) == 1:
-            hidden = read_text(model, rows[0])
-            if hidden is None:
-                return _call(model, rows)
-            return hidden.mean(1) if model.head is None else cast(Tensor, model.head(hidden))
+        if len(documents) == 1:
+            hidden = read_text(model, documents[0], mean=model.head is None)
+            if hidden is not None:
+                return hidden if model.head is None else cast(Tensor, model.head(hidden))
+        rows = [torch.as_tensor(row, dtype=torch.int64) for row in documents]
+        if not rows:
+            raise DataError("there is no document to encode")
+        lengths = [len(row) for row in rows]
+        if 0 in lengths:
+            raise DataError(f"document {lengths.index(0)} has no tokens")
         order = sorted(range(len(rows)), key=lengths.__getitem__)
         found = torch.cat([_call(model, [rows[i] for i in part]) for part in _parts(order, lengths, tokens)])
     finally:

@@ -11,7 +11,8 @@ N tokens of a packed row, D width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,14 +22,16 @@ from orrery.models.frame import check_input
 from orrery.nn.block import Block
 from orrery.nn.contract import Context, Part
 from orrery.nn.norms import NoNorm
-from orrery.nn.short_text import MOST_TOKENS, ShortLinear, ShortText, Step, short_norm
+from orrery.nn.short_text import MOST_TOKENS, ShortLinear, ShortText, Step, short_embedding, short_mean, short_norm
 from orrery.nn.stepping import norm_of, plain_linear
 from orrery.ops.backend import choose
 from orrery.ops.packed_linear import available
+from orrery.ops.program import joined
 from orrery.ops.row_linear import RowNorm, norm_of_rows
 
 Layer = Callable[[Tensor, Context], Tensor]
-Bind = Callable[[ShortText], Step]
+Bind = Callable[[ShortText], list[Step]]
+_version = operator.attrgetter("_version")
 SMALL = 1 << 15  # numbers that one thread norms sooner than two
 
 
@@ -37,13 +40,18 @@ class Reader:
 
     def __init__(self, model: Any) -> None:
         named = [(m._parameters, name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
-        self.seen = [(home, name, p, p._version, p.data_ptr()) for home, name, p in named]
+        self.homes, self.names, self.parameters = (list(each) for each in zip(*named, strict=True))
+        self.seen = self._state()
         self.blocks = [cast(Block, block) for block in model.blocks]
         self.ends = Ends(model.embed, model.position_embed, model.type_embed, model.embed_norm, model.embed_map, model.norm)
 
     def current(self) -> bool:
-        """Whether every parameter is what it was."""
-        return all(home[name] is p and p._version == version and p.data_ptr() == place for home, name, p, version, place in self.seen)
+        """Whether every parameter is what it was; loops in C, since this is asked before every text."""
+        return all(map(operator.is_, map(operator.getitem, self.homes, self.names), self.parameters)) and self._state() == self.seen
+
+    def _state(self) -> tuple[list[int], list[int]]:
+        """What changes with a parameter that is written, and with one that is given another memory."""
+        return list(map(_version, self.parameters)), list(map(Tensor.data_ptr, self.parameters))
 
     @functools.cached_property
     def layers(self) -> list[Layer]:
@@ -106,7 +114,7 @@ class Short:
         """H (1,N,D) behind the layers."""
         run, known = self._free()
         if h.shape[1] not in known:
-            known[h.shape[1]] = self._bind(run.at(h.shape[1]))
+            known[h.shape[1]] = joined(self._bind(run.at(h.shape[1])))
         x = run.buffer("x", self.width, h.shape[1])
         x.copy_(h[0])
         for step in known[h.shape[1]]:
@@ -115,20 +123,18 @@ class Short:
         self.free.append((run, known))
         return found
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Hidden (1,N,D) of the text `ids` (N,), with embedding and last norm; its ids and length are those of the model."""
-        assert self.ends is not None
+    def read(self, ids: Any, mean: bool) -> Tensor:
+        """Hidden (1,N,D) of the text `ids` (N,), or its mean (1,D), with embedding and last norm; its ids and length are those of the model."""
         run, known = self._free()
         length = len(ids)
         if -length not in known:
-            known[-length] = self._bind_ends(run.at(length), known)
-        given = run.buffer("embedded", self.table.shape[1], length)
-        torch.index_select(self.table, 0, ids, out=given)
+            known[-length] = joined(self._bind_ends(run.at(length)))
+        run.ids[:length] = ids
         for step in known[-length]:
             step()
-        found = run.buffer("x", self.width, length).clone()[None]
+        found = run.mean.clone() if mean else run.buffer("x", self.width, length).clone()
         self.free.append((run, known))
-        return found
+        return found[None]
 
     def _free(self) -> tuple[ShortText, dict[int, list[Step]]]:
         """Buffers that nobody uses, and what is bound to them: layers by length, whole models by its negative."""
@@ -137,21 +143,20 @@ class Short:
         except IndexError:
             return ShortText(self.width, self.before), {}
 
-    def _bind_ends(self, run: ShortText, known: dict[int, list[Step]]) -> list[Step]:
-        """From embeddings to the last norm."""
+    def _bind_ends(self, run: ShortText) -> list[Step]:
+        """From ids to the mean behind the last norm."""
         assert self.ends is not None
-        h = run.buffer("embedded", self.table.shape[1])
-        steps: list[Step] = []
-        if self.added is not None:
-            steps.append(functools.partial(h.add_, self.added[: run.length]))
+        h = run.x if self.map is None else run.buffer("embedded", self.table.shape[1])
+        ids = torch.from_numpy(run.ids)[: run.length]
+        steps = [short_embedding(ids, self.table, None if self.added is None else self.added[: run.length], h)]
         if self.ends.norm is not None:
             steps.append(short_norm(h, None, cast(RowNorm, norm_of(self.ends.norm)), h))
-        into: Callable[..., Any] = functools.partial(run.x.copy_, h) if self.map is None else functools.partial(self.map, h, run.x)
-        steps.append(into)
-        steps += known.setdefault(run.length, self._bind(run))
+        if self.map is not None:
+            steps.append(self.map.step(h, run.x))
+        steps += self._bind(run)
         if self.ends.last is not None:
             steps.append(short_norm(run.x, None, cast(RowNorm, norm_of(self.ends.last)), run.x))
-        return steps
+        return [*steps, short_mean(run.x, run.mean)]
 
     def _bind(self, run: ShortText) -> list[Step]:
         norms = [norm for _, norm in self.parts]
@@ -160,7 +165,7 @@ class Short:
             steps.append(short_norm(run.x, None, norms[0], run.given))
             norms = [*norms[1:], RowNorm()]
         for (bind, _), norm in zip(self.parts, norms, strict=True):
-            steps += [bind(run), short_norm(run.x, run.y, norm, run.given)]
+            steps += [*bind(run), short_norm(run.x, run.y, norm, run.given)]
         return steps
 
 
@@ -182,20 +187,23 @@ def short_of(blocks: list[Block], ends: Ends | None = None) -> Short | None:
     return Short(found, blocks[0].place.width, blocks[0].config.placement == "pre", ends) if found else None
 
 
-def read_text(model: Any, ids: Tensor) -> Tensor | None:
-    """Hidden (1,N,D) of one whole text `ids` (N,) int64, in the way of short texts; None where that does not serve.
+def read_text(model: Any, ids: Tensor | Sequence[int], mean: bool) -> Tensor | None:
+    """Hidden (1,N,D) of one whole text `ids` (N,) of a CPU, or the mean (1,D) of them, in the way of short texts; None where that does not serve.
 
     Raises:
         ConfigError: for ids outside the vocabulary, or more positions than the model has.
     """
-    if len(ids) > MOST_TOKENS or ids.device.type != "cpu":
+    if not 0 < len(ids) <= MOST_TOKENS or (isinstance(ids, Tensor) and (ids.dim() > 1 or ids.device.type != "cpu")):
         return None
     reader = reader_of(model)
     if reader is None or reader.short is None or reader.short.ends is None:
         return None
-    check_input(ids[None], None, model.vocab_size, model.embed_width)
-    model.check_position(len(ids) - 1)
-    return reader.short.read(ids)
+    numbers = ids.tolist() if isinstance(ids, Tensor) else ids  # of few numbers Python finds the least sooner than torch
+    if min(numbers) < 0 or max(numbers) >= model.vocab_size:
+        check_input(torch.as_tensor(ids)[None], None, model.vocab_size, model.embed_width)
+    if model.position_embed is not None:
+        model.check_position(len(ids) - 1)
+    return reader.short.read(numbers, mean)
 
 
 def reader_of(model: Any) -> Reader | None:

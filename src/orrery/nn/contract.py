@@ -227,8 +227,8 @@ class Part(nn.Module):
         """
         return None
 
-    def short(self) -> Callable[[Any], Callable[[], Any]] | None:
-        """A function that binds the part to a :class:`~orrery.nn.short_text.ShortText` and gives one that does
+    def short(self) -> Callable[[Any], list[Callable[[], Any]]] | None:
+        """A function that binds the part to a :class:`~orrery.nn.short_text.ShortText` and gives the steps that do
         `run.y = part(run.given)` for one text of `run.length` tokens; None: no such form. As for `prepared`."""
         return None
 

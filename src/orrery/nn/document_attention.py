@@ -13,10 +13,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from orrery.ops.backend import choose
+from orrery.ops.short_attention import short_attention as compiled_attention
 
 CHUNK = 256  # least queries that go together under a window
 
@@ -76,16 +80,25 @@ def _attend(heads: Tensor, sizes: tuple[int, int, int], bias: Tensor | None, win
     return (torch.cat(found, 2) if len(found) > 1 else found[0]).transpose(1, 2)
 
 
-def short_attention(heads: Tensor, sizes: tuple[int, int, int], bias: Tensor | None, window: int | None) -> Callable[[], Tensor]:
-    """Attention of one text as a function of what heads (T,H+2G,K) hold then; (T,H K) each time, its views made once."""
-    length, grouped = len(heads), sizes[0] != sizes[1]
-    if window is not None and length > window + 1:
-        return lambda: _attend(heads[None], sizes, bias, window, 0.0)[0].flatten(1)
-    q, k, v = heads.transpose(0, 1)[None].split(sizes, 1)
-    attend = F.scaled_dot_product_attention
-    if grouped:
-        return lambda: attend(q, k, v, bias, enable_gqa=True).transpose(1, 2).reshape(length, -1)
-    return lambda: attend(q, k, v, bias).transpose(1, 2).reshape(length, -1)
+def short_attention(
+    heads: Tensor, sizes: tuple[int, int, int], y: Tensor, bias: Tensor | None, window: int | None, turns: Tensor | None
+) -> Callable[[], Any]:
+    """Attention of one text as a step, by the rule for backends.
+
+    Args:
+        heads: (T,H+2G,K), which may be overwritten. sizes: (H, G, G). y: (T,H K), a buffer of a short text, written.
+        bias: (1,H,T,T). window: W, or None. turns: (T,R/2) complex, by which queries and keys are rotated.
+    """
+    if choose(None, heads, op="short-attention") == "numba":
+        return compiled_attention(heads, sizes[1], y, None if bias is None else bias[0], turns, window)
+    turned = None if turns is None else heads[:, : sizes[0] + sizes[1], : 2 * turns.shape[1]].unflatten(-1, (-1, 2))
+
+    def attend() -> None:
+        if turned is not None and turns is not None:
+            torch.view_as_complex(turned).mul_(turns[:, None])
+        y.copy_(_attend(heads[None], sizes, bias, window, 0.0)[0].flatten(1))
+
+    return attend
 
 
 def _chunks(length: int, window: int) -> list[tuple[int, int, int, int]]:

@@ -32,6 +32,7 @@ from orrery.ops.packed_linear import ACTIVATIONS as FUSED
 from orrery.ops.packed_linear import PackedLinear
 from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
 from orrery.ops.row_linear import RowNorm, row_linear
+from orrery.ops.short_ends import gate_text
 from orrery.ops.swiglu import geglu, swiglu
 
 
@@ -168,15 +169,16 @@ class _FeedForward(Part):
         if maps is None:
             return None
         wide, out = maps
+        code = {"identity": ""}.get(self.config.activation, self.config.activation)
+        fused = wide.compiled and code in ACTIVATION_CODES
 
-        def bind(run: ShortText) -> Callable[[], Any]:
-            x, h, y = run.given, run.buffer("hidden", wide.size), run.y
-
-            def step() -> None:
-                wide(x, h)
-                out(self.activate(h), y)
-
-            return step
+        def bind(run: ShortText) -> list[Callable[[], Any]]:
+            h = run.buffer("hidden", self.hidden)
+            if fused and self.branches == 1:
+                return [wide.step(run.given, h, code), out.step(h, run.y)]
+            both = run.buffer("branches", wide.size)
+            between = gate_text(both, h, code) if fused else lambda: h.copy_(self.activate(both))
+            return [wide.step(run.given, both), between, out.step(h, run.y)]
 
         return bind
 

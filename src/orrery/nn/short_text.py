@@ -1,18 +1,21 @@
 """Reading one short text at a time, prepared once: what parts, blocks and the reader share while it lasts.
 
 A text of some twenty tokens takes less to compute than torch's calls around it: views, results that are allocated, a norm and
-a sum apart. So every part binds its weights, and views of buffers that all layers share, to one length of text, and gives a
-function of no arguments that goes from `run.given` to `run.y`. Weights are laid out (I,O), which is how a product of few rows
-reads them fastest. Reading them is then most of what is left.
+a sum apart. So every part binds its weights, and views of buffers that all layers share, to one length of text, and gives
+steps, functions of no arguments, that go from `run.given` to `run.y`. Compiled, a text is read in some thirty passes over
+both cores, weights in blocks (:mod:`orrery.ops.row_tiles`); otherwise by torch, weights (I,O), which is how its products of
+few rows read them fastest. Reading weights is most of what is left.
 
 N tokens of the text, D width.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,8 @@ from orrery.nn.stepping import plain_linear
 from orrery.ops.backend import choose
 from orrery.ops.residual_norm import residual_norm, residual_norm_reference
 from orrery.ops.row_linear import RowNorm
+from orrery.ops.row_tiles import SPARE, blocked, tile_linear
+from orrery.ops.short_ends import embed_text, embed_text_reference, mean_text
 
 MOST_TOKENS = 128  # beyond that, what calls take no longer counts and blocked weights are read as fast
 Step = Callable[[], Any]
@@ -29,12 +34,15 @@ class ShortText:
     """The places of one text, for any length up to MOST_TOKENS: buffers are made once and cut to `length`.
 
     x: (N,D), the residual stream. given: (N,D), what the next part reads; x itself where norms stand behind parts. y: (N,D), what
-    the last part has written. shared: what a layer leaves for later ones while functions are bound, by name.
+    the last part has written. ids: (MOST_TOKENS,), those of the text first. mean: (D,), over what x ends as.
+    shared: what a layer leaves for later ones while functions are bound, by name.
     """
 
     def __init__(self, width: int, apart: bool) -> None:
         self._kept: dict[str, Tensor] = {}
         self._width, self._apart = width, apart
+        with torch.inference_mode(False):
+            self.ids, self.mean = np.zeros(MOST_TOKENS, np.int64), torch.zeros(width)
         self.at(1)
 
     def at(self, length: int) -> ShortText:
@@ -50,25 +58,36 @@ class ShortText:
         key = f"{name} {size}"
         if key not in self._kept:
             with torch.inference_mode(False):  # or nobody could write to it outside
-                self._kept[key] = torch.zeros(MOST_TOKENS, size)
+                self._kept[key] = torch.zeros(MOST_TOKENS + SPARE, size)
         return self._kept[key][: self.length if length is None else length]
 
 
 class ShortLinear:
-    """A linear map laid out for few rows. The weights are copied: a later change of them is not seen."""
+    """A linear map laid out for few rows. The weights are copied: a later change of them is not seen.
+
+    compiled: whether :meth:`step` knows activations.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            self.weight = linear.weight.detach().t().contiguous()
-            self.bias = None if linear.bias is None else linear.bias.detach().clone()
         self.size = linear.out_features
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.compiled = choose(None, linear.weight.detach(), op="short-linear") == "numba"
+        with torch.inference_mode(False), torch.no_grad():
+            if self.compiled:
+                self.weight, self.bias = blocked(linear.weight, linear.bias)
+            else:
+                self.weight = linear.weight.detach().t().contiguous()
+                self.bias = None if linear.bias is None else linear.bias.detach().clone()
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        """Y (N,O) = x (N,I) W^T + b."""
+    def step(self, x: Tensor, y: Tensor, activation: str = "") -> Step:
+        """Y (N,O) = act(x (N,I) W^T + b), both of them buffers of a :class:`ShortText`."""
+        if self.compiled:
+            return tile_linear(x, self.weight, cast(Tensor, self.bias), y, activation)
+        assert not activation, "the layout of torch's products has no activation"
         if self.bias is None:
-            torch.mm(x, self.weight, out=y)
-        else:
-            torch.addmm(self.bias, x, self.weight, out=y)
+            return functools.partial(torch.mm, x, self.weight, out=y)
+        return functools.partial(torch.addmm, self.bias, x, self.weight, out=y)
 
 
 def short_linears(*modules: nn.Module) -> list[ShortLinear] | None:
@@ -81,3 +100,15 @@ def short_norm(x: Tensor, y: Tensor | None, norm: RowNorm, out: Tensor) -> Step:
     if choose(None, x, op="residual-norm") == "numba":
         return residual_norm(x, y, norm, out)
     return lambda: residual_norm_reference(x, y, norm, out)
+
+
+def short_embedding(ids: Tensor, table: Tensor, added: Tensor | None, x: Tensor) -> Step:
+    """`x = table[ids] + added` as a step."""
+    if choose(None, x, op="short-embedding") == "numba":
+        return embed_text(ids, table, added, x)
+    return lambda: embed_text_reference(ids, table, added, x)
+
+
+def short_mean(x: Tensor, y: Tensor) -> Step:
+    """`y = the mean of the rows of x` as a step."""
+    return mean_text(x, y) if choose(None, x, op="short-mean") == "numba" else functools.partial(torch.mean, x, 0, out=y)

@@ -3,14 +3,13 @@
     x <- x + y;   out <- norm(x)       out may be x itself (post-norm) or another place (pre-norm); norm: see row_linear.NORMS
 
 Torch's own operations need two or three calls for it, each of which takes longer than the numbers do. Without gradients,
-float32 on a CPU, one thread.
+float32 on a CPU.
 
 N rows, D width.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from orrery.ops.compiled import compiled, dot
+from orrery.ops.compiled import compiled, dot, prepare_blocks
 from orrery.ops.row_linear import NORMS, RowNorm, array
 
 
@@ -30,7 +29,7 @@ def residual_norm(x: Tensor, y: Tensor | None, norm: RowNorm, out: Tensor) -> Ca
     """
     added = x.new_empty(0, x.shape[1]) if y is None else y
     given = [array(t, x) for t in (x, added, norm.weight, norm.bias, torch.ones(x.shape[1]))]
-    return functools.partial(_residual_norm, 0, len(x), *given, NORMS.index(norm.kind), norm.eps, out.numpy())
+    return prepare_blocks(_residual_norm, len(x), 0, *given, NORMS.index(norm.kind), norm.eps, out.numpy())
 
 
 def residual_norm_reference(x: Tensor, y: Tensor | None, norm: RowNorm, out: Tensor) -> None:
