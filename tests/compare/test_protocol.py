@@ -122,6 +122,8 @@ def test_recorded_rates_and_the_rules_beyond_them(tmp_path):
 
 
 def test_the_committed_table_is_sound():
+    assert rates.recorded("mamba2*3+attention", "nano") == rates.recorded("mamba2*3 + attention", "nano")
+    assert rates.recorded("mamba2|attention", "nano").source == "recorded sweep"
     found = rates.table()["architectures"]
     for name, sizes in found.items():
         for size, entry in sizes.items():

@@ -138,7 +138,7 @@ def recorded(name: str, size: str | None, width: int | None = None, path: Path =
 
 def _of(known: Mapping[str, Any], name: str, size: str | None, width: int | None) -> LearningRate | None:
     """Recorded or by the width rule."""
-    sizes = known.get(name)
+    sizes = known.get(name) or next((found for other, found in known.items() if _closed(other) == _closed(name)), None)
     if not sizes:
         return None
     if size in sizes:
@@ -155,6 +155,11 @@ def _of(known: Mapping[str, Any], name: str, size: str | None, width: int | None
     value = _rounded(float(entry["lr"]) * entry["width"] / own)
     note = f"swept at {nearest} (width {entry['width']}) on {entry['date']}, times {entry['width']}/{own}"
     return LearningRate(value, "width rule", note)
+
+
+def _closed(name: str) -> str:
+    """A name or pattern without its spaces, which mean nothing."""
+    return name.replace(" ", "")
 
 
 def _width(name: str, size: str | None) -> int | None:
