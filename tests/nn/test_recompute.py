@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orrery.nn.recompute import recompute
+from orrery.nn.recompute import linear_of, linears_of, recompute
 
 
 def formula(x, y, none):
@@ -44,3 +44,53 @@ def test_autocast_is_the_same_in_both_passes():
         out = recompute(lambda a, b: a @ b, x, w)
     out.float().sum().backward()
     assert out.dtype == torch.bfloat16 and w.grad.dtype == torch.float32
+
+
+def kept(run):
+    """Addresses of what a forward pass holds."""
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.data_ptr()) or x, lambda x: x):
+        return run(), set(held)
+
+
+def test_linear_maps_of_formulas_have_their_values_and_gradients_and_hold_what_went_in():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(4, dtype=torch.float64, requires_grad=True)
+    first, second = torch.nn.Linear(4, 5).double(), torch.nn.Linear(4, 2, bias=False).double()
+    linears, leaves = (first, second), [x, y, *first.parameters(), *second.parameters()]
+
+    def mixed(x, y, none):
+        assert none is None
+        return x.exp() * y, torch.lerp(x, y.expand_as(x), 0.3)
+
+    found, held = kept(lambda: linears_of(mixed, linears, x, y, None))
+    wanted = [linear(part) for linear, part in zip(linears, mixed(x, y, None), strict=True)]
+    assert held == {x.data_ptr(), y.data_ptr(), first.weight.data_ptr(), second.weight.data_ptr()}
+    for which in ((0,), (1,), (0, 1)):
+        slopes = [
+            torch.autograd.grad(sum(out[i].sin().sum() for i in which), leaves, retain_graph=True, materialize_grads=True)
+            for out in (found, wanted)
+        ]
+        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(*slopes, strict=True))
+
+
+def test_a_frozen_map_gets_no_gradient_and_what_is_no_plain_map_is_called():
+    x, linear = torch.randn(3, 4, requires_grad=True), torch.nn.Linear(4, 2).requires_grad_(False)
+    linear_of(torch.tanh, linear, x).sum().backward()
+    assert x.grad is not None and linear.weight.grad is None
+    called = []
+    handle = linear.register_forward_hook(lambda *_: called.append("hook"))
+    assert torch.equal(linear_of(torch.tanh, linear, x), linear(torch.tanh(x)))
+    handle.remove()
+    assert called == ["hook", "hook"]
+    adapted = torch.nn.Sequential(linear, torch.nn.ReLU())
+    assert torch.equal(linear_of(torch.tanh, adapted, x), adapted(torch.tanh(x)))
+
+
+def test_maps_of_formulas_cast_in_both_passes():
+    x, linear = torch.randn(3, 4, requires_grad=True), torch.nn.Linear(4, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_of(torch.tanh, linear, x)
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16 and linear.weight.grad.dtype == x.grad.dtype == torch.float32
+    assert torch.allclose(linear.weight.grad, torch.tanh(x).detach().sum(0).expand(2, -1), rtol=2e-2, atol=2e-2)

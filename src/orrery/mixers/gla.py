@@ -34,6 +34,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -126,8 +127,10 @@ class GLA(Mixer):
             o = o[:, None]
         else:
             o, memory = vector_decay(q, k, v, g_log, memory, time.starts, scale, lengths=time.lengths)  # 2312.06635 eq. 3
-        o = rms_norm_gate(o, z, self.norm.weight, self.config.norm_eps)
-        return self.out(o), GLAState(inputs, memory, time.clock)
+        return linear_of(self._read, self.out, o, z, self.norm.weight), GLAState(inputs, memory, time.clock)
+
+    def _read(self, o: Tensor, z: Tensor, gain: Tensor) -> Tensor:
+        return rms_norm_gate(o, z, gain, self.config.norm_eps)
 
     def stepper(self, norm: RowNorm, state: GLAState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out, self.gate):

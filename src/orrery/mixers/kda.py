@@ -35,6 +35,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.norms import RMSNorm
+from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -118,8 +119,12 @@ class KDA(Mixer):
         given, z, conv = self._project(x, None if state is None else state.conv, ctx)
         before, valid = None if state is None else state.memory, time.valid(x.shape[1])
         o, memory = kda(*given, before, time.starts, most=self._most, valid=valid)
-        normed = rms_norm(o, self.norm.weight.to(o.dtype), self.config.norm_eps).flatten(2)
-        return self.out(sigmoid_gate(z.to(o.dtype), normed).to(z.dtype)), KDAState(conv, memory, time.clock)
+        return linear_of(self._read, self.out, o, z, self.norm.weight), KDAState(conv, memory, time.clock)
+
+    def _read(self, o: Tensor, z: Tensor, gain: Tensor) -> Tensor:
+        """The normed heads side by side, gated."""
+        normed = rms_norm(o, gain.to(o.dtype), self.config.norm_eps).flatten(2)
+        return sigmoid_gate(z.to(o.dtype), normed).to(z.dtype)
 
     def stepper(self, norm: RowNorm, state: KDAState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs, self.decay, self.gate, self.out):

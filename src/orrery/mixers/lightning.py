@@ -34,6 +34,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -135,9 +136,12 @@ class Lightning(Mixer):
             y, memory = scalar_decay(  # 2307.14995 eq. 10 to 12
                 q, k, v, g_log, memory, time.starts, chunk=self.config.chunk, lengths=time.lengths
             )
-        y = rms_norm(y.flatten(2), self.norm, self.config.eps)
-        y = sigmoid_gate(u, y) if self.config.output_gate == "sigmoid" else u * y
-        return self.out(y), LightningState(memory, conv, time.clock)
+        return linear_of(self._read, self.out, y, u, self.norm), LightningState(memory, conv, time.clock)
+
+    def _read(self, y: Tensor, u: Tensor, gain: Tensor | None) -> Tensor:
+        """What was read (B,T,H,V), normed over all heads together and gated by u (B,T,E)."""
+        y = rms_norm(y.flatten(2), gain, self.config.eps)
+        return sigmoid_gate(u, y) if self.config.output_gate == "sigmoid" else u * y
 
     def stepper(self, norm: RowNorm, state: LightningState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out):

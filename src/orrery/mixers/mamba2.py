@@ -35,6 +35,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.exchange import ExchangeMap, Rule, mamba2_rules
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -166,7 +167,7 @@ class Mamba2(Mixer):
             skip=self.D,
             lengths=time.lengths,
         )
-        return self.out(self._gate(y.flatten(2), z)), Mamba2State(conv, ssm, time.clock)
+        return linear_of(self._gate, self.out, y.flatten(2), z, self.norm), Mamba2State(conv, ssm, time.clock)
 
     def _step(self, x: Tensor, state: Mamba2State, ctx: Context) -> tuple[Tensor, Mamba2State]:
         """One token that continues a state: the same function in as few calls as possible."""
@@ -184,17 +185,17 @@ class Mamba2(Mixer):
         v, k, q = self._heads(F.silu(taps if self.conv.bias is None else taps.add_(self.conv.bias)))
         g_log, dt = self._gates(dt)
         y, ssm = scalar_decay_step(q, k, v, g_log, state.ssm, beta=dt, skip=self.D, donate=ctx.donate)
-        return self.out(self._gate(y.flatten(1), z))[:, None], Mamba2State(window[:, 1:], ssm, ctx.timeline.clock)
+        return self.out(self._gate(y.flatten(1), z, self.norm))[:, None], Mamba2State(window[:, 1:], ssm, ctx.timeline.clock)
 
-    def _gate(self, y: Tensor, z: Tensor) -> Tensor:
+    def _gate(self, y: Tensor, z: Tensor, gain: Tensor | None) -> Tensor:
         """What the heads put out (..., E), normed and gated by z (..., E)."""
         config = self.config
-        if self.norm is None:
+        if gain is None:
             return silu_gate(z, y.to(z.dtype))
         if config.gate_norm == "after":
-            return gated_rms_norm(y, z, self.norm, config.eps, config.groups)
+            return gated_rms_norm(y, z, gain, config.eps, config.groups)
         parts = rms_norm(y.unflatten(-1, (config.groups, -1)), None, config.eps)
-        return silu_gate(z, (parts.flatten(-2) * self.norm).to(z.dtype))
+        return silu_gate(z, (parts.flatten(-2) * gain).to(z.dtype))
 
     def _heads(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From (..., E+2GN): x (..., H, P), B and C (..., G, N)."""

@@ -34,6 +34,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -126,9 +127,13 @@ class MLSTM(Mixer):
             q, k, v, i_log, f_log, None if state is None else (state.memory, state.peak), time.starts, time.lengths,
             self.head**-0.5, config.eps, config.chunk,
         )  # fmt: skip
-        h = F.layer_norm(h, (self.head,), eps=config.norm_eps).flatten(2)
-        y = torch.addcmul(h * self.norm, c, self.skip) * F.silu(z)
-        return self.out(y), MLSTMState(memory, peak, conv, time.clock)
+        y = linear_of(self._read, self.out, h, c, z, self.norm, self.skip)
+        return y, MLSTMState(memory, peak, conv, time.clock)
+
+    def _read(self, h: Tensor, c: Tensor, z: Tensor, gain: Tensor, skip: Tensor) -> Tensor:
+        """The normed heads side by side and a share of the convolution, gated."""
+        h = F.layer_norm(h, (self.head,), eps=self.config.norm_eps).flatten(2)
+        return torch.addcmul(h * gain, c, skip) * F.silu(z)
 
     def _memory(self, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """From u and c (B,T,E): q, k, v (B,T,H,K), and the logarithms of both gates (B,T,H) in float32 at least."""

@@ -31,6 +31,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
@@ -125,8 +126,10 @@ class RetNet(Mixer):
             y, memory = scalar_decay(  # 2307.08621 eq. 5 and 6
                 q, k, v, g_log, memory, time.starts, scale, self.config.chunk, lengths=time.lengths
             )
-        y = rms_norm_gate(y, z, self.norm, self.config.eps)
-        return self.out(y), RetNetState(memory, conv, time.clock)
+        return linear_of(self._read, self.out, y, z, self.norm), RetNetState(memory, conv, time.clock)
+
+    def _read(self, y: Tensor, z: Tensor, gain: Tensor) -> Tensor:
+        return rms_norm_gate(y, z, gain, self.config.eps)
 
     def stepper(self, norm: RowNorm, state: RetNetState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out):

@@ -34,6 +34,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -126,7 +127,7 @@ class RGLRU(Mixer):
             time.starts,
             time.lengths,
         )
-        y = self.out(F.gelu(g, approximate="tanh") * h)
+        y = linear_of(lambda g, h: F.gelu(g, approximate="tanh") * h, self.out, g, h)
         return y, RGLRUState(conv, after, time.clock)
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:

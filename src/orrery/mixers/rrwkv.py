@@ -33,11 +33,11 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
-from orrery.nn.rwkv import reset_channel_mix, reset_time_mix
+from orrery.nn.recompute import linear_of
+from orrery.nn.rwkv import mixed_linears, reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
 from orrery.nn.timeline import Timeline, fresh_clock
 from orrery.ops.gates import relu_square, sigmoid_gate
-from orrery.ops.token_shift import token_mix
 from orrery.ops.wkv4 import wkv4, wkv4_initial
 
 
@@ -189,20 +189,21 @@ class RRWKV(Mixer):
 
     def mix(self, x: Tensor, state: RRWKVState | None, ctx: Context) -> tuple[Tensor, RRWKVState]:
         time = ctx.timeline
-        ratios = torch.stack([self.mix_k, self.mix_v, self.mix_r])
-        (xk, xv, xr), shift = token_mix(x, ratios, None if state is None else state.shift, time.starts, time.lengths)
+        ratios, linears = (self.mix_k, self.mix_v, self.mix_r), (self.key, self.value, self.receptance)
+        earlier = None if state is None else state.shift
         before = None if state is None else (state.num, state.den, state.peak)
         w_log = -self.time_decay.exp()
         if self.mediums is None or self.reads is None:
             partial = medium = torch.zeros(len(x), 0, device=x.device)
-            y, after = wkv4(self.key(xk), self.value(xv), w_log, self.time_first, before, time.starts, time.lengths)
+            (k, v, r), shift = mixed_linears(x, ratios, earlier, time, linears)
+            y, after = wkv4(k, v, w_log, self.time_first, before, time.starts, time.lengths)
         else:
             past = (None, None, None) if state is None else (state.partial, state.medium, state.clock)
             read = self.mediums(x, past[0], past[1], time, past[2])
-            xk, xv, xr = (mixed + nu * read.latest for mixed, nu in zip((xk, xv, xr), self.reads, strict=True))
-            y, after = self._average(self.key(xk), self.value(xv), w_log, before, read, time)
+            (k, v, r), shift = mixed_linears(x, ratios, earlier, time, linears, (self.reads, read.latest))
+            y, after = self._average(k, v, w_log, before, read, time)
             partial, medium = read.partial, read.medium
-        y = self.out(sigmoid_gate(self.receptance(xr), y))
+        y = linear_of(sigmoid_gate, self.out, r, y)
         return y, RRWKVState(shift, partial, medium, *after, time.clock)
 
     def _average(self, k: Tensor, v: Tensor, w_log: Tensor, before: Any, read: Read, time: Timeline) -> tuple[Tensor, Any]:
@@ -282,15 +283,15 @@ class RRWKVChannel(Part):
 
     def mix(self, x: Tensor, state: RRWKVChannelState | None, ctx: Context) -> tuple[Tensor, RRWKVChannelState]:
         time = ctx.timeline
-        ratios = torch.stack([self.mix_k, self.mix_r])
-        (xk, xr), shift = token_mix(x, ratios, None if state is None else state.shift, time.starts, time.lengths)
-        partial = medium = torch.zeros(len(x), 0, device=x.device)
+        added, partial = None, torch.zeros(len(x), 0, device=x.device)
+        medium = partial
         if self.mediums is not None and self.reads is not None:
             past = (None, None, None) if state is None else (state.partial, state.medium, state.clock)
             read = self.mediums(x, past[0], past[1], time, past[2])
-            xk, xr = xk + self.reads[0] * read.latest, xr + self.reads[1] * read.latest
-            partial, medium = read.partial, read.medium
-        y = sigmoid_gate(self.receptance(xr), self.value(relu_square(self.key(xk))))
+            partial, medium, added = read.partial, read.medium, (self.reads, read.latest)
+        ratios, linears = (self.mix_k, self.mix_r), (self.key, self.receptance)
+        (k, r), shift = mixed_linears(x, ratios, None if state is None else state.shift, time, linears, added)
+        y = sigmoid_gate(r, self.value(relu_square(k)))
         return y, RRWKVChannelState(shift, partial, medium, time.clock)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RRWKVChannelState:

@@ -35,7 +35,8 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, norm_rules
-from orrery.nn.rwkv import reset_channel_mix, reset_time_mix
+from orrery.nn.recompute import linear_of
+from orrery.nn.rwkv import mixed_linears, reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -115,12 +116,12 @@ class RWKV4(Mixer):
         time = ctx.timeline
         if x.shape[1] == 1 and state is not None and time.starts is None and time.lengths is None:
             return self._step(x, state, ctx)
-        ratios = torch.stack([self.mix_k, self.mix_v, self.mix_r])
-        (xk, xv, xr), shift = token_mix(x, ratios, None if state is None else state.shift, time.starts, time.lengths)
+        ratios, linears = (self.mix_k, self.mix_v, self.mix_r), (self.key, self.value, self.receptance)
+        (k, v, r), shift = mixed_linears(x, ratios, None if state is None else state.shift, time, linears)
         before = None if state is None else (state.num, state.den, state.peak)
         w_log = -self.time_decay.exp()
-        y, after = wkv4(self.key(xk), self.value(xv), w_log, self.time_first, before, time.starts, time.lengths)
-        return self.out(sigmoid_gate(self.receptance(xr), y)), RWKV4State(shift, *after, time.clock)
+        y, after = wkv4(k, v, w_log, self.time_first, before, time.starts, time.lengths)
+        return linear_of(sigmoid_gate, self.out, r, y), RWKV4State(shift, *after, time.clock)
 
     def _step(self, x: Tensor, state: RWKV4State, ctx: Context) -> tuple[Tensor, RWKV4State]:
         """One token that continues a state: the same function in as few calls as possible."""
@@ -197,9 +198,9 @@ class RWKV4Channel(Part):
 
     def mix(self, x: Tensor, state: RWKV4ChannelState | None, ctx: Context) -> tuple[Tensor, RWKV4ChannelState]:
         time = ctx.timeline
-        ratios = torch.stack([self.mix_k, self.mix_r])
-        (xk, xr), shift = token_mix(x, ratios, None if state is None else state.shift, time.starts, time.lengths)
-        y = sigmoid_gate(self.receptance(xr), self.value(relu_square(self.key(xk))))
+        ratios, linears = (self.mix_k, self.mix_r), (self.key, self.receptance)
+        (k, r), shift = mixed_linears(x, ratios, None if state is None else state.shift, time, linears)
+        y = sigmoid_gate(r, self.value(relu_square(k)))
         return y, RWKV4ChannelState(shift, time.clock)
 
     def stepper(self, norm: RowNorm, state: RWKV4ChannelState, run: Stepping) -> Step | None:

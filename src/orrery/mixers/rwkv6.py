@@ -38,8 +38,8 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
-from orrery.nn.recompute import recompute
-from orrery.nn.rwkv import depth_ratios
+from orrery.nn.recompute import linear_of, recompute
+from orrery.nn.rwkv import depth_ratios, mixed_linears
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -149,8 +149,12 @@ class RWKV6(Mixer):
                 r, k, v, w_log, memory, time.starts, bonus=self.bonus, lengths=time.lengths
             )
         scale, shift_by = self.norm.weight.to(o.dtype), self.norm.bias.to(o.dtype)
-        o = F.group_norm(o.reshape(-1, x.shape[2]), self.heads, scale, shift_by, _EPS).view(g.shape)
-        return self.out((o * F.silu(g)).to(x.dtype)), RWKV6State(shift, memory, time.clock)
+
+        def read(o: Tensor, g: Tensor, scale: Tensor, shift_by: Tensor) -> Tensor:
+            o = F.group_norm(o.reshape(-1, x.shape[2]), self.heads, scale, shift_by, _EPS).view(g.shape)
+            return (o * F.silu(g)).to(x.dtype)
+
+        return linear_of(read, self.out, o, g, scale, shift_by), RWKV6State(shift, memory, time.clock)
 
     def stepper(self, norm: RowNorm, state: RWKV6State, run: Stepping) -> Step | None:
         if not norm.kind or not plain_linear(self.receptance, self.keys, self.values, self.gate, self.out):
@@ -185,22 +189,23 @@ class RWKV6(Mixer):
 
     def _project(self, x: Tensor, before: Tensor | None, time: Timeline) -> tuple[Tensor, ...]:
         """R, k, v (B,T,H,K), g (B,T,D), the decays' logarithms (B,T,H,K), and the last token (B,D)."""
-        mixed, shift = self._shift(x, before, time)
-        r, k, v = (
-            linear(part).unflatten(-1, (self.heads, -1))
-            for linear, part in ((self.receptance, mixed[-2]), (self.keys, mixed[-4]), (self.values, mixed[-3]))
-        )
+        linears, mixed = (self.keys, self.values, self.receptance, self.gate), tuple[Tensor, ...]()
+        if self.mix_in is None:
+            (k, v, r, g), shift = mixed_linears(x, (1 - self.mixture).unbind(), before, time, linears)
+        else:
+            mixed, shift = self._shift(x, before, time)
+            k, v, r, g = (linear(part) for linear, part in zip(linears, mixed[1:], strict=True))
+        k, v, r = (part.unflatten(-1, (self.heads, -1)) for part in (k, v, r))
         wide = torch.promote_types(x.dtype, torch.float32)
         decay, v = self.decay.to(wide), v.to(wide)  # with v the output: the norm's gradient cancels where a memory is young
         if self.decay_in is not None and self.decay_out is not None:
             decay = decay + F.linear(torch.tanh(F.linear(mixed[0], self.decay_in)), self.decay_out)
         w_log = -decay.exp()
-        return r, k, v, self.gate(mixed[-1]), w_log.expand(x.shape).unflatten(-1, (self.heads, -1)), shift
+        return r, k, v, g, w_log.expand(x.shape).unflatten(-1, (self.heads, -1)), shift
 
     def _shift(self, x: Tensor, before: Tensor | None, time: Timeline) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The mixtures w (with a dynamic decay only), k, v, r, g of every token with the one before it, and the last token."""
-        if self.mix_in is None or self.mix_out is None or self.mix_share is None:
-            return token_mix(x, 1 - self.mixture, before, time.starts, time.lengths)
+        """RWKV-6's mixtures w, k, v, r, g of every token with the one before it, and the last token."""
+        assert self.mix_in is not None and self.mix_out is not None and self.mix_share is not None
         (shared,), shift = token_mix(x, 1 - self.mix_share[None], before, time.starts, time.lengths)
         low = torch.tanh(F.linear(shared, self.mix_in)).flatten(0, 1).unflatten(1, (_MIXTURES, -1))
         earlier = x.new_zeros(x.shape[0], x.shape[2]) if before is None else before.to(x.dtype)

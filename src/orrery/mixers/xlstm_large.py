@@ -32,6 +32,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -125,8 +126,10 @@ class XLSTMLarge(Mixer):
             q, k, v, i_log, f_log, None if state is None else (state.memory, state.peak), time.starts, time.lengths,
             self.key**-0.5, config.eps, config.chunk,
         )  # fmt: skip
-        y = head_norm_gate(h, o, self.norm, config.norm_eps)
-        return self.out(y), XLSTMLargeState(memory, peak, conv, time.clock)
+        return linear_of(self._read, self.out, h, o, self.norm), XLSTMLargeState(memory, peak, conv, time.clock)
+
+    def _read(self, h: Tensor, o: Tensor, gain: Tensor) -> Tensor:
+        return head_norm_gate(h, o, gain, self.config.norm_eps)
 
     def stepper(self, norm: RowNorm, state: XLSTMLargeState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out):

@@ -24,6 +24,7 @@ from orrery.core.errors import ConfigError, suggest
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import ConvState, ShortConv
+from orrery.nn.recompute import linear_of
 from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -117,9 +118,14 @@ class _FeedForward(Part):
     def mix(self, x: Tensor, state: ConvState | None, ctx: Context) -> tuple[Tensor, ConvState | None]:
         h = self.wide(x)
         if self.conv is None:
-            return self.out(self.activate(h)), None
+            return self._way_out(h), None
         h, inputs = self.conv(h, None if state is None else state.inputs, ctx)
-        return self.out(self.activate(h)), ConvState(inputs, ctx.timeline.clock)
+        return self._way_out(h), ConvState(inputs, ctx.timeline.clock)
+
+    def _way_out(self, h: Tensor) -> Tensor:
+        """W2 of the activated hidden features, which are not held for the backward pass where they cost little to make again."""
+        cheap = self.config.activation not in (("silu",) if self.branches == 2 else ("relu", "identity"))
+        return linear_of(self.activate, self.out, h) if cheap else self.out(self.activate(h))
 
     def stepper(self, norm: RowNorm, state: Any, run: Stepping) -> Step | None:
         code = {"identity": ""}.get(self.config.activation, self.config.activation)

@@ -7,12 +7,41 @@ matrices start at zero and the rest is orthogonal. Layers are known by the names
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orrery.nn.contract import Place
+from orrery.nn.recompute import linears_of
+from orrery.nn.timeline import Timeline
+from orrery.ops.token_shift import last_token, token_mix
+
+
+def mixed_linears(
+    x: Tensor,
+    ratios: Sequence[Tensor],
+    before: Tensor | None,
+    time: Timeline,
+    linears: Sequence[nn.Module],
+    read: tuple[Tensor, Tensor] | None = None,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Each linear map of a mixture of its own of every token with the one before it; and the last token (B,D).
+
+    x (B,T,D), ratios (D,) each, before (B,D) or None; read: shares (N,D) of something (B,T,D) that is added to the mixtures.
+    The mixtures are not held for the backward pass but made again.
+    """
+
+    def mixtures(
+        x: Tensor, before: Tensor | None, shares: Tensor | None, more: Tensor | None, *ratios: Tensor
+    ) -> tuple[Tensor, ...]:
+        mixed = token_mix(x, torch.stack(ratios), before, time.starts)[0]
+        if shares is None or more is None:
+            return mixed
+        return tuple(each + share * more for each, share in zip(mixed, shares, strict=True))
+
+    return linears_of(mixtures, linears, x, before, *(read or (None, None)), *ratios), last_token(x, before, time.lengths)
 
 
 def depth_ratios(place: Place) -> tuple[float, float]:

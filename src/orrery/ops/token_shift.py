@@ -55,10 +55,16 @@ def token_mix(
         mixed = token_mix_reference(x, ratios, before, starts)
     else:
         mixed = _CompiledMix.apply(x, ratios, before, starts)
+    return mixed, last_token(x, before, lengths)
+
+
+def last_token(x: Tensor, before: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+    """The last valid token (B,D) of x (B,T,D), or the one before x where a row is empty; arguments as in :func:`token_mix`."""
     if lengths is None:
-        return mixed, x[:, -1]
+        return x[:, -1]
+    before = x.new_zeros(x.shape[0], x.shape[2]) if before is None else before.to(x.dtype)
     last = x.gather(1, (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
-    return mixed, torch.where((lengths > 0)[:, None], last, before)
+    return torch.where((lengths > 0)[:, None], last, before)
 
 
 def token_mix_reference(x: Tensor, ratios: Tensor, before: Tensor, starts: Tensor | None = None) -> tuple[Tensor, ...]:
