@@ -127,3 +127,13 @@ def test_free_space_is_checked_with_numbers(tmp_path):
     files.check_free_space(tmp_path / "new" / "file", 1)
     with pytest.raises(StorageError, match="MB"):
         files.check_free_space(tmp_path, 1 << 60)
+
+
+@pytest.mark.parametrize("change", [('"bytes"', '"byter"'), ('"sha256"', '"sha255"')])
+def test_a_manifest_that_lacks_a_field_is_damage(tmp_path, change):
+    with files.atomic_directory(tmp_path / "x") as inside:
+        (inside / "a.txt").write_text("a")
+    manifest = tmp_path / "x" / files.MANIFEST
+    manifest.write_text(manifest.read_text().replace(*change))
+    with pytest.raises(CorruptionError, match="does not say how large"):
+        files.verify_directory(tmp_path / "x")

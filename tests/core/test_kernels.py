@@ -87,3 +87,31 @@ def test_a_kernel_that_is_kept_on_the_disk_follows_a_helper_of_another_file(pack
     assert run(sign="+") == ([16.0] * 2, 0, 1)  # two files away
     assert run(sign="+", rate=20) == ([26.0] * 2, 0, 1)
     assert run() == ([15.0] * 2, 1, 0)
+
+
+@pytest.mark.parametrize(("room", "mark"), [("orrery.ngram.compiled", "bare"), ("orrery.ops.compiled", "compiled")])
+def test_what_was_imported_before_its_file_changed_is_not_kept_for_the_changed_file(tmp_path, monkeypatch, room, mark):
+    """A session imports a kernel, the file is edited, the session compiles what it has; the next one compiles the edited file."""
+    pytest.importorskip("numba")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(sign):
+        text = f"from {room} import {mark} as mark\n\n@mark\ndef change(first, last, out):\n    for i in range(first, last):\n"
+        (tmp_path / f"edited_{mark}.py").write_text(f"{text}        out[i] = out[i] {sign} 2\n")
+
+    def session():
+        sys.modules.pop(f"edited_{mark}", None)
+        importlib.invalidate_caches()
+        return importlib.import_module(f"edited_{mark}").change
+
+    def result(change):
+        out = np.full(2, 5.0)
+        change(0, 2, out)
+        return out.tolist()
+
+    write("+")
+    before = session()
+    write("*")
+    assert result(before) == [7.0] * 2  # what was imported
+    assert result(session()) == [10.0] * 2

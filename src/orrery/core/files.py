@@ -228,6 +228,8 @@ def verify_directory(path: str | Path) -> dict[str, Any]:
             raise CorruptionError(f"'{path / MANIFEST}' names '{name}', which lies outside the folder")
         if not file.is_file():
             raise CorruptionError(f"'{file}' is missing")
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+            raise CorruptionError(f"'{path / MANIFEST}' is damaged: it does not say how large '{name}' is, or its SHA-256")
         if file.stat().st_size != entry["bytes"]:
             raise CorruptionError(f"'{file}' is damaged: {file.stat().st_size} bytes instead of {entry['bytes']}")
         if sha256_file(file) != entry["sha256"]:

@@ -5,6 +5,10 @@ the function calls is compiled into it, and may stand in other files: a loop kep
 on doing what the file used to say. So a kernel with such parts gets a name that holds a hash of them: of the whole files of
 functions that it calls, at any depth, and of the values of its constants.
 
+A file may also change between its import and the first use of its loops, in a long session or while tests run: what is compiled
+then is what was imported, but numba would keep it for the file as it is by then, and another process would run old
+code for new arguments. So of files that are younger than this process the code itself is hashed as well.
+
 Nothing here imports numba: it reads code objects, some 50 microseconds a kernel, when the kernel is first compiled.
 """
 
@@ -13,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+_YOUNG = time.time() - 10  # files that were written later may have changed since they were imported
 _CONSTANTS = (bool, int, float, complex, str, bytes, tuple, frozenset, type(None))
 
 
@@ -48,6 +55,8 @@ def ingredients(function: types.FunctionType) -> Iterator[str]:
         each = waiting.pop()
         if each.__code__.co_filename != own:
             yield f"{Path(each.__code__.co_filename).name} {file_hash(each.__code__.co_filename)}"
+        if _young(each.__code__.co_filename):
+            yield f"{each.__qualname__} {_code_hash(each.__code__)}"
         for name, value in _read(each):
             called = _plain(value)
             if called is not None:
@@ -71,6 +80,21 @@ def file_hash(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
         return ""
+
+
+def _young(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_mtime > _YOUNG
+    return True
+
+
+def _code_hash(code: types.CodeType) -> str:
+    """Of what a function does, as it was imported."""
+    found = hashlib.sha256(code.co_code)
+    for const in code.co_consts:
+        found.update(_code_hash(const).encode() if isinstance(const, types.CodeType) else repr(const).encode())
+    found.update(repr((code.co_names, code.co_varnames, code.co_freevars)).encode())
+    return found.hexdigest()
 
 
 def _read(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
