@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -168,6 +169,10 @@ def test_mistakes_are_one_sentence_and_exit_code_two(built, home):
     assert "whole numbers" in built("count", "mine", "--ids", "1 x", code=2)
     assert "nobody answers" in built("count", "http://127.0.0.1:9/mine", "a", code=2)
     assert "no token" in built("prob", "mine", "", code=2)
+    assert "no token to look for" in built("docs", "mine", "", code=2)
+    many = " AND ".join(["import"] * 10_000)
+    assert "at most 4096" in built("count", "mine", "--cnf", many, code=2)
+    assert "at least one clause" in built("count", "mine", "--cnf", "import OR  AND os", code=2)
     (home / "two").mkdir(exist_ok=True)
     shutil.copy(home / "texts" / "b.txt", home / "two")
     with builder.only_builder(home / "two.idx"):
@@ -175,6 +180,35 @@ def test_mistakes_are_one_sentence_and_exit_code_two(built, home):
     built("build", "two", "--out", "two.idx", "--tokenizer", "chars:80", "--quiet")
     assert "different tokenizers" in built("diff", "mine", "two.idx", "a", code=2)
     assert "different tokenizers" in built("count", "mine,two.idx", "a", code=2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights of POSIX")
+def test_folders_that_may_not_be_read(built, home, monkeypatch):
+    """Refused where the system refuses to look; the administrator is refused nothing, so the refusal is made here."""
+    looked = Path.is_file
+
+    def refused(path):
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return looked(path)
+
+    (home / "locked").mkdir(exist_ok=True)
+    (home / "cache" / "ngram" / "locked").mkdir(exist_ok=True)
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert "cannot read 'locked': Permission denied" in built("count", "./locked", "a", code=2)
+    assert "cannot read" in built("verify", "locked", code=2)
+    assert "cannot read" in built("build", "texts", "--out", "locked", "--tokenizer", "bytes", code=2)
+    monkeypatch.undo()
+    (home / "cache" / "ngram" / "locked").rmdir()
+
+
+def test_what_tokens_look_like(built, home):
+    (home / "bytes.txt").write_text("naïve \\n naïve\n" * 30, encoding="utf-8")
+    built("build", "bytes.txt", "--out", "my idx", "--tokenizer", "bytes", "--quiet")
+    said = built("next", "my idx", "na")
+    assert "‹\\xc3›" in said and "‹\\\\xc3›" not in said
+    assert "orrery ngram next 'my idx'" in built("build", "bytes.txt", "--out", "my idx", "--tokenizer", "bytes", "--quiet")
+    assert "nothing, which stands before every token" in built("next", "my idx", "")
 
 
 def test_damage_is_found(built, home):

@@ -6,6 +6,7 @@ Questions about whole texts, and the service, are in `ngram_texts`.
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -72,9 +73,14 @@ def shown(index: Any, ids: Any) -> list[str]:
     return [token_text(index, int(i)) for i in ids]
 
 
+def visible(token: str) -> str:
+    """A token with its edges, on one line."""
+    return repr(token)[1:-1].replace("\\\\", "\\").join("‹›")
+
+
 def said(tokens: list[str]) -> str:
     """Tokens on one line, their edges visible."""
-    return " ".join(repr(token)[1:-1].join("‹›") for token in tokens)
+    return " ".join(map(visible, tokens)) or "nothing, which stands before every token"
 
 
 @app.command("build")
@@ -126,13 +132,13 @@ def _place(corpus: str, out: Path | None, name: str) -> tuple[Path, str]:
     """Where an index goes, and what it is asked for by."""
     from orrery.core.errors import ConfigError, DataError
     from orrery.core.registry import names
-    from orrery.ngram.homes import DESCRIPTION, home
+    from orrery.ngram.homes import holds_index, home
 
     if out is not None and name:
         raise ConfigError("--out and --name exclude one another")
     if out is not None:
         folder = out.expanduser()
-        if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not holds_index(folder) and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"'{out}' exists and holds no index; name another folder")
         return folder, str(out)
     if not name and corpus not in names(kind="corpus"):
@@ -181,7 +187,7 @@ def _report(index: Any, label: str, seconds: float, as_json: bool, fresh: bool) 
     print(f"{label}: {how}")
     print(f"  {facts['tokens']:,} tokens of {facts['documents']:,} documents, {facts['tokenizer']}, {facts['shards']} shard(s)")
     print(f"  {output.size(facts['bytes'])}, {facts['bytes_per_token']:.2f} bytes a token, in '{facts['folder']}'")
-    print(f"  ask it:  orrery ngram next {label} \"import numpy as\"")
+    print(f"  ask it:  orrery ngram next {shlex.quote(label)} \"import numpy as\"")
 
 
 @app.command("list")
@@ -364,7 +370,7 @@ def next_tokens(
     print(f"behind {said(context) or 'anything'}: {total:,} times, followed by {len(found.ids):,} different tokens")
     remark = "sparse: only one token was ever seen here" if len(found.ids) == 1 else ""
     print(f"effective n = {n} of {len(encoded)} tokens{'; ' if remark else ''}{remark}")
-    cells = [(repr(t)[1:-1].join("‹›"), f"{c:,}", f"{c / total:.4f}") for t, c in zip(tokens, counts, strict=True)]
+    cells = [(visible(t), f"{c:,}", f"{c / total:.4f}") for t, c in zip(tokens, counts, strict=True)]
     output.say_table(("token", "count", "probability"), cells, right=(1, 2))
 
 
@@ -399,4 +405,4 @@ def diff(
         return
     print(f"{said(shown(left, encoded))}: {counts[0]:,} less {counts[1]:,} leaves {counts[0] - counts[1]:,}")
     if rows:
-        output.say_table(("next", "count"), [(repr(t)[1:-1].join("‹›"), f"{c:,}") for t, c in rows], right=(1,))
+        output.say_table(("next", "count"), [(visible(t), f"{c:,}") for t, c in rows], right=(1,))

@@ -65,10 +65,14 @@ def docs(
 
     Example:  orrery ngram docs stdlib "import socket" -n 3
     """
+    from orrery.core.errors import DataError
+
     opened = open_index(index)
     encoded = ids_of(opened, text, ids)
+    if not len(encoded):
+        raise DataError("there is no token to look for; every document holds the empty n-gram")
     total = opened.count(encoded)
-    found = opened.documents(encoded, limit, context=context) if len(encoded) else []
+    found = opened.documents(encoded, limit, context=context)
     if as_json:
         listed = [described(opened, document) for document in found]
         output.say_json({"tokens": shown(opened, encoded), "count": total, "documents": listed})

@@ -37,8 +37,23 @@ def home(name: str) -> Path:
 def named() -> dict[str, Path]:
     """Indexes that have a name."""
     root = cache_dir() / "ngram"
-    found = sorted(root.iterdir()) if root.is_dir() else []
-    return {path.name: path for path in found if not path.name.startswith(".") and (path / DESCRIPTION).is_file()}
+    try:
+        found = sorted(root.iterdir()) if root.is_dir() else []
+    except OSError as error:
+        raise StorageError(f"cannot read '{root}': {error.strerror or error}") from error
+    return {path.name: path for path in found if not path.name.startswith(".") and holds_index(path)}
+
+
+def holds_index(path: Path) -> bool:
+    """Whether a folder is that of an index.
+
+    Raises:
+        StorageError: it may not be read.
+    """
+    try:
+        return (path / DESCRIPTION).is_file()
+    except OSError as error:
+        raise StorageError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
 def locate(spec: str | Path) -> Path:
@@ -48,7 +63,7 @@ def locate(spec: str | Path) -> Path:
         StorageError: there is no such index; says what there is and how one is built.
     """
     path = Path(spec).expanduser()
-    if (path / DESCRIPTION).is_file():
+    if holds_index(path):
         return path
     text = str(spec)
     known = named()
