@@ -28,6 +28,13 @@ MODELS = [
     "lstm",
     "gru",
     "gpt2 + transformer",
+    "lizard(window=6,head_dim=16)",
+    "lizard(window=5,head_dim=16,mixer.norm=joint,rope=True,feature_map=softmax,gate_per_head=True)",
+    "lizard(window=20,head_dim=32,mixer.norm='none',sinks=0,features=6,canon=b)",
+    "slstm",
+    "slstm(heads=2,conv=2)",
+    "rwkv7",
+    "rwkv6",
 ]
 
 

@@ -22,6 +22,7 @@ from orrery.generate.pairs import beam_search, source_ids, target_steps
 from orrery.generate.policy import StatePolicy, create_policy
 from orrery.generate.policy_reading import policy_reader
 from orrery.generate.sampling import Sampling, holds_nan
+from orrery.models.decoder import DecoderLM
 from orrery.models.diagnose import find_broken
 from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import EncoderDecoder
@@ -200,6 +201,8 @@ def decode_steps(
 @torch.inference_mode()
 def _read(model: Any, tokens: Tensor, segments: Tensor | None, state: Any, ctx: Context | None) -> tuple[Tensor, Any]:
     """Scores (B,V) after the last valid token of each row, and the state."""
+    if segments is None and ctx is None and type(model) is DecoderLM:
+        ctx = Context(last=True)
     out = model(tokens, state=state, ctx=ctx, segments=segments) if ctx is not None or segments is not None else model(tokens, state=state)
     if segments is None:
         hidden = out.hidden[:, -1]

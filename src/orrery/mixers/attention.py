@@ -157,7 +157,10 @@ class Attention(Mixer):
         write = not (fresh and time.starts is None) and state is not None and ctx.donate and still and self._fits(state, time, x)
         bias = ctx.bias if self.config.relative is None else self._relative(state, x, ctx, write)
         if fresh and time.starts is None:
-            y = self._attend(q, k, v, self._mask(None, time, x, 0), bias)
+            mask = self._mask(None, time, x, 0)
+            if ctx.last and bias is None and isinstance(mask, str):
+                q, gate, mask = q[:, -1:], None if gate is None else gate[:, -1:], "all"
+            y = self._attend(q, k, v, mask, bias)
             kept = _keep(k, v, time, self.config.window)
         elif write and state is not None:
             kept = _write(state, k, v, time)

@@ -40,7 +40,10 @@ from orrery.nn.projection import Projection
 from orrery.nn.recompute import recompute
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
+from orrery.ops.lizard_step import LizardWeights, lizard_stepper, ring
+from orrery.ops.row_linear import RowNorm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix
 
 _HIGHEST = 20.0  # e^40 times any number of tokens stays far from float32's end
@@ -239,6 +242,24 @@ class Lizard(Mixer):
         index, rows = ends[:, None] + slots, torch.arange(len(keys), device=keys.device)[:, None]
         empty = (slots < past - time.clock[:, 1:].clamp(max=past))[..., None, None]
         return keys[rows, index].masked_fill(empty, 0.0), values[rows, index].masked_fill(empty, 0.0)
+
+    def stepper(self, norm: RowNorm, state: LizardState, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs.linear, self.gate, self.out):
+            return None
+        config, x = self.config, run.x
+        p, y = x.new_empty(len(x), self.inputs.linear.out_features), x.new_empty(len(x), self.out.in_features)
+        gate, memory = x.new_empty(len(x), self.gate.out_features), state.memory.float().contiguous().clone()
+        window = ring(state.k, state.clock[:, 1]), ring(state.v, state.clock[:, 1])
+        table = torch.zeros(0, 0, dtype=torch.complex64)
+        if config.rope:
+            table = cached_table(torch.arange(run.capacity), run.capacity, self.head_dim, config.rope_theta, torch.float32)
+        weights = LizardWeights(
+            self.maps, self.sinks, self.alpha, config.feature_map == "softmax", config.norm, _HIGHEST, _LEAST
+        )
+        project = self.inputs.step(x, state.inputs, p, norm)
+        weigh = linear_step(x, self.gate, gate, norm)
+        recur = lizard_stepper(p, gate, memory, window, run.positions, table, y, weights)
+        return in_order(project, weigh, recur, linear_step(y, self.out, x, add=True))
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The weights (B,H,T,T) of all values in the sum of both branches."""

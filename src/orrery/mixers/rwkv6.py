@@ -41,9 +41,10 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.recompute import linear_of, recompute
 from orrery.nn.rwkv import depth_ratios, mixed_linears
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
-from orrery.ops.row_linear import RowNorm, row_linear, row_norm
+from orrery.ops.row_linear import RowNorm, row_linear, row_norm_into
+from orrery.ops.row_steps import copy_rows
 from orrery.ops.token_shift import token_mix
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
 from orrery.ops.vector_decay_step import rwkv6_stepper, shift_stepper
@@ -177,15 +178,7 @@ class RWKV6(Mixer):
         steps += [linear_step(mixed[place], linear, to, activation=act) for linear, place, to, act in ways]
         steps.append(rwkv6_stepper((r, k, v, g, decay), memory, y, self.bonus, (self.norm.weight, self.norm.bias), _EPS))
         steps.append(linear_step(y, self.out, run.x, add=True))
-        normed = row_norm(run.x, norm)
-
-        def step() -> None:
-            now.copy_(normed())
-            for each in steps:
-                each()
-            before.copy_(now)
-
-        return step
+        return in_order(row_norm_into(run.x, norm, now), *steps, copy_rows(now, before))
 
     def _project(self, x: Tensor, before: Tensor | None, time: Timeline) -> tuple[Tensor, ...]:
         """R, k, v (B,T,H,K), g (B,T,D), the decays' logarithms (B,T,H,K), and the last token (B,D)."""

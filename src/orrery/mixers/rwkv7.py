@@ -44,12 +44,13 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
 from orrery.nn.rwkv import depth_ratios
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.dplr import dplr
 from orrery.ops.dplr_step import RWKV7Weights, rwkv7_stepper
 from orrery.ops.gates import relu_square
-from orrery.ops.row_linear import RowNorm, row_norm
+from orrery.ops.row_linear import RowNorm, row_norm_into
+from orrery.ops.rwkv4_step import mix_step
 from orrery.ops.rwkv7_gates import rwkv7_gates, rwkv7_out
 from orrery.ops.token_shift import token_mix
 
@@ -191,7 +192,7 @@ class RWKV7(Mixer):
         steps.append(rwkv7_stepper(parts, None if self.residual is None else first, memory, y, weights))
         steps.append(linear_step(y, self.out, run.x, add=True))
         run.shared.setdefault(_FIRST, v)
-        return _shifted(norm, run, mixed, before, self.mix_ratios[:, None], steps, v if first is None else None)
+        return _shifted(norm, run, mixed, before, self.mix_ratios, steps)
 
     def _project(
         self, x: Tensor, shift: Tensor | None, ctx: Context
@@ -272,7 +273,7 @@ class RWKV7Channel(Part):
             return None
         mixed, hidden = run.x.new_empty(1, *run.x.shape), run.x.new_empty(len(run.x), self.hidden)
         steps = [linear_step(mixed[0], self.key, hidden, None, "relu2"), linear_step(hidden, self.value, run.x, add=True)]
-        return _shifted(norm, run, mixed, state.shift.float().clone(), self.mix_k[None, None], steps)
+        return _shifted(norm, run, mixed, state.shift.float().clone(), self.mix_k[None], steps)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV7ChannelState:
         shift = torch.zeros(batch, self.place.width, device=device, dtype=dtype)
@@ -285,22 +286,10 @@ class RWKV7Channel(Part):
         return 4 * self.place.width * self.hidden * length
 
 
-def _shifted(
-    norm: RowNorm, run: Stepping, mixed: Tensor, before: Tensor, ratios: Tensor, steps: list[Step], first: Tensor | None = None
-) -> Step:
-    """The mixtures of norm(x) with the token `before` it into `mixed`, then `steps`; `first` is left for general layers."""
-    normed = row_norm(run.x, norm)
-
-    def step() -> None:
-        x = normed()
-        torch.lerp(before, x, ratios, out=mixed)
-        before.copy_(x)
-        for part in steps:
-            part()
-        if first is not None and run.ctx.shared is not None:
-            run.ctx.shared.setdefault(_FIRST, first[:, None])
-
-    return step
+def _shifted(norm: RowNorm, run: Stepping, mixed: Tensor, before: Tensor, ratios: Tensor, steps: list[Step]) -> Step:
+    """The mixtures (M,B,D) of norm(x) with the token `before` it into `mixed`, by `ratios` (M,D), then `steps`."""
+    x = torch.empty_like(run.x)
+    return in_order(row_norm_into(run.x, norm, x), mix_step(x, before, ratios, mixed), *steps)
 
 
 def _rank(factor: float, width: int) -> int:

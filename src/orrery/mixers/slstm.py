@@ -31,9 +31,13 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
+from orrery.ops.diagonal_step import conv_step
+from orrery.ops.row_linear import RowNorm, row_norm_into
 from orrery.ops.slstm import slstm, slstm_initial
+from orrery.ops.slstm_step import SLSTMWeights, slstm_stepper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,14 @@ class SLSTM(Mixer):
         raw = torch.matmul(rows.transpose(1, 2), self.gates)  # (2,H,BT,2K)
         wide = torch.promote_types(raw.dtype, torch.float32)
         return raw.permute(2, 1, 0, 3).flatten(2).to(wide).add(self.bias).unflatten(0, x.shape[:2]), conv
+
+    def stepper(self, norm: RowNorm, state: SLSTMState, run: Stepping) -> Step | None:
+        x = run.x
+        u, smooth, window = torch.empty_like(x), torch.empty_like(x), state.conv.float().contiguous().clone()
+        h, c, n, m = (held.float().contiguous().clone() for held in state[:4])
+        weights = SLSTMWeights(self.gates, self.recurrent, self.bias, self.norm, self.config.eps)
+        convolve = conv_step(u, window, self.conv.weight, self.conv.bias, smooth, 0, True)
+        return in_order(row_norm_into(x, norm, u), convolve, slstm_stepper(u, smooth, (h, c, n, m), x, weights))
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices (B,D,T,T) that map the cell's inputs tanh(z) to h, given the gates that this x makes.

@@ -94,6 +94,8 @@ class DecoderLM(nn.Module):
         ctx = ctx or Context()
         if segments is not None:
             ctx = ctx.replace(segments=segments)
+        if ctx.last and (ctx.segments is not None or ctx.aux is not None):
+            raise ConfigError("the last token alone can be asked for in a call without segments and reports")
         batch, length, device = check_input(tokens, embeds, self.vocab_size, self.config.width)
         self._check_state(state, batch)
         for block in self.blocks:
@@ -108,7 +110,7 @@ class DecoderLM(nn.Module):
             embeds = gather_time(embeds, order) if embeds is not None else None
         ctx = ctx.replace(time=time, tokens=ctx.tokens if tokens is None else tokens, shared={})
         h, blocks = self.run(self._embed(tokens, embeds, ctx), 0, len(self.blocks), None if state is None else state.blocks, ctx)
-        h = self.norm(h)
+        h = self.norm(h[:, -1:] if ctx.last else h)
         valid = time.valid(length)
         if valid is not None:
             h = h.masked_fill(~valid[..., None], 0.0)
@@ -141,6 +143,11 @@ class DecoderLM(nn.Module):
         one call are run in several goes, one ctx with a `shared` of its own goes with all of them.
         """
         ctx = ctx if ctx.shared is not None else ctx.replace(shared={})
+        if ctx.last and start < len(self.blocks) - 1:  # later layers read all tokens of this one
+            end = min(stop, len(self.blocks) - 1)
+            h, before = self.run(h, start, end, state, ctx.replace(last=False))
+            h, after = self.run(h, end, stop, state, ctx)
+            return h, before + after
         states = state[start:stop] if state is not None else (None,) * (stop - start)
         return run_blocks(list(self.blocks)[start:stop], h, states, ctx, self.checkpoint_blocks and self.training)
 

@@ -148,6 +148,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
         """X (B,T,D) and the block's state or None -> (B,T,D) and the new state."""
+        if ctx.last and not self._last_alone(ctx):
+            ctx = ctx.replace(last=False)
         if self.cross is not None:
             return self._with_memory(x, state, ctx)
         a, m, c, f = state if state is not None else (None, None, None, None)
@@ -166,6 +168,8 @@ class Block(nn.Module):
         if self.canon_a is not None:
             h, a = self.canon_a(h, a, ctx)
         y, m = self.mixer(h, m, ctx)
+        if ctx.last:
+            x, y, h = x[:, -1:], y[:, -1:], h[:, -1:]
         x = self._added(x, y, 0)
         if self.channel is not None:
             if self.channel_norm is not None:
@@ -193,6 +197,12 @@ class Block(nn.Module):
             x = self._joined(x, y, norm) if self.config.placement == "post" else x + self._drop(y)
         return x, tuple(after)
 
+    def _last_alone(self, ctx: Context) -> bool:
+        """Whether what follows the mixer is needed for the last token only: no state behind it wants the others."""
+        placed = self.cross is None and self.config.placement in ("pre", "parallel", "normed", "gated")
+        stateless = self.canon_c is None and (self.channel is None or self.channel.State is None)
+        return placed and stateless and ctx.cond is None
+
     def _added(self, x: Tensor, y: Tensor, part: int) -> Tensor:
         """The residual x and the output y of the mixer (part 0) or the channel mixer (1), where the norm stands before it."""
         if not self.gates:
@@ -210,6 +220,8 @@ class Block(nn.Module):
         if self.canon_a is not None:
             h, a = self.canon_a(h, a, ctx)
         y, m = self.mixer(h, m, ctx)
+        if ctx.last:
+            x, y = x[:, -1:], y[:, -1:]
         x = _sum(x, keep, self._drop(y), add)
         if self.channel is not None and self.channel_norm is not None:
             x = h = self.channel_norm(x)

@@ -66,6 +66,7 @@ class Context:
     donate: the caller gives its state away; buffers may be overwritten in place (only `generate` sets it).
     shared: what a layer leaves for later ones of the same call, by name (RWKV-7's first values); the frame makes it anew
         for every call. It holds activations of these very tokens, so it is no state: cuts and steps need nothing of it.
+    last: only the last token's output is asked for, of a call without padding: a part may give y (B,1,D). States are the same.
     packing: of a decoder's packed row (:mod:`orrery.nn.packing`): where its tokens stood, for parts that read a memory row by row.
     """
 
@@ -81,6 +82,7 @@ class Context:
     donate: bool = False
     shared: dict[str, Tensor] | None = None
     packing: Packing | None = None
+    last: bool = False
 
     def replace(self, **changes: Any) -> Context:
         """A copy with some fields changed."""

@@ -33,6 +33,7 @@ from orrery.ops.packed_linear import ACTIVATIONS as FUSED
 from orrery.ops.packed_linear import PackedLinear
 from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
 from orrery.ops.row_linear import RowNorm, row_linear
+from orrery.ops.row_steps import multiply_rows
 from orrery.ops.short_ends import gate_text
 from orrery.ops.swiglu import geglu, swiglu
 
@@ -144,14 +145,7 @@ class _FeedForward(Part):
         gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
         gate_half = row_linear(run.x, gate_weight, gate_bias, h, norm, code)
         up_half = row_linear(run.x, up_weight, up_bias, up, norm)
-
-        def gated() -> None:
-            gate_half()
-            up_half()
-            h.mul_(up)
-            out()
-
-        return gated
+        return in_order(gate_half, up_half, multiply_rows(h, up), out)
 
     def _canon_step(self, norm: RowNorm, state: ConvState, run: Stepping, h: Tensor, code: str, out: Step) -> Step:
         assert self.conv is not None

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Aux, Context, Part, PartConfig, Place
 from orrery.nn.feedforward import GATED_CODES, GLU, MLP, FeedForwardConfig, activation
-from orrery.nn.stepping import Step, Stepping, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.ops.experts import drop_beyond, experts, plan_dispatch
 from orrery.ops.experts_step import Routing, experts_step
 from orrery.ops.row_linear import ACTIVATIONS, RowNorm
@@ -222,25 +222,16 @@ class MoE(Part):
         chosen = experts_step(x, norm, u, rule, self.wide, self.out, code)
         if self.shared is None:
             return chosen
-        shared = self._shared_step(u, code)
+        return in_order(chosen, self._shared_step(u, x, code))
 
-        def step() -> None:
-            chosen()
-            x.add_(shared())
-
-        return step
-
-    def _shared_step(self, u: Tensor, code: str) -> Callable[[], Tensor]:
+    def _shared_step(self, u: Tensor, x: Tensor, code: str) -> Step:
         assert self.shared is not None
         h, y = u.new_empty(len(u), self.shared.hidden), torch.empty_like(u)
-        into, out = linear_step(u, self.shared.wide, h, activation=code), linear_step(h, self.shared.out, y)
-
-        def step() -> Tensor:
-            into()
-            out()
-            return y if self.shared_gate is None else y.mul_(torch.sigmoid(self.shared_gate(u)))
-
-        return step
+        into = linear_step(u, self.shared.wide, h, activation=code)
+        if self.shared_gate is None:
+            return in_order(into, linear_step(h, self.shared.out, x, add=True))
+        gate = self.shared_gate
+        return in_order(into, linear_step(h, self.shared.out, y), lambda: cast(None, x.add_(y.mul_(torch.sigmoid(gate(u))))))
 
     def idle_parameters(self) -> int:
         """Parameters that one token does not use."""

@@ -63,7 +63,8 @@ class Stepping:
             after = self.clock.clamp(min=0)  # a document without an id so far is document 0
             after[:, 1] += 1
             time = Timeline(None, self.positions[:, None].clone(), None, after, self._past, self._even)
-            self.ctx = Context(tokens=tokens[:, None], time=time, donate=True, shared={})
+            shared = {name: buffer[:, None] for name, buffer in self.shared.items()}
+            self.ctx = Context(tokens=tokens[:, None], time=time, donate=True, shared=shared)
             self.clock = after
         self._past += 1
 

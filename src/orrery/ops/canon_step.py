@@ -20,6 +20,7 @@ from orrery.ops.compiled import compiled, prepare_blocks
 from orrery.ops.diagonal_step import conv_step
 from orrery.ops.program import Steps
 from orrery.ops.row_linear import ACTIVATIONS, GATED, RowNorm, activated, row_norm_into
+from orrery.ops.row_steps import copy_rows
 
 
 def canon_step(x: Tensor, norm: RowNorm | None, window: Tensor, weight: Tensor, u: Tensor, kept: Tensor) -> Callable[[], None]:
@@ -29,8 +30,7 @@ def canon_step(x: Tensor, norm: RowNorm | None, window: Tensor, weight: Tensor, 
         x, u, kept: (B,D). norm: n, or None. window: (B,K-1,D), the last n(x), oldest first; moved on. weight: (D,K).
     """
     normed = torch.empty_like(x)
-    keep = prepare_blocks(_copy, len(x), 0, u.numpy(), kept.numpy())
-    return Steps((row_norm_into(x, norm, normed), residual_conv_step(normed, window, weight, u), keep))
+    return Steps((row_norm_into(x, norm, normed), residual_conv_step(normed, window, weight, u), copy_rows(u, kept)))
 
 
 def residual_conv_step(raw: Tensor, window: Tensor, weight: Tensor, y: Tensor) -> Callable[[], None]:
@@ -48,13 +48,6 @@ def add_change(x: Tensor, u: Tensor, kept: Tensor) -> Callable[[], None]:
 def activate_step(h: Tensor, y: Tensor, activation: str) -> Callable[[], None]:
     """A function that writes the activation of h (B,F), or of a gated one of h (B,2F), into y (B,F)."""
     return prepare_blocks(_activate, len(h), 0, h.numpy(), y.numpy(), ACTIVATIONS.index(activation), GATED)
-
-
-@compiled
-def _copy(first, last, u, kept):  # type: ignore[no-untyped-def]
-    for b in range(first, last):
-        for i in range(u.shape[1]):
-            kept[b, i] = u[b, i]
 
 
 @compiled

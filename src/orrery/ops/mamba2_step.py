@@ -12,7 +12,6 @@ K taps.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,17 +83,8 @@ def mamba2_stepper(
     dt_limit: tuple[float, float] | None = None, norm_first: bool = False,
 ) -> Callable[[], None]:  # fmt: skip
     """:func:`mamba2_step` prepared once: every call reads p, moves conv and ssm on in place, and writes out (B,E)."""
-    other = torch.empty_like(conv)  # the windows change places with every call
-    there, back = (
-        prepare_blocks(_step, len(p), 4 * ssm.numel(), *_arguments(tensors, weights, groups, eps, dt_limit, norm_first))
-        for tensors in ((p, conv, other, ssm, ssm, out), (p, other, conv, ssm, ssm, out))
-    )
-    turns = itertools.cycle((there, back))
-
-    def step() -> None:
-        next(turns)()
-
-    return step
+    given = _arguments((p, conv, conv, ssm, ssm, out), weights, groups, eps, dt_limit, norm_first)
+    return prepare_blocks(_step, len(p), 4 * ssm.numel(), *given)
 
 
 def _arguments(
@@ -118,15 +108,15 @@ def _step(  # type: ignore[no-untyped-def]
     x = np.empty(mixed, np.float32)
     for b in range(first, last):
         row = p[b, inner : inner + mixed]
-        for j in range(kept - 1):
-            window[b, j] = conv[b, j + 1]
-        if kept:
-            window[b, kept - 1] = row
         for c in range(mixed):
             total = bias[c] + taps[c, kept] * row[c]
             for j in range(kept):
                 total += taps[c, j] * conv[b, j, c]
             x[c] = total
+        for j in range(kept - 1):  # once conv has been read: it may be the window itself
+            window[b, j] = conv[b, j + 1]
+        if kept:
+            window[b, kept - 1] = row
         for c in range(mixed):
             x[c] = x[c] * sigmoid(x[c])
         for h in range(heads):

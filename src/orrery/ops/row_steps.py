@@ -34,6 +34,16 @@ def add_rows(x: Tensor, y: Tensor) -> Callable[[], None]:
     return prepare_blocks(_add, len(x), 0, x.numpy(), y.numpy())
 
 
+def multiply_rows(x: Tensor, y: Tensor) -> Callable[[], None]:
+    """x and y (B,F): x becomes their product."""
+    return prepare_blocks(_multiply, len(x), 0, x.numpy(), y.numpy())
+
+
+def copy_rows(x: Tensor, y: Tensor) -> Callable[[], None]:
+    """x (B,D), and y, which becomes the same."""
+    return prepare_blocks(_copy, len(x), 0, x.numpy(), y.numpy())
+
+
 def cap_rows(z: Tensor, cap: float) -> Callable[[], None]:
     """z (B,V), in place."""
     blocks = -(-z.numel() // _SHARE)
@@ -72,6 +82,20 @@ def _add(first, last, x, y):  # type: ignore[no-untyped-def]
     for b in range(first, last):
         for i in range(x.shape[1]):
             x[b, i] += y[b, i]
+
+
+@compiled
+def _multiply(first, last, x, y):  # type: ignore[no-untyped-def]
+    for b in range(first, last):
+        for i in range(x.shape[1]):
+            x[b, i] *= y[b, i]
+
+
+@compiled
+def _copy(first, last, x, y):  # type: ignore[no-untyped-def]
+    for b in range(first, last):
+        for i in range(x.shape[1]):
+            y[b, i] = x[b, i]
 
 
 @compiled
