@@ -10,7 +10,7 @@ Equation: for each head, X (T,D/H) its features and P sinusoids of the positions
 Shapes: B batch, T time, D width, M hidden size of the mixing MLP, H heads.
 
 Cost: O(T (D^2 + D M) / H) for the weights and O(T D M / H) for mixing, linear in T; no state. Padding costs nothing:
-    documents are packed (nn/packing.py) and mixed length by length.
+    documents are packed (nn/packing.py) and mixed length by length. Without gradients a long one is read a piece at a time.
 
 Differs from the paper: one head by default, as there; the released code multiplies the input of the weight makers by sqrt(D),
     starts positions at 1 and lets the sinusoids' frequencies fall twice as fast: here positions begin at 0, frequencies are
@@ -22,7 +22,7 @@ Oracle: tests/oracles/hypermixer.py (float64 loops).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import LayerNorm
 from orrery.nn.packing import pack_timeline
+from orrery.nn.pieces import in_pieces, pieces
 
 POSITIONS = ("sinusoid", "none")
 BASE = 10000.0
@@ -108,9 +109,10 @@ class HyperMixing(Mixer):
             y, _ = self.mix(packing.gather(x), None, ctx.replace(time=packed))
             return packing.spread(y), None
         batch, length, width = x.shape
-        known = x
-        if self.config.positions == "sinusoid":
-            known = x + sinusoids(time.positions, width, x.dtype)
+        places = self._places(x, ctx)
+        if in_pieces(length) and (time.groups is None or len(time.groups) == 1 == time.groups[0][0]):
+            return self._long(x, places), None
+        known = x if places is None else x + places
         features = x.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3)  # (H,B,T,D/H)
         known = known.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
         into = self.into(known).unflatten(1, (batch, length))
@@ -128,6 +130,41 @@ class HyperMixing(Mixer):
             found.append(y.flatten(1, 2))
         y = torch.cat(found, 1) if len(found) > 1 else found[0]
         return self.norm(y.permute(1, 0, 2).reshape(batch, length, width)), None
+
+    def _places(self, x: Tensor, ctx: Context) -> Tensor | None:
+        """The sinusoids of the positions, made by the first layer for all."""
+        if self.config.positions != "sinusoid":
+            return None
+        shared, name = ctx.shared if ctx.shared is not None else {}, f"sinusoids {x.shape[-1]} {x.dtype}"
+        if name not in shared:
+            shared[name] = sinusoids(ctx.timeline.positions, x.shape[-1], x.dtype)
+        return shared[name]
+
+    def _long(self, x: Tensor, places: Tensor | None) -> Tensor:
+        """Long documents x (B,T,D), one a row, a piece at a time: of all tokens only the weights are held, and only where tied."""
+        batch, length, _ = x.shape
+
+        def parts(piece: slice) -> tuple[Tensor, Tensor]:
+            """Features and what weights are made of, (H,B,t,D/H)."""
+            values = x[:, piece]
+            known = values if places is None else values + places[..., piece, :]
+            return cast("tuple[Tensor, Tensor]", tuple(each.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3) for each in (values, known)))
+
+        def make(maker: WeightMaker, known: Tensor) -> Tensor:
+            return maker(known.flatten(1, 2)).unflatten(1, known.shape[1:3])
+
+        sums, held = x.new_zeros(self.heads, batch, self.mixing // self.heads, x.shape[-1] // self.heads), []
+        for piece in pieces(length):
+            values, known = parts(piece)
+            into = make(self.into, known)
+            sums += into.transpose(-1, -2) @ values
+            if self.back is None:
+                held.append(into)
+        mixed, found = F.gelu(sums), torch.empty_like(x)
+        for place, piece in enumerate(pieces(length)):
+            back = held[place] if self.back is None else make(self.back, parts(piece)[1])
+            found[:, piece] = self.norm((back @ mixed).permute(1, 2, 0, 3).flatten(2))
+        return found
 
     def flops(self, length: int) -> int:
         """The makers' products, and those of the mixing itself."""

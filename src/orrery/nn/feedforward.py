@@ -24,6 +24,7 @@ from orrery.core.errors import ConfigError, suggest
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import ConvState, ShortConv
+from orrery.nn.pieces import by_pieces
 from orrery.nn.recompute import linear_of
 from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
@@ -117,9 +118,9 @@ class _FeedForward(Part):
             self.conv.reset_parameters()
 
     def mix(self, x: Tensor, state: ConvState | None, ctx: Context) -> tuple[Tensor, ConvState | None]:
-        h = self.wide(x)
         if self.conv is None:
-            return self._way_out(h), None
+            return by_pieces(lambda piece: self._way_out(self.wide(piece)), x), None
+        h = self.wide(x)
         h, inputs = self.conv(h, None if state is None else state.inputs, ctx)
         return self._way_out(h), ConvState(inputs, ctx.timeline.clock)
 
@@ -163,7 +164,7 @@ class _FeedForward(Part):
             return lambda x, residual, ctx: out.onto(wide(x), residual)
         return lambda x, residual, ctx: out.onto(self.activate(wide(x)), residual)
 
-    def short(self) -> Callable[[ShortText], Callable[[], Any]] | None:
+    def short(self) -> Callable[[ShortText], list[Callable[[], Any]]] | None:
         """Both maps laid out for few rows."""
         maps = short_linears(self.wide, self.out) if self.conv is None else None
         if maps is None:
