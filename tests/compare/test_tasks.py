@@ -16,7 +16,7 @@ from orrery.compare.task_page import lead, task_page, write_task_report
 from orrery.compare.task_report import markdown, picture, table
 from orrery.compare.task_result import over_items
 from orrery.compare.tasks import TaskSettings, compare_tasks
-from orrery.core.errors import BudgetError, ConfigError, CorruptionError, UnknownNameError
+from orrery.core.errors import BudgetError, ConfigError, CorruptionError, DataError, UnknownNameError
 from orrery.core.files import read_json
 from orrery.data.labelled import TaskSpec
 from orrery.data.records import Row, Table
@@ -165,6 +165,13 @@ def test_what_is_refused(tmp_path):
         ask(baseline="gru")
     with pytest.raises(ConfigError, match="at least one seed"):
         ask(seeds=0)
+    same = Table("one.csv", ("text", "label"), [Row(f"line {n}", {"text": "a", "label": "yes"}) for n in range(20)])
+    with pytest.raises(DataError, match=r"'label' of 'one\.csv' holds only the label 'yes'"):
+        compare_tasks(["bert"], same, SPEC, tmp_path / "out", 1, TaskSettings())
+    tagged = Table("t", ("text", "label"), [Row(f"line {n}", {"text": "a b", "label": ["O I-X", "B-X I-X"][n % 2]}) for n in range(20)])
+    with pytest.raises(DataError, match="word 2: the tag breaks the scheme bio"):
+        compare_tasks(["bert"], tagged, TaskSpec(kind="tagging"), tmp_path / "out", 1, TaskSettings())
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageE
 from orrery.data.labelled import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.data.tokenizers import ByteTokenizer
+from orrery.evaluate.predictions import paired_interval
 from orrery.methods import finetune as module
 from orrery.methods.baselines import baseline
 from orrery.methods.finetune import FinetuneConfig, batch_by_rows, finetune, rate_by_width
@@ -303,3 +304,23 @@ def test_a_translation_is_held_against_the_nearest_row_or_the_source():
     name, given = baseline(spec, train, other)
     assert name == "the nearest training row's answer" and given["texts"] == ["zwei Jungen rennen", "ein roter Hund"]
     assert baseline(spec, train, of([("x y", "x y")])) == ("the source, copied", {"texts": ["x y"]})
+
+
+def test_a_model_reads_as_far_as_it_knows(tmp_path):
+    for model, reads in (("bert", 6), ("gru", 8192)):
+        train = table(16)
+        settings = {"width": 16, "depth": 1}
+        config = FinetuneConfig(epochs=1, batch=16)
+        result = finetune(model, train, tmp_path / model, config, tokenizer="wordpiece:64", settings=settings, quiet=True, compare_baseline=False)
+        assert result["task"]["length"] == reads, "drawn positions end at the longest text; recurrent layers have none"
+    assert load_fitted(tmp_path / "gru").predict(["cat " * 40])[0]["label"]
+    with pytest.raises(DataError, match="42 tokens, but the model reads 6"):
+        load_fitted(tmp_path / "bert").predict(["cat " * 40])
+    result = finetune(tmp_path / "bert", table(16), tmp_path / "on", FinetuneConfig(epochs=1, batch=16), quiet=True, compare_baseline=False)
+    assert result["task"]["length"] == 512, "what is handed on as trained is trusted as far as its positions go"
+
+
+def test_one_row_shows_no_difference():
+    one = {"true": np.array([1]), "predicted": np.array([1])}
+    gap = paired_interval(lambda items: float(np.mean(items["true"] == items["predicted"])), one, {**one, "predicted": np.array([0])})
+    assert (gap.estimate, gap.low, gap.high) == (1.0, -np.inf, np.inf)

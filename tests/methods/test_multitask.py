@@ -136,6 +136,8 @@ def test_a_file_of_tasks_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert record["weights"] == {"animals": 2.0, "dogs": 1.0}
     code, out, _ = run(monkeypatch, capsys, "predict", tmp_path / "run" / "tasks" / "dogs", "--text", "dog dog")
     assert not code and "value" in json.loads(out)
+    code, _, error = run(monkeypatch, capsys, "predict", tmp_path / "run", "--text", "dog dog")
+    assert code == 2 and "holds 2 tasks; name one, such as" in error
     for content, words in (
         ({"tasks": {"a": {"label": "x"}}}, "names no tasks"),
         ({"tasks": {"a": tasks["dogs"]}}, "two or more"),
@@ -144,6 +146,8 @@ def test_a_file_of_tasks_from_the_command_line(tmp_path, monkeypatch, capsys):
         ({"tasks": {"a": tasks["dogs"], "b": {**tasks["dogs"], "task": "text-to-text"}}}, "go together with others of their kind"),
         ({"tasks": {"a": tasks["dogs"], "b": {**tasks["dogs"], "label": "lable"}}}, "no column 'lable'"),
         ({"weights": {}, "tasks": tasks}, "weights"),
+        ({"weightin": "fixed", "tasks": tasks}, "there is no 'weightin'. Did you mean 'weighting'?"),
+        ({"tasks": {"a": tasks["dogs"], "b": {"train": 5}}}, "the train table of 'b' is a file, not 5"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(content))
         wrong = ["finetune", "bert", "--tasks", tmp_path / "bad.json", "--out", tmp_path / "x", "--tokenizer", "bytes"]

@@ -135,9 +135,10 @@ def _finetune_several(
 
 
 def _show(result: dict[str, Any]) -> None:
-    sides = list(result["figures"])
+    sides = [side for side in ("validation", "test") if side in result["figures"]]  # a result that was read back has lost its order
+    names = sorted(result["figures"][sides[0]], key=lambda name: name != result["main"])
     rows = []
-    for name in result["figures"][sides[0]]:
+    for name in names:
         found = [result["figures"][side].get(name) for side in sides]
         rows.append(
             [
@@ -147,7 +148,7 @@ def _show(result: dict[str, Any]) -> None:
         )
     other = result.get("baseline")
     if other:
-        for row, name in zip(rows, result["figures"][sides[0]], strict=True):
+        for row, name in zip(rows, names, strict=True):
             there = other["figures"].get(name)
             row.append("" if there is None else f"{there['value']:.4f}")
     heads = ["figure", *(f"{side}, 95 %" for side in sides), *([f"baseline, {other['table']}"] if other else [])]

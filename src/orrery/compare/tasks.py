@@ -68,6 +68,7 @@ from orrery.methods.finetune import (
     WANTED_STEPS,
     FinetuneConfig,
     batch_by_rows,
+    check_tags,
     rate_by_width,
 )
 from orrery.models.ladder import LADDER
@@ -167,12 +168,13 @@ class _Sweep:
     ) -> None:
         self.out, self.settings, self.tell = out, settings, tell
         given = validation is not None, test is not None
+        self.spec = spec = learn_names(train, spec)
         if test is None:
             train, test = split_table(train, settings.test_share, 0, spec)
         if validation is None:
             train, validation = split_table(train, settings.held_out, 0, spec)
-        self.spec = learn_names(train, spec)
         self.tables = dict(zip(SIDES, (train, validation, test), strict=True))
+        check_tags(spec, self.tables, bool(settings.finetune.get("repair")))
         self.kept = [side for side, known in zip(SIDES[1:], given, strict=True) if not known]
         self.tokenizer = self._tokenizer()
         self.tokens = int(

@@ -156,6 +156,32 @@ def batch_by_rows(rows: int) -> int:
     return min(32, max(8, rows // 40))
 
 
+def check_tags(spec: TaskSpec, tables: dict[str, Table], repair: bool) -> str:
+    """Refuse tag sequences that break their scheme, or with `repair` say how many there are; "" for none.
+
+    Args:
+        tables: by side, "train" among them.
+
+    Raises:
+        DataError: naming the first.
+    """
+    if spec.kind != "tagging":
+        return ""
+    scheme = starting.scheme(spec, tables["train"])
+    count, first = 0, ""
+    for table in tables.values():
+        for row in table.rows:
+            place = broken(read_label(row, spec), scheme)
+            if place is not None:
+                count, first = count + 1, first or f"{row.where}, word {place + 1}"
+    if count and not repair:
+        raise DataError(
+            f"{first}: the tag breaks the scheme {scheme} ({counted(count, 'such row')}); mend them, or read them as the CoNLL "
+            "scorer does with --repair (in a comparison --set repair=true)"
+        )
+    return f"{counted(count, 'row')} with tags that break the scheme {scheme}, read as the CoNLL scorer reads them" if count else ""
+
+
 class Job(Epochs):
     """One fine-tuning, from tables to result."""
 
@@ -174,7 +200,8 @@ class Job(Epochs):
             train, validation = split_table(train, config.held_out, config.seed, spec)
         self.config = config = config.replace(batch=config.batch or batch_by_rows(len(train)))
         self.tables = {"train": train, "validation": validation} | ({"test": test} if test is not None else {})
-        self._check_tags(spec)
+        if note := check_tags(spec, self.tables, config.repair):
+            self.notes.append(note)
         self.source = self._start(source, spec, train, tokenizer, size, settings)
         self.device = pick_device("auto")
         self.model = self.source.model.to(self.device)
@@ -207,25 +234,6 @@ class Job(Epochs):
         if self.teacher is not None and found.tokenizer.hash != self.teacher[0].tokenizer.hash:
             raise DataError(f"'{found.name}' has another tokenizer than its teacher; a student must read the same ids")
         return found
-
-    def _check_tags(self, spec: TaskSpec) -> None:
-        """Refuse, or count, tag sequences that break their scheme."""
-        if spec.kind != "tagging":
-            return
-        scheme = starting.scheme(spec, self.tables["train"])
-        count, first = 0, ""
-        for table in self.tables.values():
-            for row in table.rows:
-                place = broken(read_label(row, spec), scheme)
-                if place is not None:
-                    count, first = count + 1, first or f"{row.where}, word {place + 1}"
-        if count and not self.config.repair:
-            raise DataError(
-                f"{first}: the tag breaks the scheme {scheme} ({counted(count, 'such row')}); mend them, or read them as the CoNLL "
-                "scorer does with --repair"
-            )
-        if count:
-            self.notes.append(f"{counted(count, 'row')} with tags that break the scheme {scheme}, read as the CoNLL scorer reads them")
 
     def _encode(self, spec: TaskSpec) -> dict[str, Examples]:
         """All tables' examples. The length becomes what the model reads; that of the longest where it knows no more: its learned

@@ -82,7 +82,8 @@ def write_card(
 
 def _typed(command: list[str]) -> str:
     """A command as a person would type it: the program by its name, not by its place on this machine."""
-    return shlex.join([Path(command[0]).name, *command[1:]]) if command else ""
+    name = Path(command[0]).name if command else ""
+    return shlex.join(["orrery" if name == "__main__.py" else name, *command[1:]]) if command else ""
 
 
 def _teacher(result: dict[str, Any]) -> list[str]:
@@ -145,7 +146,8 @@ def _figures(result: dict[str, Any], judged: dict[str, Judged]) -> list[str]:
     lines += ["", "In brackets: 95 % of 2,000 draws of the rows. They say how far another sample of rows could move the figure, not how",
               "far another seed of training could."]  # fmt: skip
     if "validation" in judged and len(judged) > 1:
-        lines.append("The validation figures chose the epoch and are therefore flattered; the test figures are not.")
+        chose = "the epoch and the words' share" if "words" in result else "the epoch"
+        lines.append(f"The validation figures chose {chose} and are therefore flattered; the test figures are not.")
     return lines
 
 
