@@ -274,14 +274,14 @@ class BackoffModel:
                 return nats, sum(size for _, size, _ in parts) - len(rows) * (framed - (marks[1] >= 0))
         ids, lengths = words.plain(rows, *marks)  # names the first word that is not known, where there is no <unk>
         nats = self.score(ids, np.cumsum(lengths) - lengths, backend).log_probability
-        nats = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=nats, minlength=len(lengths))
-        return nats, int(lengths.sum()) - len(rows) * (framed - (marks[1] >= 0))
+        sums: Floats = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=nats, minlength=len(lengths)).astype(float)
+        return sums, int(lengths.sum()) - len(rows) * (framed - (marks[1] >= 0))
 
     def _blocks(self, blocks: list[tuple[Any, int]], marks: tuple[int, int]) -> list[tuple[Floats, int, int]]:
         """Of blocks of sentences: natural logarithms, tokens with their marks, and the least id."""
         from orrery.ngram.word_loops import total
 
-        found = []
+        found: list[tuple[Floats, int, int]] = []
         for text, rows in blocks:
             ids, lengths = self._vocabulary.read(text, rows, *marks)
             least = int(ids.min(initial=0))
