@@ -46,7 +46,6 @@ from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_line
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.delta_rule import delta_rule
 from orrery.ops.gated_delta_step import StepWeights, can_step, gated_delta_step, gated_delta_stepper
-from orrery.ops.rms_norm import rms_norm
 from orrery.ops.rms_norm_gate import rms_norm_gate
 from orrery.ops.row_linear import RowNorm
 
@@ -145,13 +144,12 @@ class GatedDeltaNet(Mixer):
         o, memory = delta_rule(
             q, k, v, beta, g_log, None if state is None else state.memory, time.starts, self.key**-0.5, l2_eps=_L2_EPS
         )
-        gate = z if self.config.gate else None
-        return linear_of(self._read, self.out, o, gate, self.norm.weight), GatedDeltaNetState(conv, memory, time.clock)
+        gated = self.config.gate
+        y = linear_of(self._read, self.out, o, z, self.norm.weight) if gated else self.out(self.norm(o).flatten(2))
+        return y, GatedDeltaNetState(conv, memory, time.clock)
 
-    def _read(self, o: Tensor, z: Tensor | None, gain: Tensor) -> Tensor:
-        """The normed heads side by side, gated where there is a gate."""
-        eps = self.config.norm_eps
-        return rms_norm(o, gain, eps).flatten(2) if z is None else rms_norm_gate(o, z, gain, eps)
+    def _read(self, o: Tensor, z: Tensor, gain: Tensor) -> Tensor:
+        return rms_norm_gate(o, z, gain, self.config.norm_eps)
 
     def stepper(self, norm: RowNorm, state: GatedDeltaNetState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs, self.out):
