@@ -1,5 +1,8 @@
 """Reading with weights laid out once: one short text, many texts, weights that change, threads, forms that are missing."""
 
+import multiprocessing
+import os
+import sys
 import threading
 
 import pytest
@@ -91,6 +94,23 @@ def test_several_threads_read_at_once():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_reads_with_threads_of_its_own():
+    model, (text,) = built("bert"), texts(90)
+    expected = encode(model, [text])
+    child = multiprocessing.get_context("fork").Process(target=read_in_child, args=(model, text, expected))
+    child.start()
+    child.join(60)
+    stuck = child.is_alive()
+    child.kill()
+    assert not stuck and child.exitcode == 0
+
+
+def read_in_child(model, text, expected):
+    os._exit(0 if (encode(model, [text]) - expected).abs().max() < 1e-5 else 1)
 
 
 @pytest.mark.parametrize("settings", [{"embed_width": 16, "labels": 3, "head": "classification"}, {"norm": "simple-rmsnorm"}])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -102,6 +103,7 @@ class Short:
     def __init__(self, parts: list[tuple[Bind, RowNorm]], width: int, before: bool, ends: Ends | None) -> None:
         self.parts, self.width, self.before, self.ends = parts, width, before, ends
         self.free: list[tuple[ShortText, dict[int, list[Step]]]] = []
+        self.process = os.getpid()
         if ends is not None:
             self.table = ends.embed.weight.detach()
             self.map = None if ends.map is None else ShortLinear(ends.map)
@@ -137,7 +139,10 @@ class Short:
         return found[None]
 
     def _free(self) -> tuple[ShortText, dict[int, list[Step]]]:
-        """Buffers that nobody uses, and what is bound to them: layers by length, whole models by its negative."""
+        """Buffers that nobody uses, and what is bound to them: layers by length, whole models by its negative. A forked process
+        binds its own: what was bound before runs on threads that it does not have."""
+        if self.process != os.getpid():
+            self.free, self.process = [], os.getpid()
         try:
             return self.free.pop()
         except IndexError:

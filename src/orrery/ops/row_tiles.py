@@ -122,7 +122,7 @@ def _make_tile(height: int) -> Any:
 
     def build(context: Any, b: Any, signature: Any, args: Any) -> Any:
         x, following, w, ahead, inputs, bias, y, below = args
-        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{_LANES}f32")
+        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{_LANES}f32")
         fetch = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), [byte, *[index] * 3]), "llvm.prefetch.p0")
 
         def places(base: Any) -> list[Any]:
