@@ -17,6 +17,9 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
+from orrery.models.stepper import AHEAD
+from orrery.nn.contract import Context
+
 MIXED = "other"
 GROUPS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_addmm_activation", "aten::mv", "aten::addmv"),
@@ -98,13 +101,16 @@ def decode_lines(model: Any, prompt: torch.Tensor, new: int) -> list[str]:
     """What writing `new` tokens takes."""
     model.eval()
     with torch.inference_mode():
-        reading = fastest(lambda: model.head(model(prompt).hidden[:, -1]), 6)
+        reading = fastest(lambda: model.head(model(prompt, ctx=Context(last=True)).hidden[:, -1]), 6)
         state = model(prompt).state
-        making = fastest(lambda: model.stepper(state, prompt.shape[1] + new), 6)
-        step, token = model.stepper(state, prompt.shape[1] + new), prompt[:, 0].contiguous()
+        calls = 16  # so that positions stay where those of the `new` tokens lie, or close
+        capacity = prompt.shape[1] + AHEAD * (calls + 1)
+        step, token = model.stepper(state, capacity), prompt[:, 0].contiguous()
         if step is None:
             return ["decode: no prepared step", ""]
-        each = fastest(lambda: step(token), new - 2)
+        making = fastest(lambda: model.stepper(state, capacity).ahead, 6)
+        written = len(step.write(token, AHEAD))
+        each = fastest(lambda: step.write(token, AHEAD), calls) / written
     used = 4 * (model.num_parameters(active=True) + model.head.weight.numel())
     rate = read_rate()
     total = reading + making + (new - 1) * each

@@ -148,7 +148,7 @@ def _step(  # type: ignore[no-untyped-def]
         for n in range(sinks.shape[1]):
             mass += exp(np.float64(sinks[h, n] - most))
         weight, inverse = max(read[size], least), np.float32(1.0 / mass)
-        share = sigmoid(np.float32(np.log(np.float64(weight)) - (most + np.log(mass))))
+        share = np.float32(sigmoid(np.log(np.float64(weight)) - (np.float64(most) + np.log(mass))))
         out = y[b, low : low + size]
         for i in range(size):
             near = inverse * dot(found, values[b, h, i, :count])
