@@ -90,13 +90,13 @@ def measured(code: str, *arguments: str) -> tuple[float, float]:
 
 
 OURS = """
-import sys, time, numpy as np
+import json, sys, time, numpy as np
 import orrery
 from orrery.data import TokenFile
 from orrery.ngram import suffixes, shard, search
 suffixes.suffix_array(np.arange(4000, dtype=np.uint16) % 97, 65536)  # compiled or read from the cache before the clock runs
 start = time.perf_counter()
-orrery.ngram.build(TokenFile(sys.argv[1]), sys.argv[2], memory=sys.argv[3], quiet=True)
+orrery.ngram.build(TokenFile(sys.argv[1]), sys.argv[2], memory=sys.argv[3], quiet=True, **json.loads(sys.argv[4]))
 print(time.perf_counter() - start)
 """
 
@@ -112,12 +112,12 @@ print(time.perf_counter() - start)
 """
 
 
-def build_ours(documents: list[np.ndarray], vocab_size: int, doc_id: int, work: Path, memory: str) -> dict[str, float]:
+def build_ours(documents: list[np.ndarray], vocab_size: int, doc_id: int, work: Path, memory: str, **more: Any) -> dict[str, float]:
     from orrery.data import write_tokens
 
     tokens = work / "part"
     write_tokens(tokens, ((d, 0) for d in documents), vocab_size, doc_id)
-    seconds, peak = measured(OURS, str(tokens), str(work / "ours"), memory)
+    seconds, peak = measured(OURS, str(tokens), str(work / "ours"), memory, json.dumps(more))
     size = sum(f.stat().st_size for f in (work / "ours").rglob("*") if f.is_file())
     return {"seconds": seconds, "peak": peak, "bytes": size}
 
@@ -263,12 +263,18 @@ def report(sizes: dict[str, Any], builds: dict[str, dict[str, float]], rows: lis
     return "\n".join(lines)
 
 
+def shown(times: list[float]) -> str:
+    """p50 / p99."""
+    return f"{times[0]:.1f} / {times[1]:.1f}"
+
+
 def curve(tokens: Any, work: Path, points: list[tuple[float, str]]) -> str:
     """Building and latency over the size of the corpus and the memory given; p50 / p99 of 1,000 warm queries."""
     import orrery
 
     lines = ["| tokens | memory | shards | build s | M tokens/s | peak MB | bytes/token | count us | inf_prob us | next us |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    found: list[list[float]] = []
     for limit, memory in points:
         documents, marked = stored(tokens, int(limit))
         built, n = build_ours(documents, tokens.vocab_size, tokens.doc_id, work, memory), len(marked)
@@ -282,10 +288,86 @@ def curve(tokens: Any, work: Path, points: list[tuple[float, str]]) -> str:
             (index.next, [(c,) for c in contexts[:300]]),
         )
         times = [[clock(call, arguments) for _ in range(2)][1][1] for call, arguments in kinds]
-        shown = " | ".join(f"{a:.1f} / {b:.1f}" for a, b in times)
         numbers = f"{built['seconds']:.2f} | {n / built['seconds'] / 1e6:.2f} | {built['peak']:.0f} | {built['bytes'] / n:.2f}"
-        lines.append(f"| {n / 1e6:.1f} M | {memory} | {len(index.shards)} | {numbers} | {shown} |")
-    return "\n".join(["## Size of the corpus and memory", "", *lines, ""])
+        row = f"| {n / 1e6:.1f} M | {memory} | {len(index.shards)} | {numbers} | {' | '.join(map(shown, times))} |"
+        print(row, file=sys.stderr, flush=True)
+        lines.append(row)
+        if len(index.shards) == 1 and memory == points[0][1]:
+            found.append([n, built["seconds"], *(t for each in times for t in each)])
+    return "\n".join(["## Size of the corpus and memory", "", *lines, "", *slopes(np.array(found))])
+
+
+def slopes(rows: np.ndarray) -> list[str]:
+    """Least squares of log time over log size, with 95 % intervals (Student), of sizes (rows[:, 0]) from 3 million tokens on."""
+    rows = rows[rows[:, 0] > 2.5e6] if rows.size else rows
+    if len(rows) < 3:
+        return []
+    student = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31]
+    x = np.log(rows[:, 0]) - np.log(rows[:, 0]).mean()
+    said = []
+    for name, times in zip(("build", "count p50", "p99", "inf_prob p50", "p99", "next p50", "p99"), rows[:, 1:].T, strict=True):
+        y = np.log(times) - np.log(times).mean()
+        slope = float((x * y).sum() / (x * x).sum())
+        error = float(np.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x * x).sum()))
+        said.append(f"{name} {slope:.2f} +- {student[min(len(x) - 3, 7)] * error:.2f}")
+    return [f"Slopes of log time over log size from {rows[0, 0] / 1e6:.1f}M tokens on: {', '.join(said)}.", ""]
+
+
+def parts(tokens: Any, work: Path, limit: int, counts: list[int]) -> str:
+    """The same tokens in more and more shards: opening, and p50 / p99 of 1,000 warm queries."""
+    import orrery
+
+    lines = ["| shards | open ms | count us | inf_prob us | next us | count_batch /s |", "|---|---|---|---|---|---|"]
+    documents, marked = stored(tokens, limit)
+    contexts, ids = queries(marked, 1000)
+    pairs = list(zip(contexts, ids, strict=True))
+    grams = [[*c, i] for c, i in pairs]
+    for count in counts:
+        build_ours(documents, tokens.vocab_size, tokens.doc_id, work, "4G", shards=count)
+        opened = []
+        for _ in range(5):
+            start = time.perf_counter()
+            index = orrery.ngram.open(work / "ours")
+            opened.append(1e3 * (time.perf_counter() - start))
+        kinds = ((index.count, [(g,) for g in grams]), (index.inf_prob, pairs), (index.next, [(c,) for c in contexts[:300]]))
+        times = [[clock(call, arguments) for _ in range(2)][1][1] for call, arguments in kinds]
+        index.count_batch(grams)
+        start = time.perf_counter()
+        index.count_batch(grams)
+        rate = len(grams) / (time.perf_counter() - start)
+        lines.append(f"| {len(index.shards)} | {min(opened):.2f} | {' | '.join(map(shown, times))} | {rate:,.0f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join([f"## {len(marked) / 1e6:.1f} M tokens in many shards", "", *lines, ""])
+
+
+def sampled(tokens: Any, work: Path, limit: int, distances: list[int]) -> str:
+    """Indexes that keep every K-th place (0: all): size, building, and p50 / p99 of warm queries."""
+    import orrery
+
+    head = "| K | bytes/token | build s | peak MB | count us | prob us | next us | inf_prob us | inf_next us |"
+    lines = [head + " documents us | document us | count_batch /s |", "|" + "---|" * 12]
+    documents, marked = stored(tokens, limit)
+    contexts, ids = queries(marked, 1000)
+    pairs, some = list(zip(contexts, ids, strict=True)), [(c,) for c in contexts[:300]]
+    grams = [[*c, i] for c, i in pairs]
+    for k in distances:
+        built = build_ours(documents, tokens.vocab_size, tokens.doc_id, work, "4G", **({"sample": k} if k else {}))
+        index = orrery.ngram.open(work / "ours")
+        rare = [(c,) for c in contexts if index.count(c) <= 1000][:100]
+        numbers = [(d,) for d in range(0, index.documents_total, max(1, index.documents_total // 50))]
+        kinds: list[tuple[Any, list[Any]]] = [
+            (index.count, [(g,) for g in grams]), (index.prob_info, pairs), (index.next, some), (index.inf_prob_info, pairs),
+            (index.inf_next, some), (lambda c, index=index: index.documents(c, 10, context=20), rare), (index.document, numbers),
+        ]  # fmt: skip
+        times = [[clock(call, arguments) for _ in range(2)][1][1] for call, arguments in kinds]
+        index.count_batch(grams)
+        start = time.perf_counter()
+        index.count_batch(grams)
+        rate = len(grams) / (time.perf_counter() - start)
+        size = f"{built['bytes'] / len(marked):.2f} | {built['seconds']:.1f} | {built['peak']:.0f}"
+        lines.append(f"| {k or 'all places'} | {size} | {' | '.join(map(shown, times))} | {rate:,.0f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join([f"## Sampled suffix arrays, {len(marked) / 1e6:.1f} M tokens", "", *lines, ""])
 
 
 def main() -> None:
@@ -296,18 +378,27 @@ def main() -> None:
     parser.add_argument(
         "--points", nargs="+", default=["1e6:4G", "3e6:4G", "10e6:4G", "30e6:4G", "30e6:300M"], help="of the curve: TOKENS:MEMORY"
     )
+    parser.add_argument("--distances", type=int, nargs="+", default=[0, 4, 8, 16, 32, 64, 256], help="of sampled places; 0: all")
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16, 64, 256], help="for --stage parts")
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--memory", default="4G")
     parser.add_argument("--work", type=Path, default=Path("ngram-benchmark"))
     parser.add_argument("--token-file", type=Path, help="a token file made before, instead of --corpus")
-    parser.add_argument("--stage", choices=["all", "build", "query", "curve"], default="all", help="do one part; state is in --work")
+    stages = ["all", "build", "query", "curve", "sampled", "parts"]
+    parser.add_argument("--stage", choices=stages, default="all", help="do one part; state is in --work")
     parser.add_argument("--dry", action="store_true", help="print; do not append to NGRAM.md")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     folder = options.token_file or options.work / "tokens"
     tokens = tokens_of(options.corpus, options.tokenizer, folder, int(options.tokens))
-    if options.stage == "curve":
-        text = curve(tokens, options.work, [(float(size), memory) for size, memory in (point.split(":") for point in options.points)])
+    if options.stage in ("curve", "sampled", "parts"):
+        if options.stage == "curve":
+            points = [(float(size), memory) for size, memory in (point.split(":") for point in options.points)]
+            text = curve(tokens, options.work, points)
+        elif options.stage == "sampled":
+            text = sampled(tokens, options.work, int(options.tokens), options.distances)
+        else:
+            text = parts(tokens, options.work, int(options.tokens), options.shards)
         print(text)
         if not options.dry:
             with open(ROWS, "a", encoding="utf-8") as file:

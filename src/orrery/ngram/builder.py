@@ -24,7 +24,8 @@ from orrery.ngram import external
 from orrery.ngram import memory as process
 from orrery.ngram.index import DESCRIPTION, FORMAT, Index, open_index
 from orrery.ngram.provenance import name_record
-from orrery.ngram.sampled import SampledLayout, SampledWriter, check_sample, write_backward
+from orrery.ngram.sampled import BLOCK as SAMPLED_BLOCK
+from orrery.ngram.sampled import SampledLayout, SampledWriter, check_sample, with_before, write_backward
 from orrery.ngram.shard import BLOCK, Layout, ShardWriter, blocks, token_type
 from orrery.ngram.sources import Source, open_source
 from orrery.ngram.suffixes import LONGEST, suffix_array
@@ -245,7 +246,7 @@ def check_space(
     largest = max(b.token - a.token for a, b in zip(edges[:-1], edges[1:], strict=True))
     pieces = 0 if largest <= _inside(room, source.width, source.vocab_size) else 6 * largest
     if sample is not None:  # the text backward, the ids behind contexts before and after a level
-        pieces += (3 * source.width + 1) * largest
+        pieces += (3 * source.width + 1 + (source.width if pieces else 0)) * largest
     check_free_space(work, stage["tokens"] * (source.width + 4) + pieces)
 
 
@@ -256,13 +257,13 @@ class _Edge:
         self.document, self.token = document, token
 
 
-def _room(budget: int, source: Source) -> int:
-    """Bytes of a budget that are left for tokens.
+def _room(budget: int, source: Source, more: int = 0) -> int:
+    """Bytes of a budget that are left for tokens; `more` are taken besides what any process takes.
 
     Raises:
         BudgetError: hardly any.
     """
-    taken = process.reserve(source.encodes) + 48 * min(source.vocab_size, _COUNTED)
+    taken = more + process.reserve(source.encodes) + 48 * min(source.vocab_size, _COUNTED)
     room = budget - taken
     if _inside(room, source.width, source.vocab_size) < LEAST:
         enough = (taken >> 20) + 16
@@ -341,14 +342,13 @@ def _sampled(work: Path, number: int, start: int, layout: SampledLayout, bar: Pr
     backward = work / f"shard-{number:05d}.backward"
     write_backward(work / "stream.bin", start, layout, backward)
     if layout.n + 1 > _inside(room, layout.width, layout.vocab_size):
-        order = _pieces(work, number, backward, layout, layout.n, bar, room, closed=False).blocks(BLOCK)
-        done = SampledWriter(path, layout, backward, room).write(order)
+        pieces = _pieces(work, number, backward, layout, layout.n, bar, room, closed=False)
+        done = SampledWriter(path, layout).write(pieces.before(pieces.blocks(SAMPLED_BLOCK)))
     else:
         tokens = np.fromfile(backward, dtype=token_type(layout.width))
-        sorted_ = suffix_array(*_dense(tokens, layout))
-        del tokens
-        done = SampledWriter(path, layout, backward).write(blocks(sorted_))
-        del sorted_
+        order = suffix_array(*_dense(tokens, layout))
+        done = SampledWriter(path, layout).write(with_before(tokens, order))
+        del order, tokens
         bar.update(layout.n)
     process.release()
     backward.unlink()

@@ -78,7 +78,8 @@ class Pieces:
         kind: their type. total: how many. bound: no token but the mark (all ones) is as large.
         size: tokens of a piece, at most.
         tell: called with shares of the work, which sum to 1.
-        closed: the last token closes the text: the suffix that is it alone is left out.
+        closed: the last token closes the text: the suffix that is it alone is left out. Of a text that is not closed the
+            tokens in front of its suffixes are kept too: see :meth:`before`.
     """
 
     def __init__(
@@ -156,6 +157,8 @@ class Pieces:
         text = alphabet.text(self._tokens(first, last), last - first)
         order = self._sort(text, first, last, alphabet)
         _save(self._file("order", number), order)
+        if not self._closed:
+            self._save_before(number, order)
         rank = np.empty(1, dtype=np.int64)
         bits = np.zeros(-(-len(text) // 8), dtype=np.uint8)
         call(above_first, order, bits, rank)
@@ -264,7 +267,32 @@ class Pieces:
                         after.write(np.packbits(bits[k * pitch : k * pitch + size], bitorder="little").tobytes())
                 self._progress(number, int(lengths.sum()))
 
+    def _save_before(self, number: int, order: NDArray[np.int32]) -> None:
+        first, last = self.edges[number : number + 2]
+        tokens = np.empty(last - first, dtype=self.kind)
+        tokens[0] = np.iinfo(self.kind).max
+        offset = 1 if first == 0 else 0
+        with open(self.path, "rb") as text:
+            tokens[offset:] = _read(text, self.kind, first - 1 + offset, last - first - offset)
+        with open(self._file("before", number), "wb") as file:
+            for start in range(0, len(order), _READ):
+                tokens[order[start : start + _READ]].tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+
     # ---------------------------------------------------------------- all of them
+
+    def before(self, blocks: Iterator[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """Blocks of positions, each with the tokens in front of them; in front of the first token stands a mark."""
+        with ExitStack() as stack:
+            files: list[BinaryIO] = []
+            for block in blocks:
+                files = files or [stack.enter_context(open(self._file("before", k), "rb")) for k in range(len(self))]
+                pieces, tokens = np.searchsorted(self.edges, block, side="right") - 1, np.empty(len(block), dtype=self.kind)
+                for number, file in enumerate(files):
+                    here = pieces == number
+                    tokens[here] = np.fromfile(file, dtype=self.kind, count=int(here.sum()))
+                yield block, tokens
 
     def _merged(self, length: int) -> Iterator[NDArray[np.int64]]:
         """All suffixes in order: before the i-th of a piece come as many of those to its right as its i-th gap says."""

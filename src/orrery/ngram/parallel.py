@@ -32,6 +32,8 @@ from orrery.ngram.sampled import SampledLayout, check_sample
 from orrery.ngram.shard import Layout, token_type
 from orrery.ngram.sources import Source, open_source
 
+_RAY = 96 << 20  # bytes that a worker of Ray occupies more than another process
+
 
 class Job(NamedTuple):
     """A shard to be made: its tokens begin at `start` in the stream of the folder `work`."""
@@ -111,8 +113,10 @@ def _jobs(
     source: Source, work: Path, stage: dict[str, Any], budget: int, parts: int, sent: bool, sample: int | None
 ) -> list[Job]:
     """The shards that are not done yet; those that are sent to other machines whole are made to fit into their memory."""
-    room = builder._room(budget, source)
-    capacity = builder._inside(room, source.width, source.vocab_size) if sent else builder._capacity(room, source, sample)
+    room = builder._room(budget, source, _RAY if sent else 0)
+    capacity = builder._capacity(room, source, sample)
+    if sent:  # the tokens come as one array, and the file leaves as two: in the worker, and where Ray keeps what is sent
+        capacity = min(builder._inside(room, source.width, source.vocab_size), int(room / (3 * source.width + 9)))
     edges = builder.planned(work, stage, capacity, parts)
     builder.check_space(work, stage, source, edges, room, sample)
     for number in range(len(stage["shards"])):

@@ -26,7 +26,7 @@ import numpy as np
 
 from orrery.core.errors import ConfigError, StorageError
 from orrery.ngram import batches, sampled_loops, search, within
-from orrery.ngram.shard import BLOCK, PAGE, Shard, call, pack, sum_pages, token_type
+from orrery.ngram.shard import PAGE, Shard, call, pack, sum_pages, token_type
 from orrery.ngram.threads import spread
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 LEAST, MOST = 2, 1024  # tokens between two that are sampled
 IDS = 1 << 22  # of a vocabulary, at most: each has a word of its own
 _BLOCK_BITS = 448
-_CHUNK = _BLOCK_BITS << 10  # tokens that are divided at once
-_AT_ONCE = 1 << 14  # pages
+_CHUNK = _BLOCK_BITS << 9  # tokens that are divided at once
+_AT_ONCE = 1 << 13  # pages
+BLOCK = 1 << 17  # places that are listed at once
 _INSTEAD = {
     search.find: sampled_loops.find,
     search.prob: sampled_loops.prob,
@@ -244,20 +245,19 @@ class SampledShard(Shard):
 class SampledWriter:
     """Writes a sampled shard.
 
-    Args:
-        backward: a file of its n tokens but the closing mark, the last one first, as they are stored.
-        room: bytes that may be held at once; None: the tokens fit into memory.
+    Holds 8 bytes for each place that is kept, and little beside.
     """
 
-    def __init__(self, path: Path, layout: SampledLayout, backward: Path, room: int | None = None) -> None:
-        self.path, self.layout, self.backward, self.room = path, layout, backward, room
+    def __init__(self, path: Path, layout: SampledLayout) -> None:
+        self.path, self.layout = path, layout
         self._kind = token_type(layout.width)
 
-    def write(self, order: Iterator[NDArray[np.integer]]) -> SampledLayout:
+    def write(self, order: Iterator[tuple[NDArray[np.integer], NDArray[Any]]]) -> SampledLayout:
         """Write the file; its layout with what was found out.
 
         Args:
-            order: places in `backward`, sorted by what stands there, in blocks.
+            order: places in the n tokens read backwards (:func:`write_backward`), sorted by what stands there, in blocks, and the stored
+                tokens in front of each, a mark in front of the first.
 
         Raises:
             StorageError: the disk is full.
@@ -283,18 +283,16 @@ class SampledWriter:
                 each.unlink(missing_ok=True)
         return layout
 
-    def _list(self, order: Iterator[NDArray[np.integer]], behind: Path, kept: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _list(self, order: Iterator[tuple[Any, Any]], behind: Path, kept: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         """Write down, row by row, the id behind its context and whether it is sampled; sampled numbers and the contexts' rows."""
         layout, n, k = self.layout, self.layout.n, self.layout.sample
-        text = np.fromfile(self.backward, dtype=self._kind) if self.room is None else None
         places = np.empty(layout.sampled, dtype=np.uint32)
         rows = np.empty(layout.starts, dtype=np.uint32)
         row = filled = 0
         with open(behind, "wb") as ids, open(kept, "wb") as flags:
-            for block in order:
+            for block, tokens in order:
                 where = block.astype(np.int64)
-                tokens = text[np.maximum(where - 1, 0)] if text is not None else self._look_up(where - 1)
-                marked = (where == 0) | (tokens == (1 << 8 * layout.width) - 1)
+                marked = tokens == (1 << 8 * layout.width) - 1
                 codes = np.where(marked, layout.vocab_size - 1, tokens.astype(np.int64) - (tokens > layout.doc_id))
                 codes.astype(self._kind).tofile(ids)
                 context = n - where
@@ -311,17 +309,6 @@ class SampledWriter:
                     self._last = row + int(ends[0])
                 row += len(where)
         return places, rows
-
-    def _look_up(self, where: NDArray[np.int64]) -> NDArray[Any]:
-        """Tokens at places of the file, read in their order, a stretch at a time."""
-        found, ascending, stretch = np.zeros(len(where), dtype=self._kind), np.argsort(where), 1 << 20
-        edges = np.searchsorted(where, np.arange(0, self.layout.n + stretch, stretch), sorter=ascending)
-        for at in np.flatnonzero(np.diff(edges)).tolist():
-            chosen = ascending[edges[at] : edges[at + 1]]
-            start = at * stretch
-            part = np.fromfile(self.backward, dtype=self._kind, count=stretch, offset=start * self._kind.itemsize)
-            found[chosen] = part[where[chosen] - start]
-        return found
 
     def _count(self, behind: Path) -> NDArray[np.int64]:
         """How often each id occurs."""
@@ -387,6 +374,15 @@ class SampledWriter:
             call(sum_pages, np.fromfile(self.path, dtype="<i8", count=count * PAGE, offset=first * PAGE * 8), sums[first:], count, first)
         with open(self.path, "ab") as file:
             sums.astype("<i8", copy=False).tofile(file)
+
+
+def with_before(tokens: NDArray[Any], order: NDArray[np.integer]) -> Iterator[tuple[NDArray[np.integer], NDArray[Any]]]:
+    """Sorted places in blocks, each with the tokens in front of them; a mark in front of the first."""
+    for start in range(0, len(order), BLOCK):
+        where = order[start : start + BLOCK]
+        before = tokens[np.maximum(where, 1) - 1]
+        before[where == 0] = np.iinfo(tokens.dtype).max
+        yield where, before
 
 
 def write_backward(source: Path, start: int, layout: SampledLayout, target: Path) -> None:

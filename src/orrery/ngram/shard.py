@@ -27,6 +27,7 @@ import numpy as np
 from orrery.core.errors import CorruptionError, StorageError
 from orrery.ngram import within
 from orrery.ngram.compiled import Kernel, available, kernel
+from orrery.ngram.memory import occupied
 from orrery.ngram.pages import PAGE_LOG, check_page, page_sum
 from orrery.ngram.threads import spread
 
@@ -166,20 +167,22 @@ class Shard:
         self.path, self.layout, self.n = path, layout, layout.n
         self.plain = plain or not available()
         try:
-            size = path.stat().st_size
-            mapped = np.memmap(path, dtype="<i8", mode="r") if size == layout.words * 8 else None
+            with open(path, "rb", buffering=0) as file:
+                size, wanted = os.fstat(file.fileno()).st_size, layout.words * 8
+                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size == wanted else None
         except OSError as error:
             raise StorageError(f"cannot read '{path}': {error.strerror or error}") from error
         if mapped is None:
-            raise CorruptionError(f"'{path}' is damaged: {size} bytes instead of {layout.words * 8}; build the index again")
-        words: Any = np.asarray(mapped)
-        self.words = words
-        ok: Any = np.zeros(layout.pages + 1, dtype=np.uint8)
-        meta: Any = layout.meta()
+            raise CorruptionError(f"'{path}' is damaged: {size} bytes instead of {wanted}; build the index again")
+        self.words: Any = np.frombuffer(mapped, dtype="<i8")
+
+    @cached_property
+    def arguments(self) -> tuple[Any, Any, Any]:
+        """What every kernel takes first."""
+        ok: Any = np.zeros(self.layout.pages + 1, dtype=np.uint8)
         if self.plain:  # loops in Python read single items, which memoryviews hand out as Python integers
-            words, ok, meta = memoryview(words), memoryview(ok), meta.tolist()
-        self.arguments = (words, ok, meta)
-        self._ok = ok
+            return memoryview(self.words), memoryview(ok), self.layout.meta().tolist()
+        return self.words, ok, self.layout.meta()
 
     def run(self, function: Any, *args: Any) -> Any:
         """Call a kernel of :mod:`orrery.ngram.search` on this shard.
@@ -187,8 +190,9 @@ class Shard:
         Raises:
             CorruptionError: a page that the kernel touched does not match its checksum.
         """
-        result = (function.plain if self.plain else function.fast)(*self.arguments, *args)
-        if self._ok[-1]:
+        arguments = self.arguments
+        result = (function.plain if self.plain else function.fast)(*arguments, *args)
+        if arguments[1][-1]:
             self.damaged()
         return result
 
@@ -373,6 +377,8 @@ class Crowds:
         whole = np.memmap(path, dtype="<i8", mode="r")
         self._pages: Any = whole._mmap  # type: ignore[attr-defined]  # numpy's name for what it mapped
         self._room = None if room is None or whole.nbytes < room // 2 else room
+        self._keeps = room is not None and 8 * layout.suffixes <= room // 2
+        self._limit = occupied() + (room or 0) * 3 // 4
         mapped = np.asarray(whole)
         flags = np.ones(layout.crowds // PAGE + 1, dtype=np.uint8)
         self._arguments = (mapped, flags, layout.meta())
@@ -412,24 +418,38 @@ class Crowds:
     def _behind(self, low: int, high: int, depth: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens behind the `depth` that ranks low..high share, ascending, and how often each follows.
 
-        Where memory is bounded, so many ranks at a time that the pages they touch fit, each of which brings its neighbours.
+        Where memory is bounded, a part at a time. Runs of equal tokens are read at their ends only, so where all tokens have room
+        only pages of the suffixes are let go, of which few are read; else so many ranks at a time that the pages they touch fit.
         """
-        stride = high - low if self._room is None else max(256, self._room // (1 << 18))
-        tokens: list[NDArray[np.int64]] = []
-        counts: list[NDArray[np.int64]] = []
-        for first in range(low, high, stride):
-            last = min(high, first + stride)
-            room = np.empty((2, min(last - first, self._layout.vocab_size)), dtype=np.int64)
-            found = room[:, : within.next_tokens.fast(*self._arguments, first, last, depth, *room)]
-            if tokens and tokens[-1][-1] == found[0, 0]:
-                counts[-1][-1] += found[1, 0]
+        parts: list[NDArray[np.int64]] = []
+        step = high - low
+        most = min(step, self._layout.vocab_size)
+        if self._room is not None and self._keeps:
+            most = min(most, max(4, self._room >> 23))
+        elif self._room is not None:
+            step = max(256, self._room >> 18)
+        while low < high:
+            room = np.empty((2, most), dtype=np.int64)
+            found = room[:, : within.next_tokens.fast(*self._arguments, low, min(high, low + step), depth, *room)]
+            low += int(found[1].sum())
+            if parts and parts[-1][0, -1] == found[0, 0]:
+                parts[-1][1, -1] += found[1, 0]
                 found = found[:, 1:]
             if found.shape[1]:
-                tokens.append(found[0].copy())
-                counts.append(found[1].copy())
-            if self._room is not None and hasattr(mmap, "MADV_DONTNEED"):
-                self._pages.madvise(mmap.MADV_DONTNEED)
-        return np.concatenate(tokens), np.concatenate(counts)
+                parts.append(found.copy())
+            self._let_go()
+        tokens, counts = np.concatenate(parts, axis=1)
+        return tokens, counts
+
+    def _let_go(self) -> None:
+        """Give pages back that were read, where memory is bounded and they take too much of it."""
+        if self._room is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        if not self._keeps:
+            self._pages.madvise(mmap.MADV_DONTNEED)
+        elif occupied() > self._limit:
+            start = -(-8 * self._layout.suffixes // mmap.PAGESIZE) * mmap.PAGESIZE
+            self._pages.madvise(mmap.MADV_DONTNEED, start, len(self._pages) - start)
 
     def words(self, layout: Layout) -> NDArray[np.int64]:
         """All sections, padded to whole pages."""
