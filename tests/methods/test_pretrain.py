@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from orrery.core.errors import ConfigError
+from orrery.data.dataset import prepare
 from orrery.data.labelled import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.data.tokenizer_files import load_tokenizer
 from orrery.methods.finetune import FinetuneConfig, finetune
-from orrery.methods.pretrain import pretrain, rows_by_budget
+from orrery.methods.pretrain import frequencies, pretrain, rows_by_budget
 from orrery.models.encoder import Encoder
 from orrery.models.storage import load
 from orrery.train import run as training
@@ -127,3 +129,11 @@ def test_any_architecture_reads_both_ways_where_the_task_needs_it(corpus, tmp_pa
 @pytest.mark.parametrize(("budget", "rows"), [("2Mtok", 6), ("4Mtok", 12), ("100ktok", 4), ("1Gtok", 32), ("500steps", 32), ("", 32)])
 def test_steps_are_small_where_there_are_few_tokens(budget, rows):
     assert rows_by_budget(budget, 127) == rows
+
+
+def test_what_frequencies_alone_reach(corpus):
+    data = prepare(str(corpus), "bytes", quiet=True)
+    known, held = (np.asarray(side.read(0, len(side))) for side in (data.train, data.validation))
+    known, held = known[known != data.train.doc_id], held[held != data.train.doc_id]
+    shares = [(np.sum(known == token) + 0.1) / (len(known) + 0.1 * data.tokenizer.vocab_size) for token in held]
+    assert frequencies(data) == pytest.approx(-np.mean(np.log(shares)), rel=1e-9) and 2 < frequencies(data) < 4

@@ -82,6 +82,7 @@ def print_result(result: dict[str, Any], out: Path) -> None:
     rows = [
         ("status", result.get("status")),
         ("validation", _number(result.get("bits_per_byte"), "{:.4f} bits per byte") or _number(held_out, "{:.4f} nats per target")),
+        ("frequencies", _number(result.get("frequencies"), "{:.4f} nats per target, of a model that knows no more than how frequent tokens are")),
         ("trained on", _number(result.get("tokens"), "{:,.0f} tokens") + _number(result.get("steps"), " in {:,.0f} steps")),
         ("speed", _number(result.get("tokens_per_second"), "{:,.0f} tokens/s, measured without warm-up")),
         ("time", _number(result.get("seconds"), "{:,.1f} s")),

@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from orrery.core.errors import ConfigError
 from orrery.core.files import read_json, write_json
+from orrery.data.dataset import Dataset, prepare
 from orrery.data.tokenizers import Tokenizer
 from orrery.methods.domains import domain_losses
 from orrery.methods.lessons import student_of
@@ -36,6 +38,7 @@ from orrery.train import TrainConfig, train
 from orrery.train.budget import parse_budget
 
 SPANS = 100
+CHUNK = 1 << 24  # tokens counted at once
 STEPS = 2500  # wanted of a budget of tokens
 READS = {"masked-lm", "replaced-tokens"}  # objectives that need the whole text: any architecture becomes an encoder for them
 DOMAINS = "domains.json"
@@ -69,7 +72,7 @@ def pretrain(
             its run says so.
 
     Returns:
-        The result of :func:`orrery.train.train`; of a folder that went on also "domains" (:mod:`orrery.methods.domains`).
+        That of :func:`orrery.train.train`; of a masked language model "frequencies", of a folder that went on "domains", too.
 
     Raises:
         OrreryError: in one sentence.
@@ -121,7 +124,20 @@ def pretrain(
     result = train(config, out, model=model, quiet=quiet, command=command)
     if is_folder(source) and teacher is None and result["status"] == "done" and name != "replaced-tokens":  # whose generator is gone
         result = {**result, "domains": _domains(source, Path(out), config, also, quiet)}
+    if result["status"] == "done" and name == "masked-lm" and teacher is None:
+        result = {**result, "frequencies": frequencies(prepare(config.data.corpus, config.data.tokenizer, config.data.strict, quiet=True))}
     return result
+
+
+def frequencies(data: Dataset) -> float:
+    """Nats per held-out token of a model that knows nothing but how frequent tokens are in training: what a masked one must fall below."""
+    counts = [np.zeros(data.tokenizer.vocab_size) for _ in range(2)]
+    for file, count in zip((data.train, data.validation), counts, strict=True):
+        for start in range(0, len(file), CHUNK):
+            count += np.bincount(file.read(start, min(len(file), start + CHUNK)), minlength=len(count))
+        count[file.doc_id] = 0  # is never hidden
+    known, held = counts
+    return float(-(held * np.log((known + 0.1) / (known + 0.1).sum())).sum() / max(1.0, held.sum()))
 
 
 def _settle(source: str, given: dict[str, Any], objective: str, fresh: bool) -> None:
