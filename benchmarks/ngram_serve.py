@@ -115,7 +115,9 @@ def main() -> None:
     try:
         line = server.stdout.readline()  # type: ignore[union-attr]
         port = int(line.split("http://127.0.0.1:")[1].split("/")[0])
-        kinds = {"count": asked, "prob": asked, "infgram_prob": asked, "ntd": asked[:200], "infgram_ntd": asked[:200]}
+        kinds = {"count": asked, "prob": asked, "infgram_prob": asked}
+        for kind in ("ntd", "infgram_ntd"):  # with what the public service looks at most at, and whole
+            kinds.update({f"{kind} of 1,000": asked[:200], kind: asked[:200]})
         load(port, [_body("count", ids) for ids in asked[:50]], 1, 0.3)
         for kind, chosen in kinds.items():
             for connections in arguments.connections if kind == "count" else arguments.connections[-1:]:
@@ -155,7 +157,8 @@ def main() -> None:
 
 
 def _body(kind: str, ids: list[int]) -> bytes:
-    return json.dumps({"index": "bench", "query_type": kind, "query_ids": ids}).encode()
+    name, some, _ = kind.partition(" of 1,000")
+    return json.dumps({"index": "bench", "query_type": name, "query_ids": ids, **({"max_support": 1000} if some else {})}).encode()
 
 
 if __name__ == "__main__":
