@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import orrery
 from orrery.core.errors import ConfigError, DataError, StorageError
 from orrery.data.labelled import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.methods.finetune import FinetuneConfig, finetune
 from orrery.methods.fitted import load_fitted
-from orrery.methods.lessons import RECIPES
+from orrery.methods.lessons import RECIPES, recipe_settings
 from orrery.methods.pretrain import pretrain
 from orrery.models.storage import load
 from orrery.train import run as training
@@ -178,3 +179,22 @@ def test_a_student_of_numbers_answers_in_its_teachers_units_and_may_begin_with_i
     master, student = load_fitted(tmp_path / "teacher"), load_fitted(tmp_path / "run")
     assert (student.shift, student.scale) == (master.shift, master.scale)
     assert student.model.config.architecture == "distilbert" and student.model.config.depth == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_teaches(recipe):
+    student, teacher = (orrery.create_model("bert", vocab_size=30, width=16, depth=d, seed=d, head_dim=8) for d in (1, 2))
+    objective = orrery.create_objective("distilled-masked-lm", **recipe_settings(recipe))
+    objective.teach(teacher)
+    if recipe == "patient":  # the last layer learns by the head, and there is no other
+        with pytest.raises(ConfigError, match="pairs no layers of a student with 1"):
+            objective.meet(student)
+        return
+    torch.manual_seed(0)
+    batch = {"tokens": torch.randint(5, 30, (3, 9)), "segments": torch.tensor([[0] * 9, [0] * 4 + [1] * 5, [0] * 6 + [-1] * 3])}
+    loss, metrics = objective(student, batch)
+    loss.backward()
+    terms = RECIPES[recipe]
+    assert loss.isfinite() and all(bool(terms.get(name)) == (name in metrics) for name in ("soft", "cosine", "hidden", "attention"))
+    grads = [p.grad for p in student.blocks.parameters() if p.grad is not None]
+    assert grads and all(g.isfinite().all() for g in grads)

@@ -11,8 +11,11 @@ from oracles import distillation as oracle
 from orrery.core.errors import ConfigError
 from orrery.models.layers import read_layers
 from orrery.models.storage import save, stored_tensors
+from orrery.nn.contract import Context
+from orrery.nn.timeline import plan
 from orrery.objectives.distillation import layer_pairs
 from orrery.ops.cross_entropy import IGNORE, linear_cross_entropy
+from orrery.ops.relations import attention_distance
 from orrery.ops.soft_targets import SoftTargets
 from orrery.testing.objective import make_batch, objective_checks_for
 from orrery.testing.subject import perturb
@@ -97,6 +100,92 @@ def test_every_term_is_the_float64_loop(name):
     assert metrics["loss"] == loss.detach(), "without its own task the loss is everything"
     loss.backward()
     assert all(p.grad is None for p in teacher.parameters()) and all(m.weight.grad.abs().sum() > 0 for m in own.maps.values())
+
+
+@pytest.mark.parametrize("form", ["scores", "probabilities", "mean"])
+def test_attention_itself_is_the_float64_loop(form):
+    heads = (2, 3 if form == "mean" else 2)
+    student, teacher = (model("bert", w, d, seed=d, heads=h, head_dim=w // h) for w, d, h in ((8, 1, heads[0]), (12, 2, heads[1])))
+    own = taught("distilled-masked-lm", student, teacher, **ALONE, attention=1.0, relations=(form,), layers="1-1,1-2")
+    batch = make_batch()
+    torch.manual_seed(5)
+    loss, metrics = own(student, batch)
+    torch.manual_seed(5)
+    view = own.view(student, batch)
+    marks = view["segments"]
+    found = []
+    for each, layers, count in ((student, (0, 0), heads[0]), (teacher, (0, 1), heads[1])):
+        hidden = read_layers(each, view["tokens"], marks).hidden
+        maps = [each.blocks[layer].mixer.inputs.linear for layer in layers]
+        found.append([
+            oracle.scores(hidden[layer].detach().numpy(), m.weight.detach().numpy(), m.bias.detach().numpy(), count)
+            for layer, m in zip(layers, maps, strict=True)
+        ])  # fmt: skip
+    places = (marks >= 0).nonzero().tolist()
+    wanted = sum(oracle.attention(a, b, form, marks.numpy(), places, False) for a, b in zip(*found, strict=True))
+    assert metrics["attention"].item() == pytest.approx(wanted, rel=1e-10)
+    loss.backward()
+    wide = student.blocks[0].mixer.inputs.linear.weight
+    way, eps = torch.randn_like(wide), 1e-6
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            wide.add_(sign * eps * way)
+        torch.manual_seed(5)
+        values.append(own(student, batch)[0].item())
+        with torch.no_grad():
+            wide.sub_(sign * eps * way)
+    assert (wide.grad * way).sum().item() == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-5)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("transformer", {"head_dim": 4}),
+        ("transformer", {"head_dim": 4, "window": 3}),
+        ("modernbert", {"head_dim": 4, "local.window": 2, "depth": 2}),
+    ],
+)
+def test_what_attention_is_made_of_is_what_the_mixer_does(name, settings):
+    one = model(name, 8, **settings)
+    tokens = torch.randint(0, V, (2, 9), generator=torch.Generator().manual_seed(1))
+    layer = len(one.blocks) - 1
+    layers = read_layers(one, tokens, scored=[layer])
+    scored, block = layers.scored[layer], one.blocks[layer]
+    ctx = Context(time=plan(None, None, *tokens.shape, tokens.device)[0], shared={})
+    wanted = block.mixer.transfer(block.mixer_norm(layers.hidden[layer] if layer else one.embed(tokens)), ctx)
+    segments, places = torch.zeros_like(tokens), [(b, t) for b in range(2) for t in range(9)]
+    found = np.log(wanted.detach().numpy() + 1e-300)
+    own = np.einsum("bthk,bshk->bhts", scored.q.detach(), scored.k.detach())
+    causal = name == "transformer"
+    assert oracle.attention(own, found, "probabilities", segments.numpy(), places, causal, scored.window) == pytest.approx(0, abs=1e-12)
+    other = scored._replace(q=scored.q + 0.3, k=scored.k * 1.1)
+    theirs = np.einsum("bthk,bshk->bhts", other.q.detach(), other.k.detach())
+    for form in ("scores", "probabilities", "mean"):
+        value = attention_distance(scored, other, form, segments, segments >= 0, causal).item()
+        assert value == pytest.approx(oracle.attention(own, theirs, form, segments.numpy(), places, causal, scored.window), rel=1e-10)
+
+
+def test_attention_with_positions_that_add_to_the_scores():
+    one = model("t5-encoder", 8, depth=2, head_dim=4)
+    tokens = torch.randint(0, V, (2, 7), generator=torch.Generator().manual_seed(1))
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, -1, -1, -1, -1, -1]])
+    scored = read_layers(one, tokens, segments, scored=[1]).scored[1]
+    assert scored.bias is not None
+    own = np.einsum("bthk,bshk->bhts", scored.q.detach(), scored.k.detach())
+    begins = [[0, 0, 0, 3, 3, 3, 3], [0] * 7]
+    for b in range(2):
+        for t in range(7):
+            for s in range(7):
+                if segments[b, t] == segments[b, s] >= 0:
+                    own[b, :, t, s] += scored.bias.detach().numpy()[:, t - begins[b][t], s - begins[b][s]]
+    other = scored._replace(q=scored.q + 0.3, bias=scored.bias * 0)
+    theirs = np.einsum("bthk,bshk->bhts", other.q.detach(), other.k.detach())
+    places = (segments >= 0).nonzero().tolist()
+    for form in ("scores", "probabilities"):
+        value = attention_distance(scored, other, form, segments, segments >= 0).item()
+        assert value == pytest.approx(oracle.attention(own, theirs, form, segments.numpy(), places, False), rel=1e-10)
 
 
 def test_the_triple_loss_adds_up_and_listens_where_it_is_told():
@@ -198,7 +287,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
         taught("distilled-masked-lm", other, teacher)
     with pytest.raises(ConfigError, match="there is no pair of layers 1-9"):
         taught("distilled-masked-lm", student, teacher, hidden=1.0, layers="1-9")
-    with pytest.raises(ConfigError, match="must be uniform, skip, last, or pairs"):
+    with pytest.raises(ConfigError, match="must be uniform, skip, last, top, or pairs"):
         orrery.create_objective("distilled-masked-lm", layers="every")
     with pytest.raises(ConfigError, match="one of them above 0"):
         orrery.create_objective("distilled-masked-lm", **ALONE)
@@ -206,6 +295,13 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
     lesson = taught("distilled-next-token", *both, attention=1.0)
     with pytest.raises(ConfigError, match="no layer of 'lstm' has queries"):
         lesson(both[0], make_batch())
+    few, many = model(heads=1, head_dim=16), model(depth=2, seed=2, heads=2, head_dim=8)
+    with pytest.raises(ConfigError, match="layer 1 of the student and layer 2 of the teacher have 1 and 2 heads, which scores compare one by one"):
+        taught("distilled-masked-lm", few, many, attention=1.0, relations=("scores",), hidden=1.0)
+    with pytest.raises(ConfigError, match="layers=0-0 pairs no layers whose attention"):
+        taught("distilled-masked-lm", few, many, attention=1.0, relations=("mean",), layers="0-0")
+    with pytest.raises(ConfigError, match="layer 1 of 'deberta' has no attention matrix"):
+        taught("distilled-masked-lm", model("deberta", head_dim=8), many, attention=1.0, relations=("mean",))
     heads = [model(head="classification", labels=n) for n in (2, 3)]
     with pytest.raises(ConfigError, match="classification of 2 labels, the teacher's classification of 3"):
         taught("distilled-labels", *heads)
@@ -225,7 +321,11 @@ TRIED = ("gradients", "padding", "accumulation", "precision")  # with labels not
     "check",
     [
         check
-        for name, more in (("distilled-next-token", {}), ("distilled-masked-lm", {"everywhere": True}), ("distilled-labels", {"normalise": True}))
+        for name, more in (
+            ("distilled-next-token", {}),
+            ("distilled-masked-lm", {"everywhere": True, "relations": ("v", "scores", "mean")}),
+            ("distilled-labels", {"normalise": True}),
+        )
         for check in objective_checks_for(name, {**ALL, **more})
         if not check.disabled and check.name in (TRIED if name == "distilled-next-token" else TRIED[:2])
     ],

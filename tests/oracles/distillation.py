@@ -1,4 +1,4 @@
-"""Float64 loops of distillation's terms: soft targets with labels, cosines, layers, relations."""
+"""Float64 loops of distillation's terms: soft targets with labels, cosines, layers, relations, attention matrices."""
 
 from __future__ import annotations
 
@@ -68,3 +68,31 @@ def relations(student, teacher, heads, segments, places, causal):
             own, theirs = rows
             total.append(sum(theirs[i] * (np.log(theirs[i]) - np.log(own[i])) for i in range(len(seen))))
     return float(np.mean(total))
+
+
+def attention(student, teacher, form, segments, places, causal, window=None):
+    """Of matrices of scores (B,H,T,T) before the softmax, of both models: TinyBERT's, MobileBERT's, or that of the mean over heads."""
+    total = []
+    for b, t in places:
+        seen = [s for s in range(segments.shape[1]) if segments[b, s] == segments[b, t] and (s <= t or not causal)]
+        seen = [s for s in seen if window is None or abs(s - t) <= window]
+        own, theirs = ([row[t][seen] for row in x[b]] for x in (student, teacher))
+        if form == "scores":
+            total += [(u - v) ** 2 for a, c in zip(own, theirs, strict=True) for u, v in zip(a, c, strict=True)]
+            continue
+        own, theirs = ([softmax(row) for row in rows] for rows in (own, theirs))
+        if form == "mean":
+            own, theirs = ([sum(rows) / len(rows)] for rows in (own, theirs))
+        total += [sum(p * (np.log(p) - np.log(q)) for p, q in zip(c, a, strict=True)) for a, c in zip(own, theirs, strict=True)]
+    return float(np.mean(total))
+
+
+def scores(x, weight, shift, heads):
+    """Scores (B,H,T,T) of hidden states (B,T,D) by the rows of a projection to queries and keys, (2D..,D)."""
+    p, size = x @ weight.T + shift, x.shape[-1] // heads
+    found = np.zeros((len(x), heads, x.shape[1], x.shape[1]))
+    for b in range(len(x)):
+        for h in range(heads):
+            q, k = (p[b, :, start + h * size : start + (h + 1) * size] for start in (0, x.shape[-1]))
+            found[b, h] = q @ k.T / np.sqrt(size)
+    return found

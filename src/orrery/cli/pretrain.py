@@ -28,7 +28,7 @@ def pretrain(
         None, "--teacher", help="A folder of a model to learn from; `distilbert` begins with its layers. Its tokenizer is taken."
     ),
     recipe: str = typer.Option(
-        "", "--recipe", help="hinton, distilbert, distilcamembert, tinybert, patient, minilm; --set objective.settings.soft=1 changes it."
+        "", "--recipe", help="hinton, distilbert, distilcamembert, tinybert, patient, minilm, minilm-1; --set objective.settings.soft=1 changes it."
     ),
     layers: str = typer.Option("", "--layers", help="Layers of the teacher that the student begins with, as 0,2,4."),
     also: str = typer.Option("", "--also", help="Going on with a folder: another corpus to compare before and after on."),

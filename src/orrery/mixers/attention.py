@@ -41,6 +41,7 @@ from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_line
 from orrery.nn.timeline import Timeline, fresh_clock
 from orrery.ops.attention_step import attention_step
 from orrery.ops.gates import sigmoid_gate
+from orrery.ops.relations import Scored
 from orrery.ops.row_linear import RowNorm
 
 
@@ -207,6 +208,12 @@ class Attention(Mixer):
         """Queries (B,T,H*K), keys and values (B,T,G*K) before they are normed and rotated; what distillation compares."""
         p = self.inputs(x, None, ctx)[0].split(self._parts, -1)[0] if self.config.gate else self.inputs(x, None, ctx)[0]
         return p.split([size * self.head_dim for size in (self.heads, self.kv_heads, self.kv_heads)], -1)
+
+    def scored(self, x: Tensor, ctx: Context) -> Scored:
+        """What the scores of whole sequences are made of; distillation compares them, or what a softmax makes of them."""
+        q, k, _, _, _ = self._project(x, None, ctx)
+        k = k.repeat_interleave(self.heads // self.kv_heads, 2)
+        return Scored(q / math.sqrt(self.head_dim), k, None, None if self.config.window is None else self.config.window - 1)
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed; the raw gate (B,T,H*K); the last inputs of Canon-B."""

@@ -38,6 +38,7 @@ from orrery.nn.rotary import cached_table, rotate, rotate_by_reals
 from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import plain_linear
 from orrery.ops.packed_linear import PackedLinear
+from orrery.ops.relations import Scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,13 @@ class BidirectionalAttention(Mixer):
     def queries_keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
         """Queries (B,T,H*K), keys and values (B,T,G*K) before they are rotated; what distillation compares."""
         return self.inputs.linear(x).split([size * self.head_dim for size in self._sizes], -1)
+
+    def scored(self, x: Tensor, ctx: Context) -> Scored:
+        """What the scores are made of; distillation compares them, or what a softmax makes of them."""
+        q, k, _ = self._project(x, ctx).split(self._sizes, 2)
+        bias = self._bias(x, ctx)
+        k = k.repeat_interleave(self.heads // self.kv_heads, 2)
+        return Scored(q / math.sqrt(self.head_dim), k, None if bias is None else bias[0], self.config.window)
 
     def _project(self, x: Tensor, ctx: Context) -> Tensor:
         """Queries, keys and values (B,T,H+2G,K), the first two rotated."""

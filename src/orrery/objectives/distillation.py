@@ -1,26 +1,32 @@
 """Distillation: a student learns from what a frozen teacher says and thinks of the same text, beside the text itself.
 
 Papers: soft targets 1503.02531; DistilBERT 1910.01108 (masked LM + soft targets + cosine); DistilCamemBERT 2205.11111; TinyBERT
-    1909.10351 and Patient-KD 1908.09355 (maps of layers); MiniLMv2 2012.15828 (relations of queries, keys and values).
+    1909.10351 and Patient-KD 1908.09355 (maps of layers); MiniLMv2 2012.15828 (relations of queries, keys and values); attention:
+    TinyBERT (scores), MobileBERT 2004.02984 and MiniLM 2002.10957 (probabilities).
 
 Equation: with student S, teacher T, rows n that count, temperature s
 
     loss = hard * task(S)  +  soft * mean_n s^2 KL(p_T^s || p_S^s)  +  cosine * mean_t (1 - cos(W h_S, h_T)), last layers
          + hidden * sum_{(i,j)} mean_t |W h_S^i - h_T^j|^2 / D         with `normalise`: of unit vectors, not divided by D
-         + attention * mean over relations of mean_{a,t} KL(R_T || R_S),   R = softmax(A A^T / sqrt(d)), A in relations
+         + attention * mean over relations of what is one of
+             q, k, v         mean_{a,t} KL(R_T || R_S),   R = softmax(A A^T / sqrt(d)), A the last queries, keys, values
+             scores          sum_{(i,j)} mean_{a,t,s} (A_S^i - A_T^j)^2,   A = Q K^T / sqrt(d) + bias
+             probabilities   sum_{(i,j)} mean_{a,t} KL(P_T^j || P_S^i),    P = softmax(A);   "mean": of their mean over heads
 
 W is the identity where widths are equal, else learnt with the student (one for the cosine, one for the embedding, one for the
 layers; never part of the saved model). R is made for `relation_heads` heads a of width d, whatever heads the mixers have.
 
-Why relations and not attention probabilities: a fused attention never holds them, teacher and student would need equally many
-heads, and MiniLMv2 found relations at least as good. They are functions of queries, keys and values before rotation.
+Relations need neither equally many heads nor the scores, and MiniLMv2 found them at least as good; they are functions of
+queries, keys and values before rotation. Scores and probabilities are made beside the fused attention, which never holds them.
 
 Shapes: B batch, T time, D width, V vocabulary, N rows.
 
 Cost: the teacher's forward pass, and its head where soft > 0; both heads run on a chunk of rows at a time, so no batch of logits is
-    held. Layers are kept only where hidden > 0; relations are made a few rows of the batch at a time.
+    held. Layers are kept only where hidden > 0; relations, scores and probabilities are made a few rows of the batch at a time, and
+    again in the backward pass: 2 to 3 products of T^2 D for every layer that is compared, in both models.
 
-Differs: Patient-KD compares the first token only, here every token does. Means are over each term's own tokens: micro-batches add up
+Differs: Patient-KD compares the first token only, here every token does. TinyBERT's code takes its mean over padding as well, here
+    it is over pairs of tokens that see each other. Means are over each term's own tokens: micro-batches add up
     to their batch where all terms count the same ones (not `everywhere` with few masked tokens).
 
 Oracle: tests/oracles/distillation.py (float64 loops).
@@ -42,16 +48,16 @@ from orrery.core.errors import ConfigError
 from orrery.core.files import read_json
 from orrery.core.registry import register
 from orrery.models.folders import find_weights, open_folder, weights_hash
-from orrery.models.layers import Heads, attending, depth_of, read_layers
+from orrery.models.layers import Heads, attending, depth_of, heads_of, read_layers
 from orrery.models.output import Output
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import before_last, last_layer, score, softcap
 from orrery.nn.contract import Aux, Context
 from orrery.ops.cross_entropy import IGNORE, CrossEntropy, cross_entropy, linear_cross_entropy
-from orrery.ops.relations import relation_divergence
+from orrery.ops.relations import MATRICES, Scored, attention_distance, relation_divergence
 from orrery.ops.soft_targets import SoftTargets
 
-MAPS = ("uniform", "skip", "last")
+MAPS = ("uniform", "skip", "last", "top")
 RELATIONS = ("q", "k", "v")
 
 
@@ -60,8 +66,9 @@ class DistillationConfig(Config):
     """teacher: its folder (or none: give the model itself to `teach`). teacher_hash: of its weights, which must be these; "": any.
     task: settings of the student's own task (masked-lm's; of labels: weights). hard, soft, cosine, hidden, attention: weights of the
     terms. everywhere: a masked LM listens to the teacher at all tokens, not at the hidden ones only. layers: which pairs of layers
-    `hidden` compares: uniform (TinyBERT), skip, last (Patient-KD), or "1-4,2-8" (student-teacher, 0 the embedding). normalise: of
-    these, unit vectors. relations: of q, k, v. relation_heads 0: as many as the teacher has, where that divides all widths.
+    `hidden` compares, and scores and probabilities where there are layers: uniform (TinyBERT), skip, last (Patient-KD), top (the last
+    of both, MiniLM), or "1-4,2-8" (student-teacher, 0 the embedding). normalise: of hidden states, unit vectors. relations: of q, k,
+    v, scores, probabilities, mean. relation_heads 0 (of q, k, v): as many as the teacher has, where that divides all widths.
     """
 
     teacher: str = ""
@@ -84,8 +91,9 @@ class DistillationConfig(Config):
         require(min(terms) >= 0 and max(terms) > 0, "weights of distillation's terms must be 0 or more, one of them above 0")
         require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
         require(self.relation_heads >= 0, f"relation_heads must be 0 (the teacher's) or more, not {self.relation_heads}")
-        known = bool(self.relations) and set(self.relations) <= set(RELATIONS)
-        require(known, f"relations must be some of {', '.join(RELATIONS)}, not {', '.join(self.relations) or 'none'}")
+        kinds = (*RELATIONS, *MATRICES)
+        known = bool(self.relations) and set(self.relations) <= set(kinds)
+        require(known, f"relations must be some of {', '.join(kinds)}, not {', '.join(self.relations) or 'none'}")
         layer_pairs(self.layers, 12, 12)
 
 
@@ -99,6 +107,8 @@ def layer_pairs(rule: str, student: int, teacher: int) -> list[tuple[int, int]]:
         return [(m, round(m * teacher / student)) for m in range(student + 1)]
     if rule == "skip":  # 1908.09355, section 3.2: every (teacher / student)-th; the last layer learns by the head
         return [(m, m * (teacher // student)) for m in range(1, student)]
+    if rule == "top":  # 2002.10957
+        return [(student, teacher)]
     if rule == "last":
         return [(m, teacher - student + m) for m in range(1, student)]
     try:
@@ -114,6 +124,7 @@ class Thought(NamedTuple):
     out: Output
     hidden: list[Tensor]  # empty where layers are not compared
     heads: Heads | None
+    scored: dict[int, Scored]
 
 
 class _Frozen:
@@ -140,6 +151,7 @@ class _Distillation(nn.Module):
         self.maps = nn.ModuleDict()
         self.met = False
         self.pairs: list[tuple[int, int]] = []
+        self.scored: list[tuple[int, int]] = []  # layers counted from 0
         self.task: Any = None
         if self.own:
             cls = registry.load(self.own, "objective")
@@ -180,20 +192,37 @@ class _Distillation(nn.Module):
         teacher.to(home.device)
         config = self.config
         sizes = [int(cast(Any, each).config.width) for each in (model, teacher)] if config.cosine or config.hidden else [0, 0]
-        if config.hidden:
+        kinds = set(config.relations) if config.attention else set()
+        self.pairs = []
+        if config.hidden or kinds & set(MATRICES):
             self.pairs = layer_pairs(config.layers, depth_of(model), depth_of(teacher))
             for own, theirs in self.pairs:
                 fits = 0 <= own <= depth_of(model) and 0 <= theirs <= depth_of(teacher)
                 require(fits, f"there is no pair of layers {own}-{theirs}: the student has {depth_of(model)}, the teacher {depth_of(teacher)}")
             require(bool(self.pairs), f"layers={config.layers} pairs no layers of a student with {depth_of(model)}")
+        self.scored = [(own - 1, theirs - 1) for own, theirs in self.pairs if own and theirs] if kinds & set(MATRICES) else []
+        require(bool(self.scored) or not kinds & set(MATRICES), f"layers={config.layers} pairs no layers whose attention could be compared")
+        for own, theirs in self.scored:
+            self._check_attention(heads_of(model, own), heads_of(teacher, theirs), own + 1, theirs + 1)
         if sizes[0] != sizes[1]:
             wanted = [name for name, weight in (("last", config.cosine), ("layers", config.hidden)) if weight]
-            wanted += ["embedding"] if any(own == 0 for own, _ in self.pairs) else []
+            wanted += ["embedding"] if config.hidden and any(own == 0 for own, _ in self.pairs) else []
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 for name in wanted:
                     self.maps[name] = nn.Linear(sizes[0], sizes[1], bias=False).to(home.device, home.dtype)
         self.met = True
+
+    def _check_attention(self, student: tuple[int, int | None], teacher: tuple[int, int | None], own: int, theirs: int) -> None:
+        """See that two layers, of these heads and windows, can be compared."""
+        pair = f"layer {own} of the student and layer {theirs} of the teacher"
+        require(student[1] == teacher[1], f"{pair} see windows of {student[1]} and {teacher[1]} tokens; compare layers that see the same")
+        apart = {"scores", "probabilities"} & set(self.config.relations)
+        require(
+            not apart or student[0] == teacher[0],
+            f"{pair} have {student[0]} and {teacher[0]} heads, which {' and '.join(sorted(apart))} compare one by one (1909.10351, "
+            "2002.10957); give both as many, or set relations to mean, or to q, k, v",
+        )
 
     def _check(self, model: nn.Module, teacher: nn.Module) -> None:
         own, theirs = (int(getattr(each, "vocab_size", 0)) for each in (model, teacher))
@@ -209,9 +238,9 @@ class _Distillation(nn.Module):
         self.meet(model)
         view = self.view(model, batch)
         aux, config = Aux(), self.config
-        student = self._read(model, view, aux)
+        student = self._read(model, view, aux, [own for own, _ in self.scored])
         with torch.no_grad():
-            taught = self._read(self.teacher, view, None)
+            taught = self._read(self.teacher, view, None, [theirs for _, theirs in self.scored])
         terms: dict[str, Tensor] = {}
         loss, metrics = self._answers(model, student, taught, view, terms)
         segments: Tensor | None = view.get("segments")
@@ -222,8 +251,8 @@ class _Distillation(nn.Module):
             terms["cosine"] = 1 - F.cosine_similarity(own, taught.out.hidden[here].to(own.dtype), dim=-1).mean()
         if config.hidden:
             terms["hidden"] = self._layers(student, taught, here)
-        if config.attention and student.heads is not None and taught.heads is not None:
-            terms["attention"] = self._relations(student.heads, taught.heads, segments, here)
+        if config.attention:
+            terms["attention"] = self._attention(student, taught, segments, here)
         for name, value in terms.items():
             loss = loss + getattr(config, name) * value
             metrics[name] = value.detach()
@@ -248,15 +277,15 @@ class _Distillation(nn.Module):
         """Which tokens (B,T) hidden states are compared at."""
         return here
 
-    def _read(self, model: nn.Module, view: dict[str, Any], aux: Aux | None) -> Thought:
+    def _read(self, model: nn.Module, view: dict[str, Any], aux: Aux | None, scored: list[int]) -> Thought:
         """Let a model read, layer by layer where layers are compared."""
         tokens, segments = view["tokens"], view.get("segments")
         types = view.get("types") if getattr(getattr(getattr(model, "config", None), "embedding", None), "types", 0) else None
         if self.config.hidden or self.config.attention:
-            layer = attending(model) if self.config.attention else None
-            return Thought(*read_layers(model, tokens, segments, types, aux, layer))
+            related = self.config.attention and set(self.config.relations) & set(RELATIONS)
+            return Thought(*read_layers(model, tokens, segments, types, aux, attending(model) if related else None, scored))
         more = {} if types is None else {"types": types}
-        return Thought(model(tokens, ctx=Context(aux=aux), segments=segments, **more), [], None)
+        return Thought(model(tokens, ctx=Context(aux=aux), segments=segments, **more), [], None, {})
 
     def _mapped(self, name: str, hidden: Tensor) -> Tensor:
         return self.maps[name](hidden) if name in self.maps else hidden
@@ -272,8 +301,19 @@ class _Distillation(nn.Module):
                 found.append(F.mse_loss(a, b))
         return torch.stack(found).sum()
 
-    def _relations(self, own: Heads, theirs: Heads, segments: Tensor | None, here: Tensor) -> Tensor:
-        kinds = [RELATIONS.index(name) for name in self.config.relations]
+    def _attention(self, student: Thought, taught: Thought, segments: Tensor | None, here: Tensor) -> Tensor:
+        """Mean over relations; those of attention itself are summed over layers, as the papers have it."""
+        marks = torch.zeros_like(here, dtype=torch.int64) if segments is None else segments
+        found = []
+        if student.heads is not None and taught.heads is not None:
+            found += self._relations(student.heads, taught.heads, marks, here)
+        for form in (name for name in self.config.relations if name in MATRICES):
+            each = [attention_distance(student.scored[i], taught.scored[j], form, marks, here, self.causal) for i, j in self.scored]
+            found.append(torch.stack(each).sum())
+        return torch.stack(found).mean()
+
+    def _relations(self, own: Heads, theirs: Heads, marks: Tensor, here: Tensor) -> list[Tensor]:
+        kinds = [RELATIONS.index(name) for name in self.config.relations if name in RELATIONS]
         sizes = [each[kind].shape[-1] for each in (own, theirs) for kind in kinds]
         heads = self.config.relation_heads
         if not heads:
@@ -283,8 +323,7 @@ class _Distillation(nn.Module):
             all(size % heads == 0 for size in sizes),
             f"relation_heads {heads} must divide the widths of queries, keys and values, {sorted(set(sizes))}",
         )
-        marks = torch.zeros_like(here, dtype=torch.int64) if segments is None else segments
-        return torch.stack([relation_divergence(own[kind], theirs[kind], heads, marks, here, self.causal) for kind in kinds]).mean()
+        return [relation_divergence(own[kind], theirs[kind], heads, marks, here, self.causal) for kind in kinds]
 
 
 class _Vocabulary(_Distillation):
@@ -455,7 +494,7 @@ def open_teacher(folder: str, wanted: str = "", tokenizer: Any = None) -> nn.Mod
 register(
     "distilled-next-token",
     objective="DistilledNextToken",
-    summary="next-token prediction with a frozen teacher: logits, hidden states, relations",
+    summary="next-token prediction with a frozen teacher: logits, hidden states, attention",
     paper="1503.02531",
     year=2015,
     tags=("causal", "teacher"),
