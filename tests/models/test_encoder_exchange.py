@@ -113,6 +113,18 @@ def test_the_next_sentence_is_a_class(tmp_path):
     assert back.config.id2label == {0: "next", 1: "random"}
 
 
+@torch.no_grad()
+def test_a_choice_is_read_as_its_score(tmp_path):
+    hf, types = encoder("Bert", "ForMultipleChoice").double(), (torch.arange(12) > 2).long().expand(3, -1)
+    want = hf(TOKENS[None], attention_mask=MASK[None], token_type_ids=types[None]).logits[0]  # one question of three choices
+    own = orrery.from_transformers(hf).eval()
+    assert own.config.head["name"] == "regression"
+    assert float((own(TOKENS, segments=SEGMENTS, types=types).logits[:, 0] - want).abs().max()) < 1e-8
+    orrery.to_transformers(own, tmp_path / "hf")
+    back = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert float((back(TOKENS, attention_mask=MASK, token_type_ids=types).logits[:, 0] - want).abs().max()) < 1e-12
+
+
 @pytest.mark.parametrize("cls", ["T5ForSequenceClassification", "T5ForQuestionAnswering", "MT5ForSequenceClassification",
                                  "BartForSequenceClassification", "BartForQuestionAnswering"])  # fmt: skip
 def test_heads_on_encoder_decoders_are_refused_with_the_reason(cls):
@@ -125,8 +137,6 @@ def test_heads_on_encoder_decoders_are_refused_with_the_reason(cls):
 
 
 def test_what_has_no_counterpart_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="BertForMultipleChoice has no counterpart here: its answer is a softmax over several"):
-        orrery.from_transformers(encoder("Bert", "ForMultipleChoice"))
     with pytest.raises(ConfigError, match="the head of BertLMHeadModel has no counterpart here; known: BertModel, BertForMaskedLM"):
         orrery.from_transformers(encoder("Bert", "LMHeadModel"))
     with pytest.raises(ConfigError, match="activation swish"):

@@ -50,6 +50,8 @@ _RULES = masked_rules(
 _UNUSED = (f"{_PREDICTIONS}.decoder.weight", f"{_PREDICTIONS}.decoder.bias", *POOLER)
 
 _DOCUMENT = document_map("BertForNextSentencePrediction", "tanh", "bert.pooler.dense", "cls.seq_relationship")
+_CHOICE = document_map("BertForMultipleChoice", "tanh", "bert.pooler.dense", "classifier")
+_CHOICE = replace(_CHOICE, head={**(_CHOICE.head or {}), "name": "regression", "labels": 1}, labelled=False)  # the score of one choice
 _NEXT = replace(_DOCUMENT, head={**(_DOCUMENT.head or {}), "labels": 2, "names": ["next", "random"]}, labelled=False)
 
 EXCHANGE = ExchangeMap(
@@ -65,10 +67,10 @@ EXCHANGE = ExchangeMap(
         HeadMap("BertForPreTraining", MASKED, _RULES, (*_UNUSED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")),
         document_map("BertForSequenceClassification", "tanh", "bert.pooler.dense", "classifier"),
         _NEXT,
+        _CHOICE,
         *token_maps("Bert", POOLER),
         pooler_map("BertModel", "bert.pooler.dense"),
     ),
-    refused={"BertForMultipleChoice": "its answer is a softmax over several documents, and heads here score each document for itself"},
 )
 
 ARCHITECTURE = Architecture(
