@@ -76,6 +76,20 @@ def test_it_takes_less_than_half_and_less_with_greater_distances(tmp_path):
     assert sizes[32] < 0.5 * sizes[None] and sizes[32] < sizes[4] < sizes[None], sizes
 
 
+@pytest.mark.parametrize("ids", [256, 257, 65_536, 65_537])
+def test_a_mark_whose_id_is_wider_than_stored_tokens(tmp_path, ids):
+    """Bytes of UTF-8 are stored in a byte, 0xFF being the mark, though its id is 256."""
+    text = np.array([0, 1, ids - 3, 0, 1, 0, 0, 1, ids - 3])
+    whole, index = (
+        ngram.build([text, text[:4]], tmp_path / str(k), vocab_size=ids - 1, sample=k, quiet=True) for k in (None, 2)
+    )
+    assert index.vocab_size == ids and index.info["width"] == (1 if ids <= 257 else 2)
+    for gram in ([], [0], [1], [0, 1], [ids - 3, 0], [ids - 1], [ids - 1, 0], [ids - 3, ids - 1], [0, ids - 1], [1, ids - 3, 0, 1]):
+        assert index.count(gram) == whole.count(gram), gram
+        assert [a.tolist() for a in index.next(gram)] == [a.tolist() for a in whole.next(gram)], gram
+    assert index.read(0, index.tokens).tolist() == whole.read(0, whole.tokens).tolist()
+
+
 def test_places_follow_from_ranks_that_say_how_long_the_n_gram_is(whole):
     index = ngram.open(whole)
     text = index.read(0, index.tokens)

@@ -250,7 +250,8 @@ class SampledWriter:
 
     def __init__(self, path: Path, layout: SampledLayout) -> None:
         self.path, self.layout = path, layout
-        self._kind = token_type(layout.width)
+        top = layout.vocab_size - 1  # the mark's code, which may have one bit more than stored tokens
+        self._kind = token_type(1 if top < 1 << 8 else 2 if top < 1 << 16 else 4)
 
     def write(self, order: Iterator[tuple[NDArray[np.integer], NDArray[Any]]]) -> SampledLayout:
         """Write the file; its layout with what was found out.
