@@ -279,3 +279,9 @@ def test_reference_results():
     with pytest.raises(ConfigError, match="no reference result"):
         reference.reference("no-such")
     assert (reference.nearest("nano", "stdlib") is None) == (reference.names() == [])
+
+
+@pytest.mark.parametrize("wrong", [{"sample": "20k"}, {"length": 0}, {"batch": 1.5}, {"margin": "x"}, {"noise": "yes"}, {"tokenizer": 4}])
+def test_settings_that_are_no_numbers_are_refused_at_once(wrong):
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is"):
+        Settings(**wrong)

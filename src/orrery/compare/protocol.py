@@ -20,7 +20,7 @@ from typing import Any
 from orrery.compare.analyse import COMPARISON, NOISE, RunData
 from orrery.compare.candidates import Candidate
 from orrery.compare.result import ArchitectureRow, Protocol, RunRow
-from orrery.core.config import config_hash
+from orrery.core.config import config_hash, require
 from orrery.data import Dataset
 from orrery.evaluate.statistics import least_seeds
 from orrery.models.ladder import LADDER
@@ -53,6 +53,15 @@ class Settings:
     noise: bool | None = None  # baseline against itself; None: when there are seeds enough for a verdict
     rates: dict[str, float] = field(default_factory=dict)  # label -> learning rate given by the user
     overrides: dict[str, Any] = field(default_factory=dict)  # of every model: width, depth, other settings (tests)
+
+    def __post_init__(self) -> None:
+        for name in ("length", "batch", "sample"):
+            value = getattr(self, name)
+            require(type(value) is int and value >= 1, f"{name} is a whole number of 1 or more, not {value!r}")
+        counts = isinstance(self.margin, int | float) and self.margin >= 0
+        require(counts, f"margin is a number of bits per byte, 0 or more, not {self.margin!r}")
+        require(isinstance(self.tokenizer, str), f"tokenizer is the name or the path of one, not {self.tokenizer!r}")
+        require(self.noise is None or type(self.noise) is bool, f"noise is true or false, not {self.noise!r}")
 
     def identity(self, candidates: Sequence[Candidate]) -> str:
         """Hash that names the comparison's folder: the same command finds its own."""
