@@ -87,8 +87,7 @@ def pretrain(
         model, name, drawn = student.model, student.objective, not student.begun
         given = {key: value for key, value in given.items() if not key.startswith("objective.")}
         given |= {"objective.settings": student.settings, "data.tokenizer": str(student.tokenizer), "model.name": source}
-        if layers is not None:
-            given["model.settings"] = {"layers": list(layers)}
+        given |= {"model.settings": {"layers": list(layers)}} if layers is not None else {}
         if drawn is False:
             given["model.size"] = None
     elif recipe or layers is not None:
