@@ -144,13 +144,29 @@ def kneser_ney_order(begin, end, start, first, link, count, d1, d2, d3, probabil
             probability[x] = own + share * probability[link[x]]
 
 
+@inlined
+def look(word, low, size, wanted):
+    """Where each lane's token is, among `size` sorted ones from `low` on, if it is there.
+
+    One step of every search after the other and without a branch, so that what they wait for from memory comes at the same
+    time and nothing is guessed wrong.
+    """
+    most = 0
+    for k in range(len(low)):
+        most = max(most, size[k])
+    while most > 1:
+        for k in range(len(low)):
+            half = size[k] >> 1
+            low[k] = low[k] + half if np.int64(word[low[k] + half]) <= wanted[k] else low[k]
+            size[k] -= half
+        most -= most >> 1
+
+
 @bare
 def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word, first, link, probability, backoff, out, nodes, used, lanes, values):
     """Walk pieces of text: the probability of every token, the context node behind it, and the order that answered.
 
-    Each lane walks a piece of its own and takes the next one when it is through. All lanes look for their tokens together, one
-    step of every binary search after the other and without a branch, so that what they wait for from memory comes
-    at the same time and nothing is guessed wrong.
+    Each lane walks a piece of its own and takes the next one when it is through; all look for their tokens together.
 
     warm, start, stop (P,): a piece is read from `warm` with no context and scored from `start` to `stop`.
     settings: document, whether it is predicted. lanes (8,L) int64, values (L,) float64: room for the lanes.
@@ -166,15 +182,7 @@ def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word,
     piece[:] = _FRESH
     busy = len(values)
     while busy > 0:
-        most = 0
-        for k in range(len(values)):
-            most = max(most, size[k])
-        while most > 1:
-            for k in range(len(values)):
-                half = size[k] >> 1
-                low[k] = low[k] + half if np.int64(word[low[k] + half]) <= wanted[k] else low[k]
-                size[k] -= half
-            most -= most >> 1
+        look(word, low, size, wanted)
         for k in range(len(values)):
             if piece[k] == _DONE:
                 continue
@@ -222,16 +230,13 @@ def score_pieces(begin, end, tokens, warm, start, stop, settings, offsets, word,
                     t += 1
                 else:
                     break
-            low[k] = 0
-            size[k] = 0
+            low[k], size[k] = 0, 0
             if piece[k] == _DONE:
                 busy -= 1
                 continue
-            values[k] = 1.0
-            place[k] = t
+            values[k], place[k] = 1.0, t
             wanted[k] = np.int64(tokens[t])
-            context[k] = node
-            depth[k] = level
+            context[k], depth[k] = node, level
             if level > 0:
                 behind = np.int64(first[node])
                 size[k] = np.int64(first[node + 1]) - behind
