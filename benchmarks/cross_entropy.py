@@ -16,13 +16,13 @@ import time
 import torch
 import torch.nn.functional as F
 
-from orrery.ops.cross_entropy import chunk_rows, linear_cross_entropy
+from orrery.ops.losses.cross_entropy import chunk_rows, linear_cross_entropy
 
 SHAPES = ((4096, 256, 257), (4096, 256, 8192), (4096, 512, 32000), (2048, 768, 50257))  # rows, width, classes
 PEAK = """
 import sys, torch
 import torch.nn.functional as F
-from orrery.ops.cross_entropy import linear_cross_entropy
+from orrery.ops.losses.cross_entropy import linear_cross_entropy
 def mark():  # of this process alone; getrusage would begin at its parent's
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 n, d, v = map(int, sys.argv[2:])

@@ -10,7 +10,7 @@ from orrery.mixers.mingru import MinGRU, MinGRUConfig
 from orrery.mixers.qrnn import QRNN, QRNNConfig
 from orrery.models.build import create_model
 from orrery.nn.contract import Place
-from orrery.ops.windows import windows
+from orrery.ops.fused.windows import windows
 
 
 def qrnn(**settings):

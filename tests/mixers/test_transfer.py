@@ -48,7 +48,7 @@ def test_the_decay_matrix_is_the_scan():
 @torch.no_grad()
 def test_qrnn(settings):
     mixer, x, context = build("qrnn", **settings)
-    from orrery.ops.windows import windows
+    from orrery.ops.fused.windows import windows
 
     p = mixer.inputs(windows(x, mixer.config.window, None, context.time.starts, None)[0])
     h = applied(mixer.transfer(x, context), torch.tanh(p[..., : mixer.hidden]))

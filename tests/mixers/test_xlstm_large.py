@@ -16,7 +16,7 @@ from orrery.models.build import create_model, resolve
 from orrery.models.exchange import from_transformers, to_transformers
 from orrery.nn.contract import Context, Place
 from orrery.ops.backend import current_backend, forget_backends, use_backend
-from orrery.ops.head_norm_gate import head_norm_gate, head_norm_gate_reference
+from orrery.ops.fused.head_norm_gate import head_norm_gate, head_norm_gate_reference
 
 SIZES = {torch.float32: 1e-4, torch.float64: 1e-8}
 

@@ -13,7 +13,7 @@ from orrery.core.errors import ConfigError
 from orrery.models.encode import encode
 from orrery.nn.short_text import MOST_TOKENS
 from orrery.ops.backend import use_backend
-from orrery.ops.packed_linear import available
+from orrery.ops.fused.packed_linear import available
 
 pytestmark = pytest.mark.skipif(not available(), reason="torch was built without oneDNN")
 

@@ -14,8 +14,8 @@ from orrery.nn.feedforward import GLU, MLP, FeedForwardConfig
 from orrery.nn.norms import LayerNorm, RMSNorm, SimpleRMSNorm, make_norm
 from orrery.nn.rotary import cached_table, rotary_table, rotate
 from orrery.nn.timeline import plan
-from orrery.ops.short_conv import short_conv
-from orrery.ops.swiglu import swiglu
+from orrery.ops.fused.short_conv import short_conv
+from orrery.ops.fused.swiglu import swiglu
 
 
 def random(*shape, seed=0, grad=True):

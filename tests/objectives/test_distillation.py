@@ -14,9 +14,9 @@ from orrery.models.storage import save, stored_tensors
 from orrery.nn.contract import Context
 from orrery.nn.timeline import plan
 from orrery.objectives.distillation import layer_pairs
-from orrery.ops.cross_entropy import IGNORE, linear_cross_entropy
-from orrery.ops.relations import attention_distance
-from orrery.ops.soft_targets import SoftTargets
+from orrery.ops.losses.cross_entropy import IGNORE, linear_cross_entropy
+from orrery.ops.losses.relations import attention_distance
+from orrery.ops.losses.soft_targets import SoftTargets
 from orrery.testing.objective import make_batch, objective_checks_for
 from orrery.testing.subject import perturb
 from orrery.train.engine import Pair

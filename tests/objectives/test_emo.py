@@ -16,8 +16,8 @@ from orrery.models.output import Output
 from orrery.models.scoring import score
 from orrery.objectives.emo import Emo, EmoConfig, combine
 from orrery.ops.backend import use_backend
-from orrery.ops.cross_entropy import IGNORE, linear_cross_entropy
-from orrery.ops.row_losses import EarthMover, Reweighted, unit_rows
+from orrery.ops.losses.cross_entropy import IGNORE, linear_cross_entropy
+from orrery.ops.losses.row_losses import EarthMover, Reweighted, unit_rows
 from orrery.testing.objective import objective_checks_for
 from orrery.train.engine import Pair
 

@@ -11,7 +11,7 @@ import orrery
 from orrery.core.errors import ConfigError, DataError, UnknownNameError
 from orrery.models.output import Output
 from orrery.models.scoring import nats, score
-from orrery.ops.cross_entropy import IGNORE
+from orrery.ops.losses.cross_entropy import IGNORE
 
 V = 19
 

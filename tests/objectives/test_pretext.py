@@ -15,7 +15,7 @@ from orrery.data.marks import spans, with_marks
 from orrery.data.tokenizers import BPETokenizer, ByteTokenizer
 from orrery.data.wordpiece import WordPieceTokenizer
 from orrery.models import corruption
-from orrery.ops.cross_entropy import IGNORE
+from orrery.ops.losses.cross_entropy import IGNORE
 from orrery.train.engine import Pair
 
 V = 60

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from oracles.cross_entropy import linear_cross_entropy as oracle
-from orrery.ops.cross_entropy import IGNORE, chunk_rows, cross_entropy, linear_cross_entropy, linear_nats, logit_nats
+from orrery.ops.losses.cross_entropy import (
+    IGNORE,
+    chunk_rows,
+    cross_entropy,
+    linear_cross_entropy,
+    linear_nats,
+    logit_nats,
+)
 
 N, D, V = 23, 6, 11
 
@@ -231,7 +238,7 @@ def test_chunks_cover_the_rows_evenly():
 MEMORY = """
 import sys, torch
 import torch.nn.functional as F
-from orrery.ops.cross_entropy import linear_cross_entropy
+from orrery.ops.losses.cross_entropy import linear_cross_entropy
 torch.set_num_threads(1)
 def mark():  # of this process alone; getrusage would begin at its parent's
     return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

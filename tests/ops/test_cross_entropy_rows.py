@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from orrery.ops.backend import current_backend, forget_backends, use_backend
-from orrery.ops.cross_entropy import linear_cross_entropy
-from orrery.ops.cross_entropy_rows import score_rows
+from orrery.ops.losses.cross_entropy import linear_cross_entropy
+from orrery.ops.losses.cross_entropy_rows import score_rows
 
 
 def expected(scores, labels, factors, z_loss, softcap):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orrery.ops import kda_gates as kda
-from orrery.ops import rwkv7_gates as rwkv7
 from orrery.ops.backend import current_backend, forget_backends
+from orrery.ops.fused import kda_gates as kda
+from orrery.ops.fused import rwkv7_gates as rwkv7
 
 pytest.importorskip("numba")
 HEADS, SIZE = 3, 20

@@ -5,8 +5,8 @@ import torch
 
 from orrery.core.errors import ConfigError
 from orrery.ops.backend import current_backend, forget_backends
-from orrery.ops.rms_norm import rms_norm
-from orrery.ops.swiglu import geglu, swiglu
+from orrery.ops.fused.rms_norm import rms_norm
+from orrery.ops.fused.swiglu import geglu, swiglu
 
 pytest.importorskip("numba", reason="numba is not installed")
 

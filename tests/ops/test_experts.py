@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orrery.ops.experts import (
+from orrery.ops.fused.experts import (
     combine,
     dispatch,
     drop_beyond,

@@ -7,7 +7,7 @@ import torch
 
 from oracles.gated_rms_norm import gated_rms_norm as oracle
 from orrery.ops.backend import current_backend, forget_backends
-from orrery.ops.gated_rms_norm import gated_rms_norm, gated_rms_norm_reference
+from orrery.ops.fused.gated_rms_norm import gated_rms_norm, gated_rms_norm_reference
 
 EPS = 1e-5
 

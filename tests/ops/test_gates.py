@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orrery.ops.gates import relu_square, sigmoid_gate, silu_gate
+from orrery.ops.fused.gates import relu_square, sigmoid_gate, silu_gate
 
 SHAPE = (3, 50, 130)  # more than one block of the compiled loop
 

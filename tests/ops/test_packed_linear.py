@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orrery.ops.packed_linear import ACTIVATIONS, PackedLinear, available, packed_linear_reference
+from orrery.ops.fused.packed_linear import ACTIVATIONS, PackedLinear, available, packed_linear_reference
 
 pytestmark = pytest.mark.skipif(not available(), reason="torch was built without oneDNN")
 

@@ -11,8 +11,8 @@ import torch
 from orrery.ops import program as programs
 from orrery.ops.compiled import Pass, compiled, prepare_blocks
 from orrery.ops.program import Program, Steps, flat, joined
-from orrery.ops.row_linear import RowNorm, row_linear
-from orrery.ops.row_steps import add_rows, best_rows, cap_rows, embed_rows
+from orrery.ops.steps.row_linear import RowNorm, row_linear
+from orrery.ops.steps.row_steps import add_rows, best_rows, cap_rows, embed_rows
 
 pytest.importorskip("numba")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from orrery.ops.backend import installed
-from orrery.ops.residual_norm import residual_norm, residual_norm_reference
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.residual_norm import residual_norm, residual_norm_reference
+from orrery.ops.steps.row_linear import RowNorm
 
 pytestmark = pytest.mark.skipif(not installed("numba"), reason="numba is not installed")
 

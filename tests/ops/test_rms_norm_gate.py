@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orrery.ops import rms_norm_gate as module
-from orrery.ops.rms_norm_gate import rms_norm_gate, rms_norm_gate_reference
+from orrery.ops.fused import rms_norm_gate as module
+from orrery.ops.fused.rms_norm_gate import rms_norm_gate, rms_norm_gate_reference
 
 
 def make(heads, value, dtype, tokens=(3, 23), seed=0):

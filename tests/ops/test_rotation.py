@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from orrery.nn.rotary import rotary_table
-from orrery.ops.rotation import turn, turn_reference
+from orrery.ops.fused.rotation import turn, turn_reference
 
 
 @pytest.mark.parametrize("heads", [2, 3])

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from orrery.nn.rotary import cached_table, rotary_table, rotate
-from orrery.ops.attention_step import attention_step
-from orrery.ops.row_linear import ACTIVATIONS, RowNorm, row_linear, row_norm
+from orrery.ops.steps.attention import attention_step
+from orrery.ops.steps.row_linear import ACTIVATIONS, RowNorm, row_linear, row_norm
 
 TORCH = {
     "": lambda z: z,

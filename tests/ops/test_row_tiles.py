@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from orrery.ops.backend import installed
-from orrery.ops.row_tiles import SPARE, blocked, tile_linear
-from orrery.ops.short_attention import short_attention
-from orrery.ops.short_ends import embed_text, embed_text_reference, gate_text, mean_text
+from orrery.ops.fused.row_tiles import SPARE, blocked, tile_linear
+from orrery.ops.fused.short_attention import short_attention
+from orrery.ops.fused.short_ends import embed_text, embed_text_reference, gate_text, mean_text
 
 pytestmark = pytest.mark.skipif(not installed("numba"), reason="numba is not installed")
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from orrery.core.errors import ConfigError
-from orrery.ops import short_conv as module
-from orrery.ops.short_conv import short_conv
+from orrery.ops.fused import short_conv as module
+from orrery.ops.fused.short_conv import short_conv
 
 
 def make(batch, time, channels, taps, dtype=torch.float64, seed=0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orrery.ops.token_shift import token_mix, token_mix_reference
+from orrery.ops.fused.token_shift import token_mix, token_mix_reference
 
 BACKENDS = ("torch", "numba")
 

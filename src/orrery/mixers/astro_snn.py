@@ -37,7 +37,7 @@ from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.diagonal_scan import diagonal_scan
 from orrery.ops.egru import event
-from orrery.ops.token_shift import token_mix
+from orrery.ops.fused.token_shift import token_mix
 
 _LARGEST = 8.0  # of k: one spike may weigh e^8
 

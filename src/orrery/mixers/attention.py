@@ -39,10 +39,10 @@ from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
-from orrery.ops.attention_step import attention_step
-from orrery.ops.gates import sigmoid_gate
-from orrery.ops.relations import Scored
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.gates import sigmoid_gate
+from orrery.ops.losses.relations import Scored
+from orrery.ops.steps.attention import attention_step
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ from orrery.nn.relative import RelativeBias
 from orrery.nn.rotary import cached_table, rotate, rotate_by_reals
 from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import plain_linear
-from orrery.ops.packed_linear import PackedLinear
-from orrery.ops.relations import Scored
+from orrery.ops.fused.packed_linear import PackedLinear
+from orrery.ops.losses.relations import Scored
 
 
 @dataclass(frozen=True, kw_only=True)

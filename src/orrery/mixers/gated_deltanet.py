@@ -45,9 +45,9 @@ from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.delta_rule import delta_rule
-from orrery.ops.gated_delta_step import StepWeights, can_step, gated_delta_step, gated_delta_stepper
-from orrery.ops.rms_norm_gate import rms_norm_gate
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.rms_norm_gate import rms_norm_gate
+from orrery.ops.steps.gated_delta import StepWeights, can_step, gated_delta_step, gated_delta_stepper
+from orrery.ops.steps.row_linear import RowNorm
 
 _L2_EPS = 1e-6  # under the root of |q|^2 + eps, as fla and transformers have it
 

@@ -38,10 +38,10 @@ from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.rms_norm_gate import rms_norm_gate
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.rms_norm_gate import rms_norm_gate
+from orrery.ops.steps.row_linear import RowNorm
+from orrery.ops.steps.vector_decay import gla_stepper
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
-from orrery.ops.vector_decay_step import gla_stepper
 
 _GAIN = 2**-2.5  # the authors' initialisation
 

@@ -35,8 +35,8 @@ from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.gru import gru_layer, gru_sequence, gru_stepper
-from orrery.ops.row_linear import RowNorm, row_linear
-from orrery.ops.row_steps import add_rows
+from orrery.ops.steps.row_linear import RowNorm, row_linear
+from orrery.ops.steps.row_steps import add_rows
 
 
 @dataclass(frozen=True, kw_only=True)

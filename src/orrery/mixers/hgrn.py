@@ -39,8 +39,8 @@ from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, p
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_scan import diagonal_scan
-from orrery.ops.gated_average_step import hgrn_step
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.steps.gated_average import hgrn_step
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,9 +37,9 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.steps.row_linear import RowNorm
+from orrery.ops.steps.vector_decay import hgrn2_stepper
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
-from orrery.ops.vector_decay_step import hgrn2_stepper
 
 _LEAST = -12.0  # logit of the smallest bound above 0 (6e-6): below, 1 - f could round to 1 and log f to -inf
 

@@ -40,12 +40,12 @@ from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.dplr import dplr
-from orrery.ops.dplr_step import KDAWeights, kda_stepper
-from orrery.ops.gates import sigmoid_gate
+from orrery.ops.fused.gates import sigmoid_gate
+from orrery.ops.fused.kda_gates import kda_gates
+from orrery.ops.fused.rms_norm import rms_norm
 from orrery.ops.kda import kda
-from orrery.ops.kda_gates import kda_gates
-from orrery.ops.rms_norm import rms_norm
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.steps.dplr import KDAWeights, kda_stepper
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)

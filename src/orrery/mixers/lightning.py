@@ -38,11 +38,11 @@ from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.gates import sigmoid_gate
-from orrery.ops.lightning_step import lightning_stepper
-from orrery.ops.rms_norm import rms_norm
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.gates import sigmoid_gate
+from orrery.ops.fused.rms_norm import rms_norm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
+from orrery.ops.steps.lightning import lightning_stepper
+from orrery.ops.steps.row_linear import RowNorm
 
 LRPE = ("first", "all", "none")
 GATES = ("linear", "sigmoid")

@@ -42,9 +42,9 @@ from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
-from orrery.ops.lizard_step import LizardWeights, lizard_stepper, ring
-from orrery.ops.row_linear import RowNorm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix
+from orrery.ops.steps.lizard import LizardWeights, lizard_stepper, ring
+from orrery.ops.steps.row_linear import RowNorm
 
 _HIGHEST = 20.0  # e^40 times any number of tokens stays far from float32's end
 _LEAST = 1e-30  # of a denominator; only padding before any token comes near it

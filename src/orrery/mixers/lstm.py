@@ -34,8 +34,8 @@ from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.lstm import lstm_layer, lstm_sequence, lstm_stepper
-from orrery.ops.row_linear import RowNorm, row_linear
-from orrery.ops.row_steps import add_rows
+from orrery.ops.steps.row_linear import RowNorm, row_linear
+from orrery.ops.steps.row_steps import add_rows
 
 
 @dataclass(frozen=True, kw_only=True)

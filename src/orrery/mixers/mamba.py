@@ -38,10 +38,10 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.diagonal_step import conv_step, selective_step
-from orrery.ops.rms_norm import rms_norm
-from orrery.ops.row_linear import RowNorm, row_linear
+from orrery.ops.fused.rms_norm import rms_norm
 from orrery.ops.selective_scan import selective_scan, selective_scan_matrix
+from orrery.ops.steps.diagonal import conv_step, selective_step
+from orrery.ops.steps.row_linear import RowNorm, row_linear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,12 +39,12 @@ from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.gated_rms_norm import gated_rms_norm
-from orrery.ops.gates import silu_gate
-from orrery.ops.mamba2_step import StepWeights, can_step, mamba2_step, mamba2_stepper
-from orrery.ops.rms_norm import rms_norm
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.gated_rms_norm import gated_rms_norm
+from orrery.ops.fused.gates import silu_gate
+from orrery.ops.fused.rms_norm import rms_norm
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
+from orrery.ops.steps.mamba2 import StepWeights, can_step, mamba2_step, mamba2_stepper
+from orrery.ops.steps.row_linear import RowNorm
 
 GATE_NORMS = ("after", "before", "none")
 

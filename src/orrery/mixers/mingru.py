@@ -39,9 +39,9 @@ from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_line
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_scan import diagonal_scan
-from orrery.ops.diagonal_step import conv_step
-from orrery.ops.gated_average_step import mingru_step
-from orrery.ops.row_linear import RowNorm, row_norm_into
+from orrery.ops.steps.diagonal import conv_step
+from orrery.ops.steps.gated_average import mingru_step
+from orrery.ops.steps.row_linear import RowNorm, row_norm_into
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,10 @@ from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.diagonal_step import conv_step
 from orrery.ops.mlstm import mlstm, mlstm_initial
-from orrery.ops.mlstm_block_step import BlockWeights, mlstm_block_step
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.steps.diagonal import conv_step
+from orrery.ops.steps.mlstm_block import BlockWeights, mlstm_block_step
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,8 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.state import state
 from orrery.nn.stepping import Beside, Step, Stepping
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.rms_norm import rms_norm
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.rms_norm import rms_norm
+from orrery.ops.steps.row_linear import RowNorm
 
 FUSIONS = ("mean", "sum", "difference", "concat")
 BETAS = ("vector", "scalar", "none")

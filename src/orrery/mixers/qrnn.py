@@ -36,9 +36,9 @@ from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_line
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_scan import diagonal_scan
-from orrery.ops.gated_average_step import qrnn_step, window_step
-from orrery.ops.row_linear import RowNorm, row_norm_into
-from orrery.ops.windows import windows
+from orrery.ops.fused.windows import windows
+from orrery.ops.steps.gated_average import qrnn_step, window_step
+from orrery.ops.steps.row_linear import RowNorm, row_norm_into
 
 _PARTS = {"f": 2, "fo": 3, "ifo": 4}  # candidate and gates
 

@@ -36,10 +36,10 @@ from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.retnet_step import retnet_stepper
-from orrery.ops.rms_norm_gate import rms_norm_gate
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.fused.rms_norm_gate import rms_norm_gate
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
+from orrery.ops.steps.retnet import retnet_stepper
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,9 +39,9 @@ from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
-from orrery.ops.diagonal_step import conv_step, rg_lru_step
 from orrery.ops.rg_lru import rg_lru, rg_lru_terms
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.steps.diagonal import conv_step, rg_lru_step
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)

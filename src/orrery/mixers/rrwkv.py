@@ -37,7 +37,7 @@ from orrery.nn.recompute import linear_of
 from orrery.nn.rwkv import mixed_linears, reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
 from orrery.nn.timeline import Timeline, fresh_clock
-from orrery.ops.gates import relu_square, sigmoid_gate
+from orrery.ops.fused.gates import relu_square, sigmoid_gate
 from orrery.ops.wkv4 import wkv4, wkv4_initial
 
 

@@ -40,10 +40,10 @@ from orrery.nn.rwkv import mixed_linears, reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.gates import relu_square, sigmoid_gate
-from orrery.ops.row_linear import RowNorm, row_norm_into
-from orrery.ops.rwkv4_step import average_step, gate_step, mix_step
-from orrery.ops.token_shift import token_mix
+from orrery.ops.fused.gates import relu_square, sigmoid_gate
+from orrery.ops.fused.token_shift import token_mix
+from orrery.ops.steps.row_linear import RowNorm, row_norm_into
+from orrery.ops.steps.rwkv4 import average_step, gate_step, mix_step
 from orrery.ops.wkv4 import wkv4, wkv4_initial, wkv4_matrix, wkv4_step
 
 

@@ -43,11 +43,11 @@ from orrery.nn.rwkv import depth_ratios, mixed_linears
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
-from orrery.ops.row_linear import RowNorm, row_linear, row_norm_into
-from orrery.ops.row_steps import copy_rows
-from orrery.ops.token_shift import token_mix
+from orrery.ops.fused.token_shift import token_mix
+from orrery.ops.steps.row_linear import RowNorm, row_linear, row_norm_into
+from orrery.ops.steps.row_steps import copy_rows
+from orrery.ops.steps.vector_decay import rwkv6_stepper, shift_stepper
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
-from orrery.ops.vector_decay_step import rwkv6_stepper, shift_stepper
 
 _EPS = 64e-5  # of the norm of the heads: 1e-5 after a division by 8, as RWKV-5 wrote it
 _MIXTURES = 5  # w, k, v, r, g

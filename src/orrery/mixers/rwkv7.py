@@ -47,12 +47,12 @@ from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.dplr import dplr
-from orrery.ops.dplr_step import RWKV7Weights, rwkv7_stepper
-from orrery.ops.gates import relu_square
-from orrery.ops.row_linear import RowNorm, row_norm_into
-from orrery.ops.rwkv4_step import mix_step
-from orrery.ops.rwkv7_gates import rwkv7_gates, rwkv7_out
-from orrery.ops.token_shift import token_mix
+from orrery.ops.fused.gates import relu_square
+from orrery.ops.fused.rwkv7_gates import rwkv7_gates, rwkv7_out
+from orrery.ops.fused.token_shift import token_mix
+from orrery.ops.steps.dplr import RWKV7Weights, rwkv7_stepper
+from orrery.ops.steps.row_linear import RowNorm, row_norm_into
+from orrery.ops.steps.rwkv4 import mix_step
 
 _FIRST = "rwkv7 values"  # the name in ctx.shared
 

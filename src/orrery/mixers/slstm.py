@@ -34,10 +34,10 @@ from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
-from orrery.ops.diagonal_step import conv_step
-from orrery.ops.row_linear import RowNorm, row_norm_into
 from orrery.ops.slstm import slstm, slstm_initial
-from orrery.ops.slstm_step import SLSTMWeights, slstm_stepper
+from orrery.ops.steps.diagonal import conv_step
+from orrery.ops.steps.row_linear import RowNorm, row_norm_into
+from orrery.ops.steps.slstm import SLSTMWeights, slstm_stepper
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,10 @@ from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.head_norm_gate import head_norm_gate
+from orrery.ops.fused.head_norm_gate import head_norm_gate
 from orrery.ops.mlstm import mlstm, mlstm_initial
-from orrery.ops.mlstm_step import can_step, large_step, large_stepper
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.steps.mlstm import can_step, large_step, large_stepper
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from orrery.models.output import Output
 from orrery.nn.contract import Aux, Context
 from orrery.nn.packing import pack
 from orrery.nn.timeline import gather_time, plan, spread_time
-from orrery.ops.relations import Scored
+from orrery.ops.losses.relations import Scored
 
 Heads = tuple[Tensor, Tensor, Tensor]
 

@@ -26,9 +26,9 @@ from orrery.nn.norms import NoNorm
 from orrery.nn.short_text import MOST_TOKENS, ShortLinear, ShortText, Step, short_embedding, short_mean, short_norm
 from orrery.nn.stepping import norm_of, plain_linear
 from orrery.ops.backend import choose
-from orrery.ops.packed_linear import available
+from orrery.ops.fused.packed_linear import available
 from orrery.ops.program import joined
-from orrery.ops.row_linear import RowNorm, norm_of_rows
+from orrery.ops.steps.row_linear import RowNorm, norm_of_rows
 
 Layer = Callable[[Tensor, Context], Tensor]
 Bind = Callable[[ShortText], list[Step]]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from orrery.core.errors import DataError
 from orrery.models.output import Output
 from orrery.nn.contract import Aux, Context
-from orrery.ops.cross_entropy import IGNORE, CrossEntropy
+from orrery.ops.losses.cross_entropy import IGNORE, CrossEntropy
 
 
 class Reading(NamedTuple):

@@ -1,6 +1,6 @@
 """Targets scored by a model's head without the logits of a whole batch: what objectives and evaluation stand on.
 
-A head that ends in a linear layer goes through the fused operation of :mod:`orrery.ops.cross_entropy`, which computes only the
+A head that ends in a linear layer goes through the fused operation of :mod:`orrery.ops.losses.cross_entropy`, which computes only the
 rows that are asked for. Any other head that is a module is
 applied to a chunk of rows at a time (and once more in the backward pass, so that its logits need not be kept). A model
 without a head of its own gives logits; then only their gradient is held beside them.
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from orrery.core.errors import ConfigError
 from orrery.models.output import Output
-from orrery.ops.cross_entropy import (
+from orrery.ops.losses.cross_entropy import (
     IGNORE,
     CrossEntropy,
     RowLoss,
@@ -46,7 +46,7 @@ def score(
     Args:
         model: whose `head` is used; `out`: what it returned.
         targets: (B,T) int64; `ignore_index` counts for nothing (None promises that there are none).
-        weights, z_loss, reduction, loss: as in :func:`orrery.ops.cross_entropy.linear_cross_entropy`.
+        weights, z_loss, reduction, loss: as in :func:`orrery.ops.losses.cross_entropy.linear_cross_entropy`.
 
     Raises:
         ConfigError: for a model that has no head.

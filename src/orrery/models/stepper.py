@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from orrery.nn.block import Block
 from orrery.nn.stepping import Step, Stepping, can_step, norm_of
 from orrery.ops.program import Program, joined
-from orrery.ops.row_linear import norm_in_place, row_linear
-from orrery.ops.row_steps import best_rows, cap_rows, embed_rows, keep_rows, next_rows
+from orrery.ops.steps.row_linear import norm_in_place, row_linear
+from orrery.ops.steps.row_steps import best_rows, cap_rows, embed_rows, keep_rows, next_rows
 
 AHEAD = 16  # tokens that are written without coming back, some 10 ms: so long an interrupt may wait
 

@@ -30,8 +30,8 @@ from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 from orrery.nn.residual_gate import ResidualGate
 from orrery.nn.stepping import Beside, Step, Stepping, block_step, in_order, norm_of, part_step
-from orrery.ops.canon_step import add_change, canon_step
-from orrery.ops.row_linear import blend, norm_in_place, row_norm
+from orrery.ops.steps.canon import add_change, canon_step
+from orrery.ops.steps.row_linear import blend, norm_in_place, row_norm
 
 PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
 BlockState = tuple[Any, ...]

@@ -216,7 +216,7 @@ class Part(nn.Module):
         """A function that does `x += part(norm(x))` for one token in place (:mod:`orrery.nn.stepping`); None: no such form.
 
         Args:
-            norm: a :class:`~orrery.ops.row_linear.RowNorm`.
+            norm: a :class:`~orrery.ops.steps.row_linear.RowNorm`.
             state: where to go on from; the caller gives it away.
             run: the :class:`~orrery.nn.stepping.Stepping` that holds x and the positions.
         """

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from orrery.nn.contract import Context
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.short_conv import short_conv
+from orrery.ops.fused.short_conv import short_conv
 
 
 @state

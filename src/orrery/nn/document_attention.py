@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orrery.ops.backend import choose
-from orrery.ops.short_attention import short_attention as compiled_attention
+from orrery.ops.fused.short_attention import short_attention as compiled_attention
 
 CHUNK = 256  # least queries that go together under a window
 

@@ -29,14 +29,14 @@ from orrery.nn.recompute import linear_of
 from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.canon_step import activate_step, residual_conv_step
-from orrery.ops.packed_linear import ACTIVATIONS as FUSED
-from orrery.ops.packed_linear import PackedLinear
-from orrery.ops.row_linear import ACTIVATIONS as ACTIVATION_CODES
-from orrery.ops.row_linear import RowNorm, row_linear
-from orrery.ops.row_steps import multiply_rows
-from orrery.ops.short_ends import gate_text
-from orrery.ops.swiglu import geglu, swiglu
+from orrery.ops.fused.packed_linear import ACTIVATIONS as FUSED
+from orrery.ops.fused.packed_linear import PackedLinear
+from orrery.ops.fused.short_ends import gate_text
+from orrery.ops.fused.swiglu import geglu, swiglu
+from orrery.ops.steps.canon import activate_step, residual_conv_step
+from orrery.ops.steps.row_linear import ACTIVATIONS as ACTIVATION_CODES
+from orrery.ops.steps.row_linear import RowNorm, row_linear
+from orrery.ops.steps.row_steps import multiply_rows
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

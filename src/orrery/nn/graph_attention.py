@@ -20,7 +20,7 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.memory import columns, distances
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
-from orrery.ops.rms_norm import rms_norm
+from orrery.ops.fused.rms_norm import rms_norm
 
 _SATURATED = 1000.0
 """Queries and keys are cut here: the softmax is saturated long before, and at scores of 1e9, to which a learned s may drive

@@ -37,10 +37,10 @@ from orrery.core.registry import register
 from orrery.nn.contract import Aux, Context, Part, PartConfig, Place
 from orrery.nn.feedforward import GATED_CODES, GLU, MLP, FeedForwardConfig, activation
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
-from orrery.ops.experts import drop_beyond, experts, plan_dispatch
-from orrery.ops.experts_step import Routing, experts_step
-from orrery.ops.row_linear import ACTIVATIONS, RowNorm
-from orrery.ops.swiglu import swiglu
+from orrery.ops.fused.experts import drop_beyond, experts, plan_dispatch
+from orrery.ops.fused.swiglu import swiglu
+from orrery.ops.steps.experts import Routing, experts_step
+from orrery.ops.steps.row_linear import ACTIVATIONS, RowNorm
 
 SCORES = ("softmax", "sigmoid")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orrery.core.errors import ConfigError, suggest
-from orrery.ops.rms_norm import rms_norm
+from orrery.ops.fused.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from orrery.nn.contract import Context, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.stepping import Step, in_order, linear_step
-from orrery.ops.canon_step import residual_conv_step
-from orrery.ops.row_linear import RowNorm
+from orrery.ops.steps.canon import residual_conv_step
+from orrery.ops.steps.row_linear import RowNorm
 
 
 class Projection(nn.Module):

@@ -15,7 +15,7 @@ import functools
 import torch
 from torch import Tensor
 
-from orrery.ops.rotation import turn
+from orrery.ops.fused.rotation import turn
 
 
 def rotary_table(positions: Tensor, rotated: int, theta: float, double: bool = False) -> Tensor:

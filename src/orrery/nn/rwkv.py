@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from orrery.nn.contract import Place
 from orrery.nn.recompute import linears_of
 from orrery.nn.timeline import Timeline
-from orrery.ops.token_shift import last_token, token_mix
+from orrery.ops.fused.token_shift import last_token, token_mix
 
 
 def mixed_linears(

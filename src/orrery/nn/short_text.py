@@ -3,7 +3,7 @@
 A text of some twenty tokens takes less to compute than torch's calls around it: views, results that are allocated, a norm and
 a sum apart. So every part binds its weights, and views of buffers that all layers share, to one length of text, and gives
 steps, functions of no arguments, that go from `run.given` to `run.y`. Compiled, a text is read in some thirty passes over
-both cores, weights in blocks (:mod:`orrery.ops.row_tiles`); otherwise by torch, weights (I,O), which is how its products of
+both cores, weights in blocks (:mod:`orrery.ops.fused.row_tiles`); otherwise by torch, weights (I,O), which is how its products of
 few rows read them fastest. Reading weights is most of what is left.
 
 N tokens of the text, D width.
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from orrery.nn.stepping import plain_linear
 from orrery.ops.backend import choose
-from orrery.ops.residual_norm import residual_norm, residual_norm_reference
-from orrery.ops.row_linear import RowNorm
-from orrery.ops.row_tiles import SPARE, blocked, tile_linear
-from orrery.ops.short_ends import embed_text, embed_text_reference, mean_text
+from orrery.ops.fused.residual_norm import residual_norm, residual_norm_reference
+from orrery.ops.fused.row_tiles import SPARE, blocked, tile_linear
+from orrery.ops.fused.short_ends import embed_text, embed_text_reference, mean_text
+from orrery.ops.steps.row_linear import RowNorm
 
 MOST_TOKENS = 128  # beyond that, what calls take no longer counts and blocked weights are read as fast
 Step = Callable[[], Any]

@@ -26,7 +26,7 @@ from orrery.nn.state import reserve
 from orrery.nn.timeline import Timeline
 from orrery.ops.backend import choose
 from orrery.ops.program import Steps
-from orrery.ops.row_linear import MOST_ROWS, RowNorm, row_linear, row_norm
+from orrery.ops.steps.row_linear import MOST_ROWS, RowNorm, row_linear, row_norm
 
 Step = Callable[[], None]
 
@@ -121,7 +121,7 @@ def plain_linear(*modules: nn.Module | None) -> bool:
 
 
 def linear_step(x: Tensor, module: nn.Module, y: Tensor, norm: RowNorm | None = None, activation: str = "", add: bool = False) -> Step:
-    """:func:`orrery.ops.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds."""
+    """:func:`orrery.ops.steps.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds."""
     linear = cast(nn.Linear, module)
     return row_linear(x, linear.weight, linear.bias, y, norm, activation, add)
 

@@ -53,9 +53,9 @@ from orrery.models.output import Output
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import before_last, last_layer, score, softcap
 from orrery.nn.contract import Aux, Context
-from orrery.ops.cross_entropy import IGNORE, CrossEntropy, cross_entropy, linear_cross_entropy
-from orrery.ops.relations import MATRICES, Scored, attention_distance, relation_divergence
-from orrery.ops.soft_targets import SoftTargets
+from orrery.ops.losses.cross_entropy import IGNORE, CrossEntropy, cross_entropy, linear_cross_entropy
+from orrery.ops.losses.relations import MATRICES, Scored, attention_distance, relation_divergence
+from orrery.ops.losses.soft_targets import SoftTargets
 
 MAPS = ("uniform", "skip", "last", "top")
 RELATIONS = ("q", "k", "v")

@@ -35,7 +35,7 @@ from orrery.core.errors import ConfigError
 from orrery.core.registry import register
 from orrery.models.reading import read_batch, report
 from orrery.models.scoring import score
-from orrery.ops.row_losses import Coefficients, EarthMover, unit_rows
+from orrery.ops.losses.row_losses import Coefficients, EarthMover, unit_rows
 
 EPSILON = 1e-10
 EMPHASES = ("mle", "emo")

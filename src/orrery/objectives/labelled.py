@@ -18,7 +18,7 @@ from orrery.core.config import Config, require
 from orrery.core.errors import ConfigError
 from orrery.core.registry import register
 from orrery.nn.contract import Aux, Context
-from orrery.ops.cross_entropy import IGNORE
+from orrery.ops.losses.cross_entropy import IGNORE
 
 
 @dataclass(frozen=True, kw_only=True)

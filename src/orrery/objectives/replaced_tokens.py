@@ -40,7 +40,7 @@ from orrery.models.corruption import choose
 from orrery.models.encoder import Encoder
 from orrery.models.heads import ReplacedTokens as Head
 from orrery.nn.contract import Aux, Context
-from orrery.ops.cross_entropy import IGNORE
+from orrery.ops.losses.cross_entropy import IGNORE
 
 EMBEDDINGS = ("shared", "disentangled", "own")
 _TABLES = ("embed", "position_embed", "type_embed")

@@ -28,7 +28,7 @@ from orrery.core.config import Config, require
 from orrery.core.registry import register
 from orrery.models.reading import read_batch, report
 from orrery.models.scoring import score
-from orrery.ops.row_losses import Reweighted
+from orrery.ops.losses.row_losses import Reweighted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from orrery.models.corruption import shifted
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import score
 from orrery.nn.contract import Aux, Context
-from orrery.ops.cross_entropy import IGNORE
+from orrery.ops.losses.cross_entropy import IGNORE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Kimi Delta Attention from its projections to what the state is read for: gates, then the delta rule with vector decay.
 
 On CUDA with fla-core it is :func:`orrery.ops.dplr.vector_delta_rule`, whose kernel is `chunk_kda`; elsewhere the gates are one
-compiled pass (:mod:`orrery.ops.kda_gates`) and the recurrence is :func:`orrery.ops.dplr.dplr`.  The same function, 2510.26692,
+compiled pass (:mod:`orrery.ops.fused.kda_gates`) and the recurrence is :func:`orrery.ops.dplr.dplr`.  The same function, 2510.26692,
 equation 1.
 
 B batch, T time, H heads, K head size.
@@ -14,7 +14,7 @@ from torch import Tensor
 from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.dplr import dplr, vector_delta_rule
-from orrery.ops.kda_gates import kda_gates, kda_parts
+from orrery.ops.fused.kda_gates import kda_gates, kda_parts
 
 
 def kda(
@@ -33,7 +33,7 @@ def kda(
     """The recurrence over a sequence, read with K^-1/2.
 
     Args:
-        mixed, strength, decay, rate_log, bias, most, valid: as of :func:`orrery.ops.kda_gates.kda_gates`.
+        mixed, strength, decay, rate_log, bias, most, valid: as of :func:`orrery.ops.fused.kda_gates.kda_gates`.
         state: S before the first token (B,H,K,K), zero when None.
         starts: (B,T) bool; True empties the state before the token is consumed.
 

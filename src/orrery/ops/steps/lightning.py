@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, prepare_blocks, sigmoid
-from orrery.ops.row_linear import array
+from orrery.ops.steps.row_linear import array
 
 
 def lightning_stepper(

@@ -5,7 +5,7 @@
     HGRN (2311.04823):    h = a e^{i theta} h + w silu(c);  a = gamma + (1 - gamma) f,  w = (1 - gamma)(1 - f);  y = sigmoid(g) h
 
 Each function looks its arrays up once and returns a function of no arguments, which reads and writes them in place (for
-:mod:`orrery.ops.row_linear`, which says why). Float32 on a CPU, no gradient.
+:mod:`orrery.ops.steps.row_linear`, which says why). Float32 on a CPU, no gradient.
 
 B batch, H hidden size, D width, K window.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, prepare_blocks, sigmoid, softplus, tanh
-from orrery.ops.row_linear import array
+from orrery.ops.steps.row_linear import array
 
 _ONE, _HALF, _ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)  # in a kernel, a Python 1 would turn float32 into float64
 

@@ -3,7 +3,7 @@
     c = silu(conv(u));  q, k = B_q c, B_k c;  v = B_v u, all block-diagonal;  i, f = W [q, k, v] + b
     the mLSTM of :mod:`orrery.ops.mlstm`;  y = (layernorm_head(h) w + s c) silu(z)
 
-The convolution is :func:`orrery.ops.diagonal_step.conv_step`. Prepared once for a whole decoding
+The convolution is :func:`orrery.ops.steps.diagonal.conv_step`. Prepared once for a whole decoding
 (:mod:`orrery.nn.stepping`); the mixer says the same in torch, for gradients, other types and devices.
 
 B batch, E inner size, H heads, K = E / H, P size of a block, G = E / P blocks.

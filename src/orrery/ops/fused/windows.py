@@ -2,7 +2,7 @@
 
     y_t = [x_{t-K+1} .. x_t];  what lies before the document's start is zero
 
-Quasi-recurrent networks (1611.01576) have such a convolution; depthwise ones are in :mod:`orrery.ops.short_conv`.
+Quasi-recurrent networks (1611.01576) have such a convolution; depthwise ones are in :mod:`orrery.ops.fused.short_conv`.
 
 B batch, T time, C channels, K kernel size.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orrery.ops.short_conv import last_inputs
+from orrery.ops.fused.short_conv import last_inputs
 
 
 def windows(

@@ -1,6 +1,6 @@
 """A linear map of some ten to a hundred rows whose weights are read once, in order: reading one short text on a CPU, in float32.
 
-    y = act(x W^T + b);   act: see ACTIVATIONS of :mod:`orrery.ops.row_linear`, none that is gated
+    y = act(x W^T + b);   act: see ACTIVATIONS of :mod:`orrery.ops.steps.row_linear`, none that is gated
 
 A product of so few rows is half computing and half waiting for weights, which general libraries lay out anew each time. Here
 W lies in blocks of SIZE outputs, (blocks, I, SIZE), so that a thread reads its blocks from front to back. A tile of rows times
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, expm1, inlined, prepare_blocks
-from orrery.ops.row_linear import ACTIVATIONS, GATED, activated
+from orrery.ops.steps.row_linear import ACTIVATIONS, GATED, activated
 
 SIZE = 32  # outputs of a block: two registers of AVX-512, four of AVX
 SPARE = 2  # rows behind the last that a tile may read and write

@@ -8,8 +8,8 @@ Method: the rows are taken in chunks. A chunk's logits are made in one small buf
 place, and multiplied at once into the gradients of h and W, all in the *forward* pass. So the work is the three matrix
 products of the plain way (none is recomputed) and memory holds ``chunk x V`` numbers instead of ``N x V``; the backward
 pass only scales. The softmax, the sums and the accumulated gradients are float32 when h is bfloat16 or float16.
-On a CPU in float32 the softmax and its gradient are a compiled loop (:mod:`orrery.ops.cross_entropy_rows`).
-What a chunk's logits are scored by is a :class:`RowLoss`; others than cross-entropy are in :mod:`orrery.ops.row_losses`.
+On a CPU in float32 the softmax and its gradient are a compiled loop (:mod:`orrery.ops.losses.cross_entropy_rows`).
+What a chunk's logits are scored by is a :class:`RowLoss`; others than cross-entropy are in :mod:`orrery.ops.losses.row_losses`.
 The z-loss is that of PaLM (2204.02311, section 5), the soft-cap that of Gemma 2 (2408.00118, section 2).
 
 Shapes: N rows (any leading shape is flattened), D width, V classes. hidden (..., D), weight (V, D), bias (V,), targets (...,).
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from orrery.ops.cross_entropy_rows import can_score, score_rows
+from orrery.ops.losses.cross_entropy_rows import can_score, score_rows
 
 IGNORE = -100  # the label torch's own cross-entropy ignores
 

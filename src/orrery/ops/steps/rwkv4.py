@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, exp, prepare_blocks, sigmoid
-from orrery.ops.row_linear import array
+from orrery.ops.steps.row_linear import array
 
 
 def mix_step(h: Tensor, kept: Tensor, ratios: Tensor, p: Tensor) -> Callable[[], None]:

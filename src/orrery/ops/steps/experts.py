@@ -20,7 +20,7 @@ from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, exp, prepare_blocks, sigmoid
 from orrery.ops.program import Steps
-from orrery.ops.row_linear import RowNorm, array, chosen_linear, row_norm_into
+from orrery.ops.steps.row_linear import RowNorm, array, chosen_linear, row_norm_into
 
 _OUTPUTS = 16  # of a block
 
@@ -45,7 +45,7 @@ def experts_step(
         x: (B,D), the residual stream. norm: of x. u: (B,D), where the normed x is left, for shared experts.
         routing: see there.
         wide: (E,F,D), or (E,2F,D) for the gated activations; out: (E,D,F).
-        activation: one of :data:`orrery.ops.row_linear.ACTIVATIONS`.
+        activation: one of :data:`orrery.ops.steps.row_linear.ACTIVATIONS`.
     """
     batch, width, hidden = len(x), x.shape[1], out.shape[2]
     h, gates = x.new_empty(batch, routing.top_k, hidden), x.new_empty(batch, routing.top_k)

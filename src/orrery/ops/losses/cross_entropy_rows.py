@@ -1,4 +1,4 @@
-"""The softmax, soft-cap and gradient of cross-entropy (:mod:`orrery.ops.cross_entropy`) as a compiled loop over rows.
+"""The softmax, soft-cap and gradient of cross-entropy (:mod:`orrery.ops.losses.cross_entropy`) as a compiled loop over rows.
 
 In torch a chunk of logits is read and written about ten times, and seven times more with a soft-cap; here a row of a few
 thousand logits stays in the nearest cache from its logits to its gradient. CPU and float32 only.

@@ -3,7 +3,7 @@
     Canon A, C:  u = n(x) + sum_j w_j n(x)_{t-K+1+j};  a part then does u += part(u), and x += the part's share of that
     Canon B, D:  p = r + sum_j w_j r_{t-K+1+j}, on what a projection leaves
 
-Where an activation stood in the projection's own pass (:mod:`orrery.ops.row_linear`), it comes after Canon D as a loop of its
+Where an activation stood in the projection's own pass (:mod:`orrery.ops.steps.row_linear`), it comes after Canon D as a loop of its
 own. Float32 on a CPU, no gradient.
 
 B batch, D width, E outputs of a projection, K taps.
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, prepare_blocks
-from orrery.ops.diagonal_step import conv_step
 from orrery.ops.program import Steps
-from orrery.ops.row_linear import ACTIVATIONS, GATED, RowNorm, activated, row_norm_into
-from orrery.ops.row_steps import copy_rows
+from orrery.ops.steps.diagonal import conv_step
+from orrery.ops.steps.row_linear import ACTIVATIONS, GATED, RowNorm, activated, row_norm_into
+from orrery.ops.steps.row_steps import copy_rows
 
 
 def canon_step(x: Tensor, norm: RowNorm | None, window: Tensor, weight: Tensor, u: Tensor, kept: Tensor) -> Callable[[], None]:

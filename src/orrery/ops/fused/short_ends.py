@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, prepare_blocks
-from orrery.ops.row_linear import ACTIVATIONS, GATED, activated
-from orrery.ops.row_tiles import GELU, gelu
+from orrery.ops.fused.row_tiles import GELU, gelu
+from orrery.ops.steps.row_linear import ACTIVATIONS, GATED, activated
 
 _SHARE = 64  # numbers of a block
 

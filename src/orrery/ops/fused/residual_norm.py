@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orrery.ops.compiled import compiled, dot, prepare_blocks
-from orrery.ops.row_linear import NORMS, RowNorm, array
+from orrery.ops.steps.row_linear import NORMS, RowNorm, array
 
 
 def residual_norm(x: Tensor, y: Tensor | None, norm: RowNorm, out: Tensor) -> Callable[[], Any]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, run_blocks
-from orrery.ops.cross_entropy_rows import LANES, can_score, exp_of_negative
+from orrery.ops.losses.cross_entropy_rows import LANES, can_score, exp_of_negative
 
 Coefficients = tuple[Tensor, Tensor, Tensor | None]
 """(value, a, b) of every row, each (C,); b is None where the distance takes no part in the gradient."""
@@ -35,12 +35,12 @@ class Reweighted(NamedTuple):
     weigh: Callable[[Tensor], Tensor]
 
     def value(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`orrery.ops.cross_entropy.RowLoss`."""
+        """See :class:`orrery.ops.losses.cross_entropy.RowLoss`."""
         nats = torch.logsumexp(scores, -1) - scores.gather(1, labels[:, None])[:, 0]
         return nats, nats * self.weigh(nats)
 
     def gradient(self, scores: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`orrery.ops.cross_entropy.RowLoss`."""
+        """See :class:`orrery.ops.losses.cross_entropy.RowLoss`."""
         nats, _ = _softmax(scores, labels, None, None)
         weight = self.weigh(nats)
         _differentiate(scores, labels, weight * factors[:, 0], None, None, None, None)
@@ -61,12 +61,12 @@ class EarthMover(NamedTuple):
     own: bool = False
 
     def value(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`orrery.ops.cross_entropy.RowLoss`."""
+        """See :class:`orrery.ops.losses.cross_entropy.RowLoss`."""
         nats, distance, *_ = self._measure(scores, labels)
         return nats, self.combine(nats, distance)[0]
 
     def gradient(self, scores: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`orrery.ops.cross_entropy.RowLoss`."""
+        """See :class:`orrery.ops.losses.cross_entropy.RowLoss`."""
         nats, distance, mean, cosines, which = self._measure(scores, labels)
         value, a, b = self.combine(nats, distance)
         scale = factors[:, 0]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, exp, inlined, prepare_blocks, sigmoid
-from orrery.ops.row_linear import array
+from orrery.ops.steps.row_linear import array
 
 JOINS = ("joint", "row", "none")
 """How memory and window are put together, in the order of the equation."""

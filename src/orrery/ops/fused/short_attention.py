@@ -3,7 +3,7 @@
     y_t = sum_{s: |t - s| <= W} softmax_s( r_t(q_t) . r_s(k_s) / sqrt(K) + b_ts ) v_s;   r: pairs of numbers turned by the position
 
 All of a head, scores included, stays in the caches; keys and values are laid out anew as blocks of
-:mod:`orrery.ops.row_tiles`, which multiplies. Torch's fused attention needs some six calls for it. No gradient.
+:mod:`orrery.ops.fused.row_tiles`, which multiplies. Torch's fused attention needs some six calls for it. No gradient.
 
 N tokens, H query heads, G key-value heads, K head dimension, R of it rotated.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, dot, expm1, prepare_blocks
-from orrery.ops.row_tiles import SIZE, SPARE, install, spared, tiles
+from orrery.ops.fused.row_tiles import SIZE, SPARE, install, spared, tiles
 
 _ONE, _LEAST = np.float32(1.0), np.float32(-np.inf)
 

@@ -6,7 +6,7 @@
                            h = a h + sqrt(1 - a^2) i u;  y = gelu(g) h
 
 Each function looks its arrays up once and returns a function of no arguments, which reads and writes them in place (for
-:mod:`orrery.ops.row_linear`, which says why). Float32 on a CPU, no gradient.
+:mod:`orrery.ops.steps.row_linear`, which says why). Float32 on a CPU, no gradient.
 
 B batch, E channels, N state size of a channel, K taps, H blocks of the gates.
 """

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from orrery.ops.compiled import compiled, prepare_blocks, tanh
-from orrery.ops.row_linear import array
+from orrery.ops.steps.row_linear import array
 
 _SHARE = 1024  # numbers of a block
 

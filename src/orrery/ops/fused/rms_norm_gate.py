@@ -3,7 +3,7 @@
     y = n w silu(z),   n = x r,   r = 1 / sqrt(mean(x^2) + eps), the mean over a head
     dx = r (a - n mean(a n)),  a = dy w silu(z);   dz = dy n w silu'(z);   dw = sum over tokens and heads of dy n silu(z)
 
-The norm comes first, where Mamba-2's comes last (:mod:`orrery.ops.gated_rms_norm`). Autograd of the formula keeps five tensors
+The norm comes first, where Mamba-2's comes last (:mod:`orrery.ops.fused.gated_rms_norm`). Autograd of the formula keeps five tensors
 of x's size; this keeps x, z and one number per head and token. The compiled loop reads and writes every number once.
 
 N tokens, H heads, V features of a head.

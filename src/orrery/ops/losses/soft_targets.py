@@ -20,14 +20,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from orrery.ops.cross_entropy import IGNORE
+from orrery.ops.losses.cross_entropy import IGNORE
 
 Teach = Callable[[int, int], Tensor]
 """(first row, row behind the last) -> the teacher's logits (C,V) of these rows, without gradient."""
 
 
 class SoftTargets:
-    """A :class:`orrery.ops.cross_entropy.RowLoss` for one pass over N rows, whose chunks come in order.
+    """A :class:`orrery.ops.losses.cross_entropy.RowLoss` for one pass over N rows, whose chunks come in order.
 
     Args:
         teach: see :data:`Teach`.
@@ -41,12 +41,12 @@ class SoftTargets:
         self.divergence: Tensor = torch.zeros((), device=labels.device)  # sum over rows of s^2 KL, after the pass
 
     def value(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`orrery.ops.cross_entropy.RowLoss`; nats are 0 where there is no label."""
+        """See :class:`orrery.ops.losses.cross_entropy.RowLoss`; nats are 0 where there is no label."""
         nats, divergence, *_ = self._measure(scores)
         return nats, self.hard * nats + self.soft * divergence
 
     def gradient(self, scores: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`orrery.ops.cross_entropy.RowLoss`."""
+        """See :class:`orrery.ops.losses.cross_entropy.RowLoss`."""
         nats, divergence, slope, wanted, asked = self._measure(scores)
         slope.exp_().sub_(wanted.exp_()).mul_(self.temperature * self.soft)
         scores.sub_(torch.logsumexp(scores, -1, keepdim=True)).exp_()
