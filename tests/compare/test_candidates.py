@@ -35,6 +35,14 @@ def test_names_and_patterns():
     assert c.candidates("transformer")[0].label == "transformer"
 
 
+def test_models_that_count():
+    (counted,) = c.candidates(["kneser-ney"])
+    with pytest.raises(ConfigError, match="'kneser-ney' has no parameters to train by steps"):
+        c.describe(counted, "nano", 257)
+    (mixed,) = c.candidates(["infinigram"])
+    assert mixed.notes[0].startswith("infinigram counts the text that it reads") and not c.describe(mixed, "nano", 257).matched
+
+
 def test_weights_come_from_the_seed():
     (candidate,) = c.candidates(["gpt2"])
     one, same, other = (candidate.build("nano", 257, seed) for seed in (1, 1, 2))

@@ -126,3 +126,8 @@ def test_impossible_settings():
         AdamWConfig(eps=0.0)
     with pytest.raises(ConfigError, match="weight_decay"):
         AdamWConfig(weight_decay=-0.1)
+
+
+def test_nothing_to_train_is_said():
+    with pytest.raises(ConfigError, match="no parameters to train by steps"):
+        parameter_groups(Small().requires_grad_(False), 0.1)

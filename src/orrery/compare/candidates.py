@@ -32,6 +32,7 @@ from orrery.models.patterns import parse_pattern
 from orrery.models.wrap import Wrapped, wrap
 from orrery.train.budget import training_flops
 
+_COUNTS = "its tables grow with the budget, and of its parameters, which its size does not tell, only the weights of its mix are trained"
 FLOPS = "three times the forward formula of the model, output layer included"
 
 
@@ -102,7 +103,8 @@ def _named(text: str) -> list[Candidate]:
     for layer in parse_pattern(text):
         for branch in layer:
             _check_predicts(registry.lookup(branch.name))  # unknown names are told now, with near matches
-    return [Candidate(text, text, text)]
+    counted = [branch.name for layer in parse_pattern(text) for branch in layer if "counted" in registry.lookup(branch.name).tags]
+    return [Candidate(text, text, text, notes=tuple(f"{name} counts the text that it reads: {_COUNTS}" for name in counted))]
 
 
 def _check_predicts(entry: registry.Entry) -> None:
@@ -190,7 +192,7 @@ def describe(
         settings: of every model beside its size (width, depth, ...).
 
     Raises:
-        OrreryError: when it cannot be built, or its vocabulary is too small.
+        OrreryError: when it cannot be built, has nothing to train, or its vocabulary is too small.
     """
     row = ArchitectureRow(candidate.label, candidate.spec)
     with torch.device("meta" if candidate.portable else "cpu"):
@@ -199,6 +201,11 @@ def describe(
         raise ConfigError(
             f"'{candidate.label}' has a vocabulary of {model.vocab_size}, but the tokenizer has {vocab_size} ids; "
             "build it with the tokenizer's vocabulary"
+        )
+    if not any(True for _ in model.parameters()):
+        raise ConfigError(
+            f"'{candidate.label}' has no parameters to train by steps; counting models stand in every report as lines for orientation, "
+            "and 'infinigram' counts as it reads"
         )
     config = getattr(model, "config", None)
     row.config = config.to_dict() if isinstance(config, Config) else {"module": repr(model)[:2000]}

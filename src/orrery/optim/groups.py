@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orrery.core.errors import ConfigError
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bool = False) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, in a fixed order: `params`, `names`, `weight_decay`, `lr_scale`.
@@ -21,6 +23,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
         model: whose trainable parameters are grouped; the order within a group is that of `named_parameters`.
         weight_decay: of the groups that decay.
         decay_embeddings: also decay token and position tables.
+
+    Raises:
+        ConfigError: where nothing is trainable.
     """
     tables = embedding_parameters(model)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
@@ -34,6 +39,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
         group = groups.setdefault((free, scale), {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale})
         group["params"].append(parameter)
         group["names"].append(name)
+    if not groups:
+        raise ConfigError("the model has no parameters to train by steps; count its tables with fit(tokens), or unfreeze what is to learn")
     return [groups[key] for key in sorted(groups)]
 
 
