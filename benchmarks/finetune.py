@@ -36,7 +36,8 @@ from speed import forget_peak, mark, seconds_of, status_bytes
 import orrery
 from orrery.core.environment import cpu_name
 from orrery.core.memory import keep_large_blocks
-from orrery.data.labelled import Examples, TaskSpec, collate
+from orrery.data.examples import Examples, TaskSpec
+from orrery.data.labelled import collate
 from orrery.objectives import create_objective
 from orrery.optim.adamw import AdamW, AdamWConfig
 from orrery.train.engine import Engine, Pair

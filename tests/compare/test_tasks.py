@@ -18,7 +18,7 @@ from orrery.compare.task_result import over_items
 from orrery.compare.tasks import TaskSettings, compare_tasks
 from orrery.core.errors import BudgetError, ConfigError, CorruptionError, DataError, UnknownNameError
 from orrery.core.files import read_json
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.evaluate.predictions import FIGURES, paired_interval
 from orrery.evaluate.statistics import TOO_FEW, t_interval

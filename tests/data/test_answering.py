@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from orrery.core.errors import DataError
 from orrery.data.answering import encode_answers, join_windows, read_answers, words_of
-from orrery.data.labelled import TaskSpec, learn_names, split_table
+from orrery.data.examples import TaskSpec
+from orrery.data.labelled import learn_names, split_table
 from orrery.data.records import Row, Table, read_table
 from orrery.data.tokenizers import ByteTokenizer
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from orrery.core.errors import ConfigError, DataError
 from orrery.data import labelled
-from orrery.data.labelled import IGNORE, TaskSpec, collate, encode, epoch_batches, learn_names, sorted_batches
+from orrery.data.examples import TaskSpec
+from orrery.data.labelled import IGNORE, collate, encode, epoch_batches, learn_names, sorted_batches
 from orrery.data.records import Row, Table
 from orrery.data.tokenizers import ByteTokenizer
 from orrery.data.wordpiece import WordPieceTokenizer

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orrery.core.errors import DataError
-from orrery.data.labelled import TaskSpec, split_table
+from orrery.data.examples import TaskSpec
+from orrery.data.labelled import split_table
 from orrery.data.records import read_table
 
 

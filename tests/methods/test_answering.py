@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from orrery.core.errors import DataError
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.methods.finetune import FinetuneConfig, finetune
 from orrery.methods.fitted import load_fitted

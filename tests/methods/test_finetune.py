@@ -11,7 +11,7 @@ import torch
 
 import orrery
 from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageError
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.data.tokenizers import ByteTokenizer
 from orrery.evaluate.predictions import paired_interval

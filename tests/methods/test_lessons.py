@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import orrery
 from orrery.core.errors import ConfigError, DataError, StorageError
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.methods.finetune import FinetuneConfig, finetune
 from orrery.methods.fitted import load_fitted

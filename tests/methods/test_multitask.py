@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from orrery.core.errors import ConfigError, DataError
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.methods import multitask as module
 from orrery.methods.finetune import FinetuneConfig

@@ -11,7 +11,7 @@ import torch
 
 from orrery.core.errors import ConfigError
 from orrery.data.dataset import prepare
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.data.tokenizer_files import load_tokenizer
 from orrery.methods.finetune import FinetuneConfig, finetune

@@ -11,7 +11,7 @@ import pytest
 
 from orrery.cli import main
 from orrery.core.errors import ConfigError, CorruptionError
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.methods.baselines import fit_linear
 from orrery.methods.finetune import FinetuneConfig

@@ -105,7 +105,8 @@ def over_task(
     from orrery.compare.task_report import sentences, table
     from orrery.compare.tasks import compare_tasks
     from orrery.core.errors import ConfigError
-    from orrery.data.labelled import TaskSpec, guess_kind
+    from orrery.data.examples import TaskSpec
+    from orrery.data.labelled import guess_kind
     from orrery.data.records import read_table
 
     if given := next((name for name, value in foreign.items() if value), None):

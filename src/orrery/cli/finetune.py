@@ -92,7 +92,8 @@ def finetune(
 
 def _spec(table: Any, task: str | None, columns: tuple[str, str, str], quiet: bool) -> Any:
     """The task of a table: what was typed, or what its columns and labels look like, which is said."""
-    from orrery.data.labelled import TaskSpec, guess_kind
+    from orrery.data.examples import TaskSpec
+    from orrery.data.labelled import guess_kind
 
     (text, pair, label), there = columns, table.columns
     asks = task is None and text not in there and {"context", "question"} <= set(there)

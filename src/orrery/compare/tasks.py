@@ -53,7 +53,8 @@ from orrery.core.errors import BudgetError, ConfigError, CorruptionError, Orrery
 from orrery.core.files import read_json, write_bytes, write_json
 from orrery.core.progress import counted
 from orrery.data.dataset import build_tokenizer
-from orrery.data.labelled import TaskSpec, encode, learn_names, read_label, split_table
+from orrery.data.examples import TaskSpec
+from orrery.data.labelled import encode, learn_names, read_label, split_table
 from orrery.data.records import Table
 from orrery.data.tokenizer_files import load_tokenizer
 from orrery.data.tokenizers import Tokenizer

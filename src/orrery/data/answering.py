@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orrery.core.errors import DataError
-from orrery.data.labelled import Examples, TaskSpec
+from orrery.data.examples import Examples, TaskSpec
 from orrery.data.marks import frame_ids
 from orrery.data.records import Row, Table
 from orrery.data.tokenizers import Tokenizer

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orrery.core.errors import DataError
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.evaluate.answers import ORDERS, chrf_counts, chrf_of, exact_match, word_f1
 from orrery.evaluate.predictions import FIGURES, Figure, Measured, measure, reliability
 from orrery.evaluate.spans import SpanReport, scheme_of, score_spans

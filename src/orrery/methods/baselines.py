@@ -28,7 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orrery.data.labelled import TaskSpec, read_label
+from orrery.data.examples import TaskSpec
+from orrery.data.labelled import read_label
 from orrery.data.records import Row, Table
 from orrery.evaluate.tasks import judge
 

@@ -29,17 +29,8 @@ from orrery.core.files import write_json, write_text
 from orrery.core.memory import keep_large_blocks
 from orrery.core.progress import counted
 from orrery.data.answering import WINDOW
-from orrery.data.labelled import (
-    Examples,
-    TaskSpec,
-    class_weights,
-    collate,
-    epoch_batches,
-    imbalance,
-    learn_names,
-    read_label,
-    split_table,
-)
+from orrery.data.examples import Examples, TaskSpec
+from orrery.data.labelled import class_weights, collate, epoch_batches, imbalance, learn_names, read_label, split_table
 from orrery.data.records import Table
 from orrery.evaluate.predictions import paired_interval
 from orrery.evaluate.spans import broken

@@ -21,7 +21,8 @@ from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageE
 from orrery.core.files import read_json
 from orrery.core.progress import progress
 from orrery.data.answering import join_windows
-from orrery.data.labelled import Examples, TaskSpec, collate, encode, sorted_batches
+from orrery.data.examples import Examples, TaskSpec
+from orrery.data.labelled import collate, encode, sorted_batches
 from orrery.data.records import Row, Table
 from orrery.data.tokenizer_files import load_tokenizer
 from orrery.data.tokenizers import Tokenizer

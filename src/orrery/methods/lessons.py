@@ -19,7 +19,7 @@ from torch import nn
 
 from orrery.core.errors import ConfigError, DataError, suggest
 from orrery.core.files import read_json
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.methods.distil import distil_start
 from orrery.methods.fitted import Fitted, load_fitted
 from orrery.methods.starting import is_folder, open_model, tokenizer_spec

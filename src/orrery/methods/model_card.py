@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from orrery.data.labelled import NAMED, read_label
+from orrery.data.examples import NAMED
+from orrery.data.labelled import read_label
 from orrery.data.records import Table
 from orrery.evaluate.tasks import LOWER, Judged
 from orrery.methods.fitted import Fitted

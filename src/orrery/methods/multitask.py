@@ -28,7 +28,8 @@ from orrery.core.memory import keep_large_blocks
 from orrery.core.seeds import numpy_generator
 from orrery.data.corpora import MemoryCorpus
 from orrery.data.dataset import build_tokenizer
-from orrery.data.labelled import TaskSpec, epoch_batches, guess_kind
+from orrery.data.examples import TaskSpec
+from orrery.data.labelled import epoch_batches, guess_kind
 from orrery.data.records import Table, read_table
 from orrery.evaluate.tasks import LOWER
 from orrery.methods import starting

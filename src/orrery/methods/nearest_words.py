@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from orrery.data.answering import read_answers, words_of
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Table
 
 REACH = 10

@@ -16,7 +16,7 @@ from orrery.core import registry
 from orrery.core.errors import ConfigError, DataError
 from orrery.data.corpora import MemoryCorpus
 from orrery.data.dataset import build_tokenizer
-from orrery.data.labelled import NAMED, TaskSpec
+from orrery.data.examples import NAMED, TaskSpec
 from orrery.data.marks import frame_ids
 from orrery.data.records import Table
 from orrery.data.tokenizer_files import load_tokenizer, open_tokenizer_file

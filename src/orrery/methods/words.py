@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from orrery.core.errors import CorruptionError
 from orrery.core.files import atomic_directory, read_json, verify_directory, write_json
-from orrery.data.labelled import TaskSpec
+from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.methods.baselines import BagOfWords, Linear, linear_targets
 
