@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -14,7 +15,7 @@ from starlette.testclient import TestClient
 from orrery.catalogue import community, subscriptions
 from orrery.catalogue.store import Store
 from orrery.compare.report import page as report
-from orrery.web import emblem
+from orrery.web import app, emblem
 from orrery.web.limits import Rates
 from orrery.web.rendering import ASSETS, PageCache, day_words, file, relative
 from web.support import letters, link_of, seal
@@ -269,6 +270,21 @@ def test_turns_come_back() -> None:
     for number in range(20_000):
         rates.wait(number, 1, 10)
     assert len(rates._seen) == 10_000
+
+
+def test_what_is_counted_ahead_ends_before_the_server(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store's owner closes it next, and a connection that is closed while it is read from ends the process."""
+    begun, done = threading.Event(), []
+
+    def slow(_: Store) -> None:
+        begun.set()
+        threading.Event().wait(0.3)
+        done.append(True)
+
+    monkeypatch.setattr(app, "_warm", slow)
+    with TestClient(app.create_app(store)):
+        assert begun.wait(5)
+    assert done
 
 
 def test_pages_are_kept_within_bounds() -> None:

@@ -46,8 +46,10 @@ def create_app(store: Store, settings: Settings | None = None, clock: Callable[[
         import anyio.to_thread
 
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.limits.threads
-        threading.Thread(target=_warm, args=(store,), daemon=True).start()
+        warming = threading.Thread(target=_warm, args=(store,), daemon=True)
+        warming.start()
         yield
+        await anyio.to_thread.run_sync(warming.join)  # a connection that is closed while it is read from ends the process
 
     app = FastAPI(
         title="Orrery papers",
