@@ -62,6 +62,14 @@ def test_a_name_changes_with_helpers_of_other_files_and_their_constants(package)
     assert array.tolist() == [20.0] * 3  # (0 * 1 + 10) * 1 + 10: the renamed one is the same function
 
 
+def test_a_name_changes_with_the_module_that_a_helper_stands_in(package):
+    """What is kept on the disk imports the modules of its parts: after a move it could not be loaded."""
+    kernel = package("named", "orrery.ngram.compiled", "inlined")
+    before = renamed(kernel).__qualname__
+    sys.modules["named.deep"].deep.__module__ = "named.elsewhere"
+    assert renamed(kernel).__qualname__ != before
+
+
 def test_a_function_of_one_file_keeps_its_name():
     assert renamed(_alone) is _alone
 

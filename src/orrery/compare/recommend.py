@@ -128,6 +128,11 @@ def _reason(best: ArchitectureRow, second: ArchitectureRow | None) -> str:
     return text
 
 
+def _either(labels: list[str]) -> str:
+    """Names joined; of many the first ones and a number."""
+    return " or ".join(labels) if len(labels) <= 3 else f"{', '.join(labels[:2])} or any of {len(labels) - 2} others"
+
+
 def _doubt(
     result: ComparisonResult, choice: ArchitectureRow, left: list[ArchitectureRow], contrasts: dict[str, Contrast]
 ) -> str:
@@ -137,7 +142,7 @@ def _doubt(
     if few and n < needed:
         doubts.append(f"{counted(n, 'seed')} cannot decide (a verdict needs {needed})")
     elif few:  # secondary contrasts are a larger family
-        doubts.append(f"{n} seeds cannot decide between it and {' or '.join(few)}")
+        doubts.append(f"{n} seeds cannot decide between it and {_either(few)}")
     else:
         open_ones = [label for label, item in contrasts.items() if item.verdict not in (WORSE, NO_DIFFERENCE)]
         if open_ones:

@@ -3,7 +3,7 @@
 numba keeps compiled functions on the disk, by the function's name, and drops them when the function's own file changes. What
 the function calls is compiled into it, and may stand in other files: a loop kept from before such a file changed would go
 on doing what the file used to say. So a kernel with such parts gets a name that holds a hash of them: of the whole files of
-functions that it calls, at any depth, and of the values of its constants.
+functions that it calls, at any depth, with the modules' names, which what is kept imports, and of the values of its constants.
 
 A file may also change between its import and the first use of its loops, in a long session or while tests run: what is compiled
 then is what was imported, but numba would keep it for the file as it is by then, and another process would run old
@@ -54,7 +54,7 @@ def ingredients(function: types.FunctionType) -> Iterator[str]:
     while waiting:
         each = waiting.pop()
         if each.__code__.co_filename != own:
-            yield f"{Path(each.__code__.co_filename).name} {file_hash(each.__code__.co_filename)}"
+            yield f"{each.__module__} {file_hash(each.__code__.co_filename)}"
         if _young(each.__code__.co_filename):
             yield f"{each.__qualname__} {_code_hash(each.__code__)}"
         for name, value in _read(each):
@@ -66,7 +66,7 @@ def ingredients(function: types.FunctionType) -> Iterator[str]:
             elif isinstance(value, types.ModuleType):
                 path = getattr(value, "__file__", None) or ""
                 if path.endswith(".py") and value.__name__.partition(".")[0] not in ("numpy", "numba"):
-                    yield f"{name} {file_hash(path)}"
+                    yield f"{name} {value.__name__} {file_hash(path)}"
             elif isinstance(value, np.ndarray):
                 yield f"{name} = {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
             elif isinstance(value, (*_CONSTANTS, np.generic)):
