@@ -133,7 +133,7 @@ def architectures(tag: str) -> list[str]:
     return [
         name
         for name in registry.names(kind="architecture", tags=(tag,))
-        if "architecture" in registry.lookup(name).kinds
+        if "architecture" in registry.lookup(name).kinds and registry.lookup(name).name == name
     ]
 
 
