@@ -8,7 +8,6 @@ paying a bill.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,20 +52,13 @@ def meter(root: Path = POWERCAP) -> Callable[[], Joules]:
             return Joules(total / 1e6, "measured", f"RAPL counter of {len(zones)} processor package(s), idle power included")
 
         return measured
-    started = _processor_seconds()
+    started = time.process_time()  # of all threads, in nanoseconds: a token may take a fiftieth of a millisecond
 
     def estimated() -> Joules:
-        seconds = _processor_seconds() - started
+        seconds = time.process_time() - started
         return Joules(seconds * WATTS_PER_CORE, "estimated", f"no meter: processor seconds x {WATTS_PER_CORE:g} W per core")
 
     return estimated
-
-
-def _processor_seconds() -> float:
-    """Processor time of this process, all threads; wall time where the system does not tell."""
-    times = os.times()
-    spent = times.user + times.system
-    return spent if spent > 0 else time.perf_counter()
 
 
 def _read(file: Path) -> int | None:
