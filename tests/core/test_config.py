@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from orrery.core.config import Config, apply_overrides, config_hash, parse_overrides
 from orrery.core.errors import ConfigError
+from orrery.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,16 @@ def test_overrides_parse_literals_and_nothing_else():
     }  # fmt: skip
     with pytest.raises(ConfigError, match="key=value"):
         parse_overrides(["heads"])
+
+
+def test_a_mapping_of_settings_takes_dotted_keys():
+    config = TrainConfig().replace(**{"model.settings.local.window": None, "objective.settings.task": {"share": 0.15}})
+    assert config.model.settings == {"local.window": None}
+    changed = config.replace(**{"objective.settings.task.share": 0.3, "model.settings.local.window": 3})
+    assert changed.objective.settings == {"task": {"share": 0.3}}  # a mapping that stands there is reached into
+    assert changed.model.settings == {"local.window": 3}
+    with pytest.raises(ConfigError, match="holds no further settings"):
+        config.replace(**{"data.corpus.local": 3})
 
 
 def test_overrides_create_no_branches():

@@ -226,3 +226,9 @@ def test_a_masked_lm_computes_its_head_for_hidden_tokens_only(monkeypatch):
     assert torch.allclose(each.sum(), found.nats, rtol=1e-5) and not each[targets == IGNORE].any()
     found.loss.backward()
     assert model.embed.weight.grad.abs().sum() > 0 and model.head.dense.weight.grad.abs().sum() > 0
+
+
+def test_dotted_settings_reach_into_an_objective_s_task():
+    assert orrery.create_objective("distilled-masked-lm", **{"task.share": 0.3}).task.config.share == 0.3
+    with pytest.raises(ConfigError, match=r"unknown setting 'task\.shore'"):
+        orrery.create_objective("distilled-masked-lm", **{"task.shore": 0.3})

@@ -53,8 +53,12 @@ class Config:
         return cls(**values)
 
     def replace(self: C, **changes: Any) -> C:
-        """A copy with some fields changed; `replace(**{"mixer.heads": 8})` reaches into nested configs."""
-        return type(self).from_dict(apply_overrides(self.to_dict(), changes))
+        """A copy with some fields changed; `replace(**{"mixer.heads": 8})` reaches into nested configs.
+
+        In a mapping that is kept as it comes (settings of a model that is built later) the rest of a path is one key, dots and all,
+        unless a mapping stands at its first part.
+        """
+        return type(self).from_dict(apply_overrides(self.to_dict(), changes, _mappings(type(self))))
 
     def __post_init__(self) -> None:
         """Subclasses check what types cannot say; they call :func:`require`."""
@@ -66,14 +70,17 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def apply_overrides(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy of `data` with dotted `changes` put in; creates no unknown branches."""
+def apply_overrides(data: dict[str, Any], changes: dict[str, Any], free: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """A deep copy of `data` with dotted `changes` put in; creates no unknown branches, and dotted keys only in the mappings `free`."""
     result = json.loads(json.dumps(data))
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
         here = result
         for depth, part in enumerate(path):
             if not isinstance(here.get(part), dict):
+                if any(".".join(path[:inside]) in free for inside in range(depth + 1)):
+                    last = ".".join((*path[depth:], last))
+                    break
                 place = ".".join(path[: depth + 1])
                 raise ConfigError(f"unknown setting '{dotted}': '{place}' holds no further settings.{suggest(part, here)}")
             here = here[part]
@@ -115,6 +122,18 @@ def field_types(cls: type) -> dict[str, Any]:
     """Field name -> resolved type of a config class."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _mappings(cls: type) -> frozenset[str]:
+    """Dotted paths of the fields of a config class, and of the configs in it, that hold mappings as they come."""
+    found = set()
+    for name, kind in field_types(cls).items():
+        if typing.get_origin(kind) is dict or kind is dict:
+            found.add(name)
+        elif isinstance(kind, type) and issubclass(kind, Config):
+            found |= {f"{name}.{inner}" for inner in _mappings(kind)}
+    return frozenset(found)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

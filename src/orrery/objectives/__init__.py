@@ -16,11 +16,15 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Any]]]
 def create_objective(name: str, **settings: Any) -> Objective:
     """The registered objective `name`, with settings of its own: `create_objective("next-token", z_loss=1e-4)`.
 
+    Dotted settings reach into nested ones (`{"task.share": 0.3}`).
+
     Raises:
         UnknownNameError, ConfigError: with near matches.
     """
     cls = registry.load(name, "objective")
-    built: Objective = cls(cls.Config.from_dict(settings, where=name))
+    nested = {key: settings.pop(key) for key in [key for key in settings if "." in key]}
+    config = cls.Config.from_dict(settings, where=name)
+    built: Objective = cls(config.replace(**nested) if nested else config)
     return built
 
 
