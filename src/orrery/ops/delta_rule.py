@@ -54,9 +54,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops.backend import choose
+from orrery.ops.operands import check_operands, sizes
 
 CHUNK = 32
 """Default chunk length. Measured on two cores: 16, 24, 48 and 64 are 5 to 25 % slower for K, V of 64 to 128."""
@@ -103,7 +103,7 @@ def delta_rule(
     Raises:
         StateError: when the state, `starts` or a gate has another shape than the input needs.
     """
-    _check(q, k, v, beta, g_log, state, starts)
+    _check(q, k, v, beta, g_log, state, starts, chunk)
     use = choose(backend, k, op="delta_rule", offered=fla.offered("delta_rule", fla.too_wide(k), ("torch",)))
     scale = 1.0 if scale is None else scale
     if k.shape[1] == 1:
@@ -190,6 +190,7 @@ def delta_rule_chunked(
         pieces = -(-k.shape[1] // CHUNK)
         chunk = -(-k.shape[1] // pieces)  # equal pieces: 65 tokens are three times 22, not 96 less 31 of padding
     state = None if state is None else state.to(kind)
+    chunk = min(chunk, k.shape[1])
     return _ChunkedDeltaRule.apply(q, k, v, beta, g_log, state, _Options(scale, chunk, l2_eps, starts is not None))
 
 
@@ -212,21 +213,17 @@ class _Options(NamedTuple):
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g_log: Tensor | None, state: Tensor | None, starts: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g_log: Tensor | None, state: Tensor | None, starts: Tensor | None, chunk: int | None
 ) -> None:
-    batch, time, heads, key = k.shape
-    expected = {
+    (batch, time, heads, key), value = sizes("delta_rule", "k", k, "BTHK"), v.shape[-1]
+    operands = {
         "q": (q, (batch, time, heads, key)),
-        "v": (v, (batch, time, heads, v.shape[-1])),
+        "v": (v, (batch, time, heads, value)),
         "beta": (beta, (batch, time, heads)),
         "g_log": (g_log, (batch, time, heads)),
-        "state": (state, (batch, heads, key, v.shape[-1])),
-        "starts": (starts, (batch, time)),
+        "state": (state, (batch, heads, key, value)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            got, keys = tuple(tensor.shape), tuple(k.shape)
-            raise StateError(f"delta_rule was given {name} of shape {got}; the keys {keys} need {shape}")
+    check_operands("delta_rule", operands, (batch, time), starts, None, chunk)
 
 
 def _sections(k: Tensor, v: Tensor, chunk: int) -> Iterator[tuple[slice, slice]]:

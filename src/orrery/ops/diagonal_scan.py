@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, expm1, run_blocks
+from orrery.ops.operands import check_broadcast, check_operands, sizes
 
 _BLOCK, _LEAST = 512, 64  # channels that one thread scans together, at most and at least
 
@@ -60,16 +60,10 @@ def diagonal_scan(
     Raises:
         StateError: when the state or `starts` has another shape.
     """
-    batch, time, width = b.shape
+    batch, time, width = sizes("diagonal_scan", "b", b, "BTD")
     kind = torch.float64 if b.dtype == torch.float64 else torch.float32
-    if state is not None and state.shape != (batch, width):
-        raise StateError(
-            f"diagonal_scan was given a state of shape {tuple(state.shape)}; the input needs {(batch, width)}"
-        )
-    if starts is not None and starts.shape != (batch, time):
-        raise StateError(
-            f"diagonal_scan was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}"
-        )
+    check_broadcast("diagonal_scan", "a_log", a_log, (batch, time, width))
+    check_operands("diagonal_scan", {"state": (state, (batch, width))}, (batch, time), starts, lengths)
     gate, inputs = a_log.to(kind).expand(b.shape), b.to(kind)
     before = inputs.new_zeros(batch, width) if state is None else state.to(kind)
     if time == 1 and lengths is None:

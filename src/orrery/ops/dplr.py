@@ -41,10 +41,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.dplr_loops import CompiledDPLR
+from orrery.ops.operands import check_operands, sizes
 
 CHUNK = 16
 """Chunk length of the torch form: a channel may decay by e^-10 a token before pairs are computed one by one."""
@@ -86,7 +86,7 @@ def dplr(
     Raises:
         StateError: when an argument has another shape than the keys need.
     """
-    _check(q, k, v, a, b, g_log, state, starts)
+    _check(q, k, v, a, b, g_log, state, starts, chunk)
     scale = 1.0 if scale is None else scale
     if k.shape[1] == 1:
         return dplr_step(q, k, v, a, b, g_log, state, starts, scale)
@@ -114,6 +114,9 @@ def vector_delta_rule(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The delta rule with a decay per channel (2510.26692, equation 1); beta (B,T,H), the rest as in :func:`dplr`."""
+    batch, time, heads, key = sizes("vector_delta_rule", "k", k, "BTHK")
+    gates = {"beta": (beta, (batch, time, heads)), "g_log": (g_log, (batch, time, heads, key))}
+    check_operands("vector_delta_rule", gates, (batch, time))
     offers = fla.offered("vector_delta_rule", fla.too_wide(k))
     if k.shape[1] > 1 and choose(backend, k, op="vector_delta_rule", offered=offers) == "fla":
         return fla.vector_delta_rule(q, k, v, beta, g_log, state, starts, 1.0 if scale is None else scale)
@@ -205,21 +208,18 @@ class _Options(NamedTuple):
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g_log: Tensor, state: Tensor | None, starts: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g_log: Tensor, state: Tensor | None, starts: Tensor | None, chunk: int | None
 ) -> None:
-    batch, time, heads, key = k.shape
-    expected = {
+    (batch, time, heads, key), value = sizes("dplr", "k", k, "BTHK"), v.shape[-1]
+    operands = {
         "q": (q, (batch, time, heads, key)),
-        "v": (v, (batch, time, heads, v.shape[-1])),
+        "v": (v, (batch, time, heads, value)),
         "a": (a, (batch, time, heads, key)),
         "b": (b, (batch, time, heads, key)),
         "g_log": (g_log, (batch, time, heads, key)),
-        "state": (state, (batch, heads, key, v.shape[-1])),
-        "starts": (starts, (batch, time)),
+        "state": (state, (batch, heads, key, value)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise StateError(f"dplr was given {name} of shape {tuple(tensor.shape)}; the keys {tuple(k.shape)} need {shape}")
+    check_operands("dplr", operands, (batch, time), starts, None, chunk)
 
 
 def _sections(k: Tensor, chunk: int) -> Iterator[tuple[slice, slice]]:

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, sigmoid, tanh
 from orrery.ops.lstm import check_gates, marks, previous, stepper, time_major, zero_state
+from orrery.ops.operands import check_operands
 
 EGRUPair = tuple[Tensor, Tensor]  # h, y: (B,H) each
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)  # in a kernel, a Python 1 would turn float32 into float64
@@ -61,9 +61,8 @@ def egru_sequence(
     Raises:
         StateError: when the state, theta or `starts` has another shape.
     """
-    kind = check_gates("egru", gates_x, weight_hh, 3, state, starts)
-    if theta.shape != weight_hh.shape[1:]:
-        raise StateError(f"egru was given thresholds of shape {tuple(theta.shape)}; it needs {tuple(weight_hh.shape[1:])}")
+    kind = check_gates("egru", gates_x, weight_hh, 3, state, starts, lengths, bias)
+    check_operands("egru", {"theta": (theta, tuple(weight_hh.shape[1:]))}, (len(gates_x), gates_x.shape[1]))
     h, last = (part.to(kind) for part in (state or zero_state(gates_x, weight_hh, 2)))
     bias = gates_x.new_zeros(len(weight_hh), dtype=kind) if bias is None else bias.to(kind)
     operands = gates_x.to(kind), weight_hh.to(kind), theta.to(kind), bias

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, prepare_blocks, sigmoid, tanh
-from orrery.ops.lstm import check_gates, fused_pieces, marks, previous, stepper, time_major, zero_state
+from orrery.ops.lstm import check_gates, check_layer, fused_pieces, marks, previous, stepper, time_major, zero_state
 
 _ONE = np.float32(1.0)  # in a kernel, a Python 1 would turn float32 into float64
 
@@ -66,6 +66,7 @@ def gru_layer(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A GRU over x (B,T,D) with weight_ih (3H,D), bias (3H,) of the input and bias_hh (3H,) of the recurrent product."""
+    check_layer("gru", x, weight_ih, (bias, bias_hh), starts, lengths)
     use = choose(backend, x, op="gru")
     if use == "torch" and x.shape[1] > 1:
         before = zero_state(x, weight_hh, 1) if state is None else (state,)
@@ -79,7 +80,7 @@ def _run_gru(
     gates: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, starts: Tensor | None,
     lengths: Tensor | None, use: str, ours: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    kind = check_gates("gru", gates, weight, 3, None if state is None else (state,), starts)
+    kind = check_gates("gru", gates, weight, 3, None if state is None else (state,), starts, lengths, bias)
     h = zero_state(gates, weight, 1)[0] if state is None else state.to(kind)
     bias = gates.new_zeros(len(weight), dtype=kind) if bias is None else bias.to(kind)
     if gates.shape[1] == 1 and starts is None and lengths is None:

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, run_blocks
+from orrery.ops.operands import sizes
 
 _BLOCK = 64  # channels that one thread takes together
 
@@ -41,8 +42,11 @@ def linked_sums(x: Tensor, link: Tensor, backend: str | None = None) -> Tensor:
     Raises:
         StateError: when link has another shape than x's first two dimensions.
     """
-    if link.shape != x.shape[:2]:
-        raise StateError(f"linked_sums was given x {tuple(x.shape)} and link {tuple(link.shape)}; it needs (B,T,D) and (B,T)")
+    sizes("linked_sums", "x", x, "BTD")
+    if link.shape != x.shape[:2] or link.dtype != torch.int64:
+        raise StateError(f"linked_sums was given x {tuple(x.shape)} and link {tuple(link.shape)} in {link.dtype}; it needs (B,T,D), (B,T) int64")
+    if not torch.compiler.is_compiling() and bool((link >= torch.arange(link.shape[1], device=link.device)).any() or (link < -1).any()):
+        raise StateError("linked_sums was given a link that is no earlier token of its row; -1 stands for none")
     small = x.dtype not in (torch.float32, torch.float64)
     if small or choose(backend, x, op="linked_sums") == "torch":
         return _doubled(x.float() if small else x, link).to(x.dtype)

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, prepare_blocks, sigmoid, tanh
+from orrery.ops.operands import check_operands, sizes
 
 LSTMState = tuple[Tensor, Tensor]  # h, c: (B,H) each
 Arrays = tuple[Tensor, ...]
@@ -58,6 +59,8 @@ def lstm_sequence(
     Raises:
         StateError: when the state or `starts` has another shape.
     """
+    if bias is not None:
+        check_gates("lstm", gates_x, weight_hh, 4, state, starts, lengths, bias)
     gates = gates_x if bias is None else gates_x + bias
     use = choose(backend, gates_x, op="lstm")
     return _run_lstm(gates, weight_hh, state, starts, lengths, use, bias is not None)
@@ -74,6 +77,7 @@ def lstm_layer(
     backend: str | None = None,
 ) -> tuple[Tensor, LSTMState]:
     """An LSTM over x (B,T,D) with weight_ih (4H,D); all else as in :func:`lstm_sequence`."""
+    check_layer("lstm", x, weight_ih, (bias,), starts, lengths)
     use = choose(backend, x, op="lstm")
     if use == "torch" and x.shape[1] > 1:
         weights = (weight_ih, weight_hh, bias, torch.zeros_like(bias))
@@ -92,7 +96,7 @@ def _run_lstm(
     use: str,
     ours: bool,
 ) -> tuple[Tensor, LSTMState]:
-    kind = check_gates("lstm", gates, weight, 4, state, starts)
+    kind = check_gates("lstm", gates, weight, 4, state, starts, lengths)
     h, c = (part.to(kind) for part in state or zero_state(gates, weight, 2))
     if gates.shape[1] == 1 and starts is None and lengths is None:
         with torch.autocast(gates.device.type, enabled=False):
@@ -137,11 +141,14 @@ def fused_pieces(
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)), tuple(part.to(kind) for part in state)
 
 
-def check_gates(op: str, gates: Tensor, weight: Tensor, count: int, state: Any, starts: Tensor | None) -> torch.dtype:
+def check_gates(
+    op: str, gates: Tensor, weight: Tensor, count: int, state: Any, starts: Tensor | None, lengths: Tensor | None,
+    bias: Tensor | None = None,
+) -> torch.dtype:  # fmt: skip
     """The type to compute in; raises on shapes that do not fit."""
-    batch, time, total = gates.shape
-    width = weight.shape[1]
-    if weight.shape[0] != total or total != count * width:
+    batch, time, total = sizes(op, "gates", gates, "BTG")
+    width = weight.shape[-1]
+    if weight.shape != (total, width) or total != count * width:
         raise StateError(
             f"{op} was given {total} gates and a weight of {tuple(weight.shape)}; with H hidden units it needs {count} H and"
             f" ({count} H, H)"
@@ -149,9 +156,19 @@ def check_gates(op: str, gates: Tensor, weight: Tensor, count: int, state: Any, 
     for part in state or ():
         if part.shape != (batch, width):
             raise StateError(f"{op} was given a state of shape {tuple(part.shape)}; the input needs {(batch, width)}")
-    if starts is not None and starts.shape != (batch, time):
-        raise StateError(f"{op} was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}")
+    check_operands(op, {"weight": (weight, (total, width)), "bias": (bias, (total,))}, (batch, time), starts, lengths)
     return torch.float64 if gates.dtype == torch.float64 else torch.float32
+
+
+def check_layer(
+    op: str, x: Tensor, weight_ih: Tensor, biases: Arrays, starts: Tensor | None, lengths: Tensor | None
+) -> None:
+    """Raises unless x (B,T,D), the input's weight (G,D) and biases (G,) fit."""
+    batch, time, width = sizes(op, "x", x, "BTD")
+    total = len(weight_ih)
+    check_operands(op, {"weight_ih": (weight_ih, (total, width))}, (batch, time), starts, lengths)
+    for bias in biases:
+        check_operands(op, {"bias": (bias, (total,))}, (batch, time))
 
 
 def lstm_step(gates_x: Tensor, weight_hh: Tensor, bias: Tensor | None, state: LSTMState) -> tuple[Tensor, LSTMState]:

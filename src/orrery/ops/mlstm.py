@@ -35,6 +35,7 @@ from torch.autograd.function import once_differentiable
 from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, run_blocks
+from orrery.ops.operands import check_operands, sizes
 from orrery.ops.scalar_decay import scalar_decay
 
 LOWEST = -(2.0**100)
@@ -80,7 +81,7 @@ def mlstm(
     Raises:
         StateError: when an operand, the state or `starts` has a shape that does not fit.
     """
-    _check(q, k, v, i_log, f_log, state, starts)
+    _check(q, k, v, i_log, f_log, state, starts, lengths, chunk)
     if v.shape[1] == 1 and lengths is None:
         first = None if starts is None else starts[:, 0]
         h, after = mlstm_step(q[:, 0], k[:, 0], v[:, 0], i_log[:, 0], f_log[:, 0], state, first, scale, eps)
@@ -89,11 +90,12 @@ def mlstm(
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, i_log: Tensor, f_log: Tensor, state: MLSTMState | None, starts: Tensor | None
-) -> None:
-    batch, time, heads, width = v.shape
+    q: Tensor, k: Tensor, v: Tensor, i_log: Tensor, f_log: Tensor, state: MLSTMState | None, starts: Tensor | None,
+    lengths: Tensor | None, chunk: int | None,
+) -> None:  # fmt: skip
+    batch, time, heads, width = sizes("mlstm", "v", v, "BTHV")
     gates = (batch, time, heads)
-    if q.shape != k.shape or q.shape[:3] != gates or i_log.shape != gates or f_log.shape != gates:
+    if q.shape != k.shape or q.dim() != 4 or q.shape[:3] != gates or i_log.shape != gates or f_log.shape != gates:
         raise StateError(
             f"mlstm was given q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} and gates {tuple(i_log.shape)},"
             f" {tuple(f_log.shape)}; it needs (B,T,H,K) twice, (B,T,H,V) and (B,T,H) twice"
@@ -104,8 +106,8 @@ def _check(
             f"mlstm was given a state of shapes {tuple(state[0].shape)} and {tuple(state[1].shape)}; the input needs"
             f" {wanted[0]} and {wanted[1]}"
         )
-    if starts is not None and starts.shape != (batch, time):
-        raise StateError(f"mlstm was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}")
+    operands = {"q": (q, tuple(q.shape)), "k": (k, tuple(k.shape)), "i_log": (i_log, gates), "f_log": (f_log, gates)}
+    check_operands("mlstm", operands, (batch, time), starts, lengths, chunk)
 
 
 def mlstm_initial(

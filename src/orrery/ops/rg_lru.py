@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.ops.diagonal_scan import diagonal_scan
+from orrery.ops.operands import check_operands, sizes
 
 SHARPNESS = 8.0
 """c of the equation."""
@@ -54,6 +55,9 @@ def rg_lru(
     Raises:
         StateError: when the state or `starts` has another shape.
     """
+    shape = sizes("rg_lru", "x", x, "BTR")
+    gates = {"input_gate": (input_gate, shape), "recurrence_gate": (recurrence_gate, shape), "pace": (pace, shape[2:])}
+    check_operands("rg_lru", gates, (shape[0], shape[1]))
     a_log, b = rg_lru_terms(x, input_gate, recurrence_gate, pace, first)
     h, after = diagonal_scan(a_log, b, state, starts, lengths, backend)
     return h.to(x.dtype), after

@@ -44,6 +44,7 @@ from torch.autograd.function import once_differentiable
 from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops.backend import choose
+from orrery.ops.operands import check_operands, sizes
 from orrery.ops.scalar_decay_loops import COMPILED, FORGET, LEAST, TORCH, Decays, Pair, Sizes
 
 _SPAN = 8  # chunks over which the gradient of the gates is summed before it starts afresh from <S, dS>
@@ -86,9 +87,10 @@ def scalar_decay(
         StateError: when an operand, the state or `starts` has a shape that does not fit.
     """
     fixed = g_log
+    sizes("scalar_decay", "v", v, "BTHV")
     if g_log.dim() == 1:
         g_log = g_log.expand(*v.shape[:2], -1)
-    _check(q, k, v, g_log, state, starts)
+    _check(q, k, v, g_log, beta, skip, state, starts, lengths, chunk)
     time = v.shape[1]
     if lengths is not None:
         padding = torch.arange(time, device=v.device) >= lengths[:, None]
@@ -112,22 +114,26 @@ def scalar_decay(
     return scalar_decay_chunked(q, k, v, g_log, state, starts, scale, chunk, backend, beta=beta, skip=skip)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, g_log: Tensor, state: Tensor | None, starts: Tensor | None) -> None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, g_log: Tensor, beta: Tensor | None, skip: Tensor | None, state: Tensor | None,
+    starts: Tensor | None, lengths: Tensor | None, chunk: int | None,
+) -> None:  # fmt: skip
     batch, time, heads, width = v.shape
-    if q.shape != k.shape or q.shape[:2] != (batch, time) or heads % q.shape[2] or g_log.shape != (batch, time, heads):
+    if q.shape != k.shape or q.dim() != 4 or q.shape[:2] != (batch, time) or heads % max(1, q.shape[2]) or g_log.shape != v.shape[:3]:
         raise StateError(
             f"scalar_decay was given q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} and g_log"
             f" {tuple(g_log.shape)}; it needs (B,T,G,K) twice, (B,T,H,V) and (B,T,H) with H a multiple of G"
         )
-    if state is not None and state.shape != (batch, heads, q.shape[3], width):
-        raise StateError(
-            f"scalar_decay was given a state of shape {tuple(state.shape)}; the input needs"
-            f" {(batch, heads, q.shape[3], width)}"
-        )
-    if starts is not None and starts.shape != (batch, time):
-        raise StateError(
-            f"scalar_decay was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}"
-        )
+    group, key = q.shape[2:]
+    operands = {
+        "q": (q, (batch, time, group, key)),
+        "k": (k, (batch, time, group, key)),
+        "g_log": (g_log, (batch, time, heads)),
+        "beta": (beta, (batch, time, heads)),
+        "skip": (skip, (heads,)),
+        "state": (state, (batch, heads, key, width)),
+    }
+    check_operands("scalar_decay", operands, (batch, time), starts, lengths, chunk)
 
 
 def _kind(v: Tensor) -> torch.dtype:

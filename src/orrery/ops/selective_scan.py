@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, expm1, inlined, run_blocks, sigmoid, softplus
 from orrery.ops.diagonal_scan import scan_chunks
+from orrery.ops.operands import check_operands, sizes
 
 _LANES = 64  # channels that the compiled loops take together
 _GROUP = 256  # channels whose shares of dB and dC the backward loop adds up before it writes them
@@ -76,15 +76,14 @@ def selective_scan(
     Raises:
         StateError: when the state or `starts` has another shape.
     """
-    batch, time, width = x.shape
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (batch, A.shape[1], width)
-    if state is not None and state.shape != shape:
-        raise StateError(f"selective_scan was given a state of shape {tuple(state.shape)}; the input needs {shape}")
-    if starts is not None and starts.shape != (batch, time):
-        raise StateError(
-            f"selective_scan was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}"
-        )
+    batch, time, width = sizes("selective_scan", "x", x, "BTE")
+    kind, size = torch.float64 if x.dtype == torch.float64 else torch.float32, A.shape[-1]
+    each, shape = (batch, time, size), (batch, size, width)
+    operands = {
+        "dt": (dt, (batch, time, width)), "A": (A, (width, size)), "B": (B, each), "C": (C, each), "D": (D, (width,)),
+        "z": (z, (batch, time, width)), "dt_bias": (dt_bias, (width,)), "state": (state, shape),
+    }  # fmt: skip
+    check_operands("selective_scan", operands, (batch, time), starts, lengths)
     before = x.new_zeros(shape, dtype=kind) if state is None else state.to(kind)
     wide = [None if each is None else each.to(kind) for each in (x, dt, A.t(), B, C, D, z, dt_bias)]
     given, raw, rates, write, read, skip, gate, bias = wide

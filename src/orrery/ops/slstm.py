@@ -32,6 +32,7 @@ from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, exp, sigmoid, tanh
 from orrery.ops.lstm import marks, stepper
+from orrery.ops.operands import check_operands, sizes
 from orrery.ops.wkv4 import NO_PEAK
 
 SLSTMState = tuple[Tensor, Tensor, Tensor, Tensor]  # h, c, n, m: (B,H,K) each
@@ -70,7 +71,7 @@ def slstm(
     Raises:
         StateError: when an operand, the state or `starts` has a shape that does not fit.
     """
-    batch, time, heads, total = gates_x.shape
+    batch, time, heads, total = sizes("slstm", "gates_x", gates_x, "BTHG")
     width = total // 4
     if total % 4 or weight.shape != (heads, width, total):
         raise StateError(
@@ -78,8 +79,7 @@ def slstm(
         )
     if state is not None and any(part.shape != (batch, heads, width) for part in state):
         raise StateError(f"slstm was given a state of shape {tuple(state[0].shape)}; the input needs {(batch, heads, width)}")
-    if starts is not None and starts.shape != (batch, time):
-        raise StateError(f"slstm was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}")
+    check_operands("slstm", {"weight": (weight, (heads, width, total))}, (batch, time), starts, lengths)
     kind = torch.float64 if gates_x.dtype == torch.float64 else torch.float32
     held = slstm_initial(batch, heads, width, gates_x.device, kind) if state is None else state
     held = (held[0].to(kind), held[1].to(kind), held[2].to(kind), held[3].to(kind))

@@ -43,10 +43,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops import vector_decay_loops as loops
 from orrery.ops.backend import choose
+from orrery.ops.operands import check_operands, sizes
 from orrery.ops.vector_decay_loops import FORGET
 
 CHUNK = 64
@@ -87,7 +87,7 @@ def vector_decay(
     Raises:
         StateError: when an operand, the state or `starts` has a shape that does not fit.
     """
-    _check(q, k, v, g_log, state, starts, bonus)
+    _check(q, k, v, g_log, state, starts, bonus, lengths, chunk)
     time = v.shape[1]
     if lengths is not None:
         padding = (torch.arange(time, device=v.device) >= lengths[:, None])[..., None, None]
@@ -108,21 +108,18 @@ def vector_decay(
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, g_log: Tensor, state: Tensor | None, starts: Tensor | None, bonus: Tensor | None
-) -> None:
-    (batch, time, heads, key), value = k.shape, v.shape[-1]
-    expected = {
+    q: Tensor, k: Tensor, v: Tensor, g_log: Tensor, state: Tensor | None, starts: Tensor | None, bonus: Tensor | None,
+    lengths: Tensor | None, chunk: int | None,
+) -> None:  # fmt: skip
+    (batch, time, heads, key), value = sizes("vector_decay", "k", k, "BTHK"), v.shape[-1]
+    operands = {
         "q": (q, (batch, time, heads, key)),
         "v": (v, (batch, time, heads, value)),
         "g_log": (g_log, (batch, time, heads, key)),
         "state": (state, (batch, heads, key, value)),
-        "starts": (starts, (batch, time)),
         "bonus": (bonus, (heads, key)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            got, keys = tuple(tensor.shape), tuple(k.shape)
-            raise StateError(f"vector_decay was given {name} of shape {got}; the keys {keys} need {shape}")
+    check_operands("vector_decay", operands, (batch, time), starts, lengths, chunk)
 
 
 def _kind(v: Tensor) -> torch.dtype:

@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, exp, run_blocks
 from orrery.ops.diagonal_scan import diagonal_scan_chunked
+from orrery.ops.operands import check_operands, sizes
 
 NO_PEAK = -1e38  # the running maximum of nothing, as the published checkpoints' code writes it
 _BLOCK = 32  # channels that one thread scans together
@@ -78,12 +78,12 @@ def wkv4(
     Raises:
         StateError: when the state or `starts` has another shape.
     """
-    batch, time, width = k.shape
+    batch, time, width = sizes("wkv4", "k", k, "BTD")
     kind = torch.float64 if v.dtype == torch.float64 else torch.float32
-    if state is not None and state[0].shape != (batch, width):
-        raise StateError(f"wkv4 was given a state of shape {tuple(state[0].shape)}; the input needs {(batch, width)}")
-    if starts is not None and starts.shape != (batch, time):
-        raise StateError(f"wkv4 was given starts of shape {tuple(starts.shape)}; the input needs {(batch, time)}")
+    operands = {"v": (v, (batch, time, width)), "w_log": (w_log, (width,)), "u": (u, (width,))}
+    for part in state or ():
+        check_operands("wkv4", {"state": (part, (batch, width))}, (batch, time))
+    check_operands("wkv4", operands, (batch, time), starts, lengths)
     num, den, peak = wkv4_initial(batch, width, k.device, kind) if state is None else (x.to(kind) for x in state)
     inputs = (k.to(kind), v.to(kind), w_log.to(kind), u.to(kind), num, den, peak)
     obstacle = None if starts is None and lengths is None else fla.no_documents(k)

@@ -26,7 +26,8 @@ _OUTPUTS = 16  # of a block
 
 
 class Routing(NamedTuple):
-    """The router (E,D) and its rule. bias: (E,) added for the choice alone, or None; softmax: else a sigmoid of each score."""
+    """The router (E,D) and its rule. bias: (E,) added for the choice alone, or None; softmax: else a sigmoid of each score. normalise: by
+    the sum of the chosen, and `added`."""
 
     weight: Tensor
     bias: Tensor | None
@@ -34,6 +35,7 @@ class Routing(NamedTuple):
     softmax: bool
     normalise: bool
     scale: float
+    added: float = 0.0
 
 
 def experts_step(
@@ -52,7 +54,7 @@ def experts_step(
     chosen = torch.zeros(batch, routing.top_k, dtype=torch.int64)
     scores = x.new_empty(2, len(routing.weight))
     picks, work = (chosen.numpy(), gates.numpy()), batch * routing.top_k * hidden * width
-    settings = routing.softmax, routing.normalise, np.float32(routing.scale)
+    settings = routing.softmax, routing.normalise, np.float32(routing.scale), np.float32(routing.added)
     normed = row_norm_into(x, norm, u)
     route = prepare_blocks(
         _route, batch, 0, u.numpy(), array(routing.weight, x), array(routing.bias, x), scores.numpy(), *picks, *settings
@@ -63,7 +65,7 @@ def experts_step(
 
 
 @compiled
-def _route(first, last, u, weight, bias, scores, chosen, gates, softmax, normalise, scale):  # type: ignore[no-untyped-def]
+def _route(first, last, u, weight, bias, scores, chosen, gates, softmax, normalise, scale, added):  # type: ignore[no-untyped-def]
     experts, count = len(weight), chosen.shape[1]
     score, rank = scores[0], scores[1]
     for b in range(first, last):
@@ -90,7 +92,7 @@ def _route(first, last, u, weight, bias, scores, chosen, gates, softmax, normali
             total += score[best]
         if normalise:
             for i in range(count):
-                gates[b, i] /= max(total, np.float32(1e-20))
+                gates[b, i] /= max(total + added, np.float32(1e-20))
         for i in range(count):
             gates[b, i] *= scale
 

@@ -1,0 +1,81 @@
+"""What a recurrence is called with, looked at once: sizes that fit each other, types, documents, lengths. Misfits are one sentence.
+
+A compiled loop reads memory by the sizes it is told, so nothing that reaches one may be smaller than these.
+
+B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from orrery.core.errors import ConfigError, StateError
+
+
+def sizes(op: str, name: str, x: Tensor, letters: str) -> tuple[int, ...]:
+    """The sizes of the operand that says what the others must be; `letters` names its dimensions, batch and time first.
+
+    Raises:
+        StateError: x has another number of dimensions, holds no token, or no floating-point numbers.
+    """
+    if x.dim() != len(letters):
+        raise StateError(f"{op} was given {name} of shape {tuple(x.shape)}; it needs ({','.join(letters)})")
+    if 0 in x.shape[:2]:
+        raise StateError(f"{op} was given {name} of shape {tuple(x.shape)}, which is empty; pass at least one token")
+    _floating(op, name, x)
+    return tuple(x.shape)
+
+
+def check_operands(
+    op: str, operands: Mapping[str, tuple[Tensor | None, tuple[int, ...]]], time: tuple[int, int], starts: Tensor | None = None,
+    lengths: Tensor | None = None, chunk: int | None = None,
+) -> None:  # fmt: skip
+    """Raise unless every operand that is given has its shape and floating-point numbers.
+
+    Args:
+        op: who asks.
+        operands: by name, with the shape that each needs.
+        time: B and T.
+        starts: (B,T) bool. lengths: (B,) integers from 0 to T, looked at on a CPU only. chunk: 1 or more.
+
+    Raises:
+        StateError: something does not fit.
+        ConfigError: for the chunk.
+    """
+    for name, (x, shape) in operands.items():
+        if x is None:
+            continue
+        if x.shape != shape:
+            raise StateError(f"{op} was given {name} of shape {tuple(x.shape)}; the input needs {shape}")
+        _floating(op, name, x)
+    if starts is not None and (starts.shape != time or starts.dtype != torch.bool):
+        raise StateError(f"{op} was given starts of shape {tuple(starts.shape)} in {starts.dtype}; the input needs {time} in torch.bool")
+    if lengths is not None:
+        _check_lengths(op, lengths, time)
+    if chunk is not None and chunk < 1:
+        raise ConfigError(f"{op} was given a chunk of {chunk} tokens; it must be 1 or more")
+
+
+def check_broadcast(op: str, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless x holds floating-point numbers and can be expanded to `shape`."""
+    pairs = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.dim() > len(shape) or any(own not in (1, wanted) for own, wanted in pairs):
+        raise StateError(f"{op} was given {name} of shape {tuple(x.shape)}, which cannot be expanded to {shape}")
+    _floating(op, name, x)
+
+
+def _floating(op: str, name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise StateError(f"{op} was given {name} in {x.dtype}; it takes floating-point numbers")
+
+
+def _check_lengths(op: str, lengths: Tensor, time: tuple[int, int]) -> None:
+    if lengths.shape != time[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise StateError(f"{op} was given lengths of shape {tuple(lengths.shape)} in {lengths.dtype}; the input needs {time[:1]} integers")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        least, most = (int(bound) for bound in lengths.aminmax())
+        if least < 0 or most > time[1]:
+            raise StateError(f"{op} was given a length of {least if least < 0 else most}; the input has {time[1]} tokens")
