@@ -38,3 +38,5 @@ def test_one_table_holds_several_languages(tmp_path):
     assert rows[0]["words"] / rows[0]["bytes"] > rows[2]["words"] / rows[2]["bytes"], "each is measured on its own rows"
     assert "TABLE:COLUMN" in run("tokenizer", "report", "bytes", "--text", "t.csv", "--by", "language", code=2).stderr
     assert "no column 'tongue'" in run("tokenizer", "report", "bytes", "--text", f"{table}:text", "--by", "tongue", code=2).stderr
+    alone = json.loads(run("tokenizer", "report", "bytes", "--text", f"all={table}:text", "--json").stdout)
+    assert [row["text"] for row in alone] == ["all"] and 0 < alone[0]["words"] < 60, "the held-out rows, without their languages"

@@ -246,3 +246,18 @@ def test_memory_corpus_and_open_corpora_pass_through():
 def _write(path: Path, content: str) -> Path:
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def test_a_column_of_a_table_is_a_corpus(tmp_path):
+    file = tmp_path / "reviews.csv"
+    file.write_text('stars,review\n1,"one\n""two"""\n2,\n3,drei ü\n', encoding="utf-8")
+    assert contents(f"{file}:review") == {"reviews.csv, line 2": 'one\n"two"', "reviews.csv, line 5": "drei ü"}
+    facts = open_corpus(f"{file}:review").facts(quiet=True)
+    assert (facts.name, facts.documents, facts.empty) == ("reviews.csv:review", 2, 1)
+    with pytest.raises(DataError, match=r"'reviews.csv' has no column 'reveiw'\. Did you mean 'review'"):
+        contents(f"{file}:reveiw")
+    with pytest.raises(DataError, match="no corpus, file or folder"):
+        open_corpus(f"{tmp_path}/none.csv:review")
+    sentences = tmp_path / "s.conllu"
+    sentences.write_text("1\tAla\n2\tma\n\n1\tkota\n", encoding="utf-8")
+    assert list(contents(f"{sentences}:2").values()) == ["Ala ma", "kota"]

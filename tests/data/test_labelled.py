@@ -38,6 +38,10 @@ def test_names_are_learnt_in_order():
     )
     tags = learn_names(texts(("a b", "O B-X"), (["c"], ["I-X"])), TaskSpec(kind="tagging"))
     assert tags.names == ("B-X", "I-X", "O")
+    assert learn_names(texts(("a", 3), ("b", "x;3")), TaskSpec(kind="multi-label")).names == ("3", "x")
+    assert learn_names(texts(("a", "DE"), ("b", "NA")), TaskSpec()).names == ("DE", "NA")  # Namibia
+    named = TaskSpec(names=("x", "nan"))
+    assert learn_names(texts(("a", "x"), ("b", "nan")), named).names == named.names
     ordered = TaskSpec(kind="ordinal", names=("poor", "good"))
     assert learn_names(texts(("a", "good")), ordered).names == ("poor", "good")
 
@@ -48,6 +52,12 @@ def test_names_are_learnt_in_order():
         ([("a", "x"), ("b", "x")], {}, "only the label 'x'"),
         ([("a", "x"), ("b", " ")], {}, "line 2: 'label' is empty"),
         ([("a", "x"), ("b", None)], {}, "line 2 has no 'label'"),
+        ([("a", "x"), ("b", float("nan"))], {}, "line 2 has no 'label'"),
+        ([("a", "x"), ("b", "y"), ("c", "NaN")], {}, "line 3: 'label' is 'NaN', as missing values are written"),
+        ([("a", "1"), ("b", "2"), ("c", "NA")], {}, "line 3: 'label' is 'NA', as missing values are written"),
+        ([("a", "3.5"), ("b", 3.5)], {"kind": "regression"}, "only the number 3.5; there is nothing to learn"),
+        ([("a", "3.5"), ("b", "3,5")], {"kind": "regression"}, "line 2: 'label' is '3,5', not a number; write the decimal point as one"),
+        ([("a", 3)], {"kind": "tagging"}, "line 1: 'label' is 3; tags are a list"),
         ([("a", "x"), ("b", [1])], {}, "line 2: 'label' is a list"),
         ([("a", "good"), ("b", "bad")], {"kind": "ordinal"}, "say their order"),
         ([("a", "x"), ("b", "y")], {"names": ("x",)}, "label 'y', which is none of x"),
@@ -77,6 +87,11 @@ def test_frames_of_texts_and_pairs():
     found = encode(pairs, spec, wordpiece, labelled=False)
     assert found.ids[0][0] == wordpiece.marks["class"] and found.ids[0][-1] == wordpiece.marks["separator"]
     assert found.targets is None
+
+
+def test_words_are_a_list_or_a_text():
+    with pytest.raises(DataError, match="line 1: 'text' is 3; words are a list"):
+        encode(texts((3, "O")), TaskSpec(kind="tagging", names=("O",)), BYTES)
 
 
 def test_tags_stand_at_the_first_token_of_their_word():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orrery.core.errors import DataError
+from orrery.data import records
 from orrery.data.examples import TaskSpec
 from orrery.data.labelled import split_table
 from orrery.data.records import read_table
@@ -48,6 +49,21 @@ def test_whatever_csv_writes_is_read_back(tmp_path_factory, cells):
     path = path.rename(path.with_suffix(".csv.gz"))
     table = read_table(path)
     assert list(zip(table.column("a"), table.column("b"), strict=True)) == cells
+
+
+def test_the_first_line_says_what_separates(tmp_path):
+    semicolons = read_table(write(tmp_path, "a.csv", 'text;"label; of it"\n"a;b, c";x\n'))
+    assert semicolons.columns == ("text", "label; of it") and semicolons.column("text") == ["a;b, c"]
+    assert read_table(write(tmp_path, "b.csv", "text\tlabel\na;b\tx\n")).column("text") == ["a;b"]
+    assert read_table(write(tmp_path, "c.csv", "text,a;b\n1;2,x\n")).columns == ("text", "a;b")
+    assert read_table(write(tmp_path, "d.csv", "text\na;b\n")).column("text") == ["a;b"]
+    assert read_table(write(tmp_path, "e.csv", "a;b\n"), header=False).column("2") == ["b"]
+
+
+def test_a_field_without_end_is_not_read_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST", 1000)
+    with pytest.raises(DataError, match=r"more than 1,000 characters; is a quote before it never closed\?"):
+        read_table(write(tmp_path, "a.csv", 'text,label\n"' + "word, " * 1000))
 
 
 def test_without_a_header_columns_are_numbers(tmp_path):
@@ -110,6 +126,10 @@ def test_mixed_encodings_are_counted_or_refused(tmp_path):
         ("a.jsonl", "[1]\n", "must be an object"),
         ("a.conll", "a b\nc\n", "line 2: 1 columns, but the sentence began with 2"),
         ("a.parquet", "PAR1", "no table that is known by its name"),
+        ("empty", "", "'.*empty' is empty"),
+        ("a.csv", b"text,label\ra,b\r", "carriage returns alone"),
+        ("a.jsonl", "[" * 100_000 + "\n", "line 1: brackets within brackets"),
+        ("a.json", "[" * 100_000, "a.json: brackets within brackets"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path, name, text, words):

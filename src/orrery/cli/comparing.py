@@ -21,7 +21,7 @@ def compare(
     kind: str = typer.Option("", "--kind", help="With --task: classification, regression, tagging, ...; guessed otherwise."),
     validation: str = typer.Option("", "--validation", help="With --task: a table that chooses the epoch; else held out."),
     test: str = typer.Option("", "--test", help="With --task: a table that chooses nothing; else held out."),
-    corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
+    corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, FILE.jsonl:FIELD, or TABLE.csv:COLUMN."),
     budget: str = typer.Option("", help="Of each run: 1Mtok, 20Mtok, 1e13flop, 2min, 500steps; with --task also 5epochs."),
     seeds: int = typer.Option(3, help="Paired seeds; a verdict needs six or more."),
     size: str = typer.Option("", help="nano, micro, tiny, small or base: equal parameters for all; by default nano, with --task micro."),

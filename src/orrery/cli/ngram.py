@@ -85,7 +85,7 @@ def said(tokens: list[str]) -> str:
 
 @app.command("build")
 def build(
-    corpus: str = typer.Argument(..., help="A registered corpus, a file, a folder, a pattern, or FILE.jsonl:FIELD."),
+    corpus: str = typer.Argument(..., help="A registered corpus, a file, a folder, a pattern, FILE.jsonl:FIELD, or TABLE.csv:COLUMN."),
     out: Optional[Path] = typer.Option(None, "--out", help="A folder of your own to put it in."),  # noqa: UP045
     name: str = typer.Option("", "--name", help="The name to find it by; a registered corpus has one already."),
     tokenizer: str = typer.Option("bpe:16384", "--tokenizer", help="bytes, bpe:N, ..., or the path of one."),

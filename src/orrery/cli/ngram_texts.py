@@ -11,7 +11,7 @@ import typer
 from orrery.cli import output
 from orrery.cli.ngram import IDS, INDEX, JSON, TEXT, app, ids_of, open_index, said, shown
 
-CORPUS = typer.Argument(..., help="The texts: a corpus, a file, a folder, a pattern, or FILE.jsonl:FIELD.")
+CORPUS = typer.Argument(..., help="The texts: a corpus, a file, a folder, a pattern, FILE.jsonl:FIELD, or TABLE.csv:COLUMN.")
 SPLIT = typer.Option("all", "--split", help="Of the texts: all, train or validation.")
 
 

@@ -16,7 +16,7 @@ def pretrain(
     out: Path = typer.Option(
         ..., "--out", "-o", help="The run's folder. The same command continues an interrupted run."
     ),
-    corpus: str = typer.Option(..., "--corpus", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
+    corpus: str = typer.Option(..., "--corpus", help="stdlib, a file, a folder, a glob, FILE.jsonl:FIELD, or TABLE.csv:COLUMN."),
     size: str = typer.Option("micro", help="nano, micro, tiny, small or base."),
     tokenizer: str = typer.Option(
         "wordpiece:8192,lower", help="wordpiece:8192, bpe:8192, bytes, a folder; marks are added."

@@ -15,7 +15,7 @@ app = typer.Typer(help="Tokenizers: train one on a corpus, report what several m
 @app.command("train")
 def train(
     spec: str = typer.Argument(..., help="bpe:8192, unigram:8192, wordpiece:8192, wordpiece:8192,lower, chars:500."),
-    corpus: str = typer.Argument(..., help="A registered corpus, a file, a folder, a pattern, or FILE.jsonl:FIELD."),
+    corpus: str = typer.Argument(..., help="A registered corpus, a file, a folder, a pattern, FILE.jsonl:FIELD, or TABLE.csv:COLUMN."),
     out: Path = typer.Option(..., "--out", help="The folder to write."),
     as_json: bool = typer.Option(False, "--json", help="For machines."),
 ) -> None:
@@ -45,9 +45,9 @@ def report(
     tokenizers: list[str] = typer.Argument(
         ..., help="Specs (trained on the first text), folders, tokenizer.json files."
     ),
-    text: list[str] = typer.Option(..., "--text", help="A corpus to measure on, or LABEL=CORPUS; once per language."),
+    text: list[str] = typer.Option(..., "--text", help="A file, a folder, TABLE.csv:COLUMN, or LABEL= before one; once per language."),
     by: Optional[str] = typer.Option(  # noqa: UP045
-        None, "--by", help="A column, such as language: --text is TABLE:COLUMN then, and every value of it a text of its own."
+        None, "--by", help="A column, such as language: --text is TABLE.csv:COLUMN then, and every value of it a text of its own."
     ),
     trained_on: Optional[str] = typer.Option(None, "--train", help="What specs are trained on; else the first text, with --by all."),  # noqa: UP045
     as_json: bool = typer.Option(False, "--json", help="For machines."),

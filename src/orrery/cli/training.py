@@ -15,7 +15,7 @@ def train(
     model: str = typer.Argument(..., help="A name of `orrery list`, or a pattern such as 'mamba2*3 + attention'."),
     out: Path = typer.Option(..., "--out", "-o", help="The run's folder. The same command continues an interrupted run."),
     size: str = typer.Option("micro", help="nano, micro, tiny, small or base."),
-    corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, or FILE.jsonl:FIELD."),
+    corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, FILE.jsonl:FIELD, or TABLE.csv:COLUMN."),
     tokenizer: str = typer.Option("bytes", help="bytes, chars, bpe:8192, unigram:8192, or a tokenizer.json."),
     budget: str = typer.Option("2Mtok", help="2Mtok, 1e13flop, 2min or 500steps."),
     seed: int = typer.Option(0, help="Of parameters and data order."),

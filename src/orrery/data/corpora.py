@@ -5,6 +5,7 @@
     open_corpus("notes/")                  a folder: every text file below it, by path; hidden and binary files left out
     open_corpus("notes/**/*.md")           a pattern
     open_corpus("web.jsonl.gz:body.text")  one document per line, from a field of JSON lines (default field: text)
+    open_corpus("reviews.csv:review")      one document per row, from a column of a table (.csv, .tsv, .json, .conll, .conllu)
 
 `corpus.facts()` reads everything once (and remembers the answer for files that have not changed since): size, content
 hash and the split. Nothing is held in memory but sixteen bytes per document.
@@ -31,11 +32,13 @@ from orrery.core.files import cache_dir, read_json, write_json
 from orrery.core.progress import progress
 from orrery.core.registry import load, names
 from orrery.data import split as splitting
+from orrery.data.records import open_rows
 from orrery.data.split import Hash, Split
 from orrery.data.text import Document, Tally, file_pieces, memory_document, read_head, records, why_not_text
 
 _SPEC_FIELD = re.compile(r"^(?P<path>.+\.(?:jsonl|ndjson)(?:\.gz|\.bz2|\.xz)?):(?P<field>[^/\\:]+)$", re.IGNORECASE)
 _JSON_LINES = re.compile(r"\.(?:jsonl|ndjson)(?:\.gz|\.bz2|\.xz)?$", re.IGNORECASE)
+_COLUMN = re.compile(r"^(?P<path>.+\.(?:csv|tsv|json|conllu?)(?:\.gz|\.bz2|\.xz)?):(?P<column>[^/\\:]+)$", re.IGNORECASE)
 _SETTLED = 2.0  # seconds: files younger than this may still change unnoticed, so their facts are not remembered
 
 
@@ -190,6 +193,33 @@ class FileCorpus(Corpus):
         return stat_fingerprint(["files", self.field], self.files)
 
 
+class TableCorpus(Corpus):
+    """A column of a table, one document for each of its rows."""
+
+    def __init__(self, path: Path, column: str, strict: bool = False) -> None:
+        super().__init__(f"{path.name}:{column}", strict)
+        self.path, self.column = path, column
+
+    def documents(self, tally: Tally | None = None) -> Iterator[Document]:
+        """One document per row whose cell is not empty; words of a sentence are joined by spaces."""
+        tally = tally if tally is not None else self.tally()
+        name, _, rows = open_rows(self.path, tally)
+        for row in rows:
+            if self.column not in row.values:
+                listed = ", ".join(f"'{column}'" for column in list(row.values)[:12])
+                raise DataError(f"'{name}' has no column '{self.column}'.{suggest(self.column, row.values)} Its columns: {listed}")
+            value = row.values[self.column]
+            text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+            if text:
+                yield memory_document(row.where, text)
+            else:
+                tally.empty += 1
+
+    def fingerprint(self) -> str | None:
+        """Changes when the file is written to."""
+        return stat_fingerprint(["column", self.column], {self.path.name: self.path})
+
+
 def _file_document(label: str, path: Path) -> Document:
     return Document(label, lambda tally: file_pieces(path, label, tally))
 
@@ -231,7 +261,7 @@ def _recall(mark: str) -> Facts | None:
 
 
 def open_corpus(spec: str | Path | Corpus, strict: bool = False) -> Corpus:
-    """A corpus from a registered name, a file, a folder, a pattern, or `FILE.jsonl:FIELD`. A Corpus is returned as it is.
+    """A corpus: a registered name, a file, a folder, a pattern, `FILE.jsonl:FIELD`, `TABLE.csv:COLUMN`; or a Corpus, as it is.
 
     Raises:
         DataError: when there is no such name, file or match.
@@ -244,6 +274,8 @@ def open_corpus(spec: str | Path | Corpus, strict: bool = False) -> Corpus:
     if text in names(kind="corpus"):
         return load(text, "corpus")(strict=strict)
     path, wanted = text, ""
+    if not os.path.exists(text) and (match := _COLUMN.match(text)) and os.path.isfile(os.path.expanduser(match["path"])):
+        return TableCorpus(Path(match["path"]).expanduser(), match["column"], strict)
     if not os.path.exists(text) and (match := _SPEC_FIELD.match(text)):
         path, wanted = match["path"], match["field"]
     path = os.path.expanduser(path)

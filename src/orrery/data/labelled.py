@@ -3,8 +3,8 @@
 Kinds of tasks and their labels: :mod:`orrery.data.examples`; questions are read by :mod:`orrery.data.answering`.
 
 Frame of an example: [class] text [separator], of a pair [class] text [separator] pair [separator], the second with type 1;
-of a source and its answer: text [end]. A tokenizer without such marks has the document's id in their place. A tag stands at
-the first token of its word.
+of a source and its answer: text [end]. A tokenizer without such marks has the document's id in their place, but a whole
+encoder-decoder then reads text [end]. A tag stands at the first token of its word.
 
 What a row may not be: without its text or label, of another length than its tags, longer than the model's positions
 (unless `truncate`, which is counted). Empty text is an example like any other: the marks alone.
@@ -60,6 +60,8 @@ def learn_names(table: Table, spec: TaskSpec) -> TaskSpec:
         if silent == len(table):
             raise DataError(f"no question of '{table.name}' has an answer in '{spec.label}'; there is nothing to learn")
         return spec.replace(empty=silent > 0)
+    if spec.kind == "regression" and len(set(first := _numbers(table.rows, spec))) == 1:
+        raise DataError(f"column '{spec.label}' of '{table.name}' holds only the number {first[0]:g}; there is nothing to learn")
     if spec.kind not in NAMED:
         return spec
     found: Counter[str] = Counter()
@@ -71,6 +73,12 @@ def learn_names(table: Table, spec: TaskSpec) -> TaskSpec:
             raise DataError(f"'{table.name}' has the label '{unknown[0]}', which is none of {', '.join(spec.names)}")
         return spec
     numeric = all(_number(name) is not None for name in found)
+    if spec.kind in ("classification", "ordinal") and (gaps := _gaps(found)):
+        row = next(row for row in table.rows if read_label(row, spec)[0] in gaps)
+        raise DataError(
+            f"{row.where}: '{spec.label}' is '{read_label(row, spec)[0]}', as missing values are written; leave such rows out, or "
+            "name every label with --names if this is one"
+        )
     if spec.kind == "ordinal" and not numeric:
         raise DataError(f"the grades of '{spec.label}' are not numbers; say their order, as in --names poor,fair,good")
     names = sorted(found, key=lambda name: (_number(name) if numeric else 0, name))
@@ -80,6 +88,14 @@ def learn_names(table: Table, spec: TaskSpec) -> TaskSpec:
     return spec.replace(names=tuple(names))
 
 
+def _gaps(labels: Counter[str]) -> set[str]:
+    """Labels that stand for a missing value: "nan" always, others where all the rest are numbers."""
+    often = {label for label in labels if label.casefold() in ("nan", "<na>")}
+    seldom = {label for label in labels if label.casefold() in ("na", "n/a", "none", "null", "inf", "-inf")}
+    rest = set(labels) - often - seldom
+    return often | seldom if rest and all(_number(label) is not None for label in rest) else often
+
+
 def read_label(row: Row, spec: TaskSpec) -> list[str]:
     """The label of a row as names: one, several, or one for each word.
 
@@ -87,10 +103,12 @@ def read_label(row: Row, spec: TaskSpec) -> list[str]:
         DataError: it is missing or empty.
     """
     value = _cell(row, spec.label)
+    if spec.kind == "tagging" and not isinstance(value, str | list):
+        raise DataError(f"{row.where}: '{spec.label}' is {value!r}; tags are a list, or a text with spaces between them")
     if spec.kind == "tagging":
         return value.split() if isinstance(value, str) else [str(tag) for tag in value]
     if spec.kind == "multi-label":
-        parts = value.split(spec.separator) if isinstance(value, str) else value
+        parts = value.split(spec.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
         return [str(part).strip() for part in parts if str(part).strip()]
     if isinstance(value, list | dict):
         raise DataError(
@@ -111,11 +129,13 @@ def encode(
     limit: int = 0,
     truncate: bool = False,
     end: int | None = None,
+    bare: bool = False,
 ) -> Examples:
     """Token ids of a table's examples, and their targets.
 
     Args:
         end: the id that ends a source and an answer; None: the separator.
+        bare: no mark stands before a text.
         labelled: whether the label column must be there.
         limit: most tokens of an example (the model's positions); 0: none.
         truncate: cut longer examples, from the end of their longer text, and count them; else they are refused.
@@ -131,7 +151,8 @@ def encode(
         examples = _encode_words(table, spec, tokenizer, labelled, limit, truncate)
     else:
         end = frame_ids(tokenizer)[1] if end is None else end
-        examples = _encode_texts(table, spec, tokenizer, limit, truncate, end)
+        front = [] if bare or spec.kind == "text-to-text" else [frame_ids(tokenizer)[0]]
+        examples = _encode_texts(table, spec, tokenizer, limit, truncate, (front, end))
         if labelled:
             _add_targets(examples, tokenizer, end)
     return examples
@@ -205,7 +226,7 @@ def _padded(rows: Sequence[NDArray[np.int64]], fill: int = 0) -> tuple[Any, Any]
 
 def _cell(row: Row, column: str) -> Any:
     value = row.values.get(column)
-    if value is None:
+    if value is None or value != value:  # JSON's null and NaN
         raise DataError(f"{row.where} has no '{column}'; every row needs it")
     return value
 
@@ -228,9 +249,9 @@ def _number(value: Any) -> float | None:
 
 
 def _encode_texts(
-    table: Table, spec: TaskSpec, tokenizer: Tokenizer, limit: int, truncate: bool, after: int
+    table: Table, spec: TaskSpec, tokenizer: Tokenizer, limit: int, truncate: bool, around: tuple[list[int], int]
 ) -> Examples:
-    front = np.array([] if spec.kind == "text-to-text" else [frame_ids(tokenizer)[0]], dtype=np.int64)
+    front, after = np.array(around[0], dtype=np.int64), around[1]
     columns = [spec.text, spec.pair] if spec.pair else [spec.text]
     parts = [
         [ids.astype(np.int64) for ids in tokenizer.encode_batch([_text(row, c) for row in table.rows])] for c in columns
@@ -297,6 +318,8 @@ def _encode_words(
     examples = Examples(spec, table.rows, [], targets=[] if labelled else None, places=[])
     for row in table.rows:
         value = _cell(row, spec.text)
+        if not isinstance(value, str | list):
+            raise DataError(f"{row.where}: '{spec.text}' is {value!r}; words are a list, or a text with spaces between them")
         words = value.split() if isinstance(value, str) else [str(word) for word in value]
         tags = read_label(row, spec) if labelled else None
         if tags is not None and len(tags) != len(words):
@@ -334,10 +357,7 @@ def _add_targets(examples: Examples, tokenizer: Tokenizer, end: int) -> None:
         return
     rank = {name: number for number, name in enumerate(spec.names)}
     if spec.kind == "regression":
-        numbers = [_number(_cell(row, spec.label)) for row in rows]
-        for row, number in zip(rows, numbers, strict=True):
-            if number is None:
-                raise DataError(f"{row.where}: '{spec.label}' is '{row.values[spec.label]}', not a number")
+        numbers = _numbers(rows, spec)
         examples.targets = examples.answers = numbers
         return
     names = [read_label(row, spec) for row in rows]
@@ -347,6 +367,23 @@ def _add_targets(examples: Examples, tokenizer: Tokenizer, end: int) -> None:
     else:
         examples.targets = [rank.get(row[0], IGNORE) for row in names]
         examples.answers = [row[0] for row in names]
+
+
+def _numbers(rows: Sequence[Row], spec: TaskSpec) -> list[float]:
+    """The label of every row of a regression.
+
+    Raises:
+        DataError: one is missing or no number.
+    """
+    found = []
+    for row in rows:
+        value = _cell(row, spec.label)
+        number = _number(value)
+        if number is None:
+            comma = isinstance(value, str) and value.count(",") == 1 and _number(value.replace(",", ".")) is not None
+            raise DataError(f"{row.where}: '{spec.label}' is '{value}', not a number{'; write the decimal point as one' if comma else ''}")
+        found.append(number)
+    return found
 
 
 def class_weights(targets: Sequence[int], classes: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Tables of examples as people keep them: CSV, TSV, JSON lines, CoNLL columns, parallel lines, labels before text.
 
-    FILE.csv  FILE.tsv      a header names the columns; without one they are "1", "2", ...
+    FILE.csv  FILE.tsv      a header names the columns; without one they are "1", "2", ...; a first line of a CSV without a
+                            comma says whether semicolons or tabs separate (spreadsheets write them where 1,5 is a number)
     FILE.jsonl              one object a line; its keys are the columns
     FILE.conll  FILE.conllu one token a line, an empty line ends a sentence; columns are "1", "2", ..., each a list
     FILE.json               a list of objects, or SQuAD's layout: columns id, context, question, answers
@@ -15,9 +16,12 @@ What is wrong with a file is said with its line; a row that cannot be an example
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +33,9 @@ FORMATS = ("csv", "tsv", "jsonl", "json", "conll", "label-text")
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".conll": "conll", ".conllu": "conll"}
 _PACKED = (".gz", ".bz2", ".xz")
 LONGEST = 1 << 26  # characters of one field; more is a file that is no table
+
+
+_QUOTED = re.compile('"[^"]*"')
 
 
 class Row(NamedTuple):
@@ -81,36 +88,15 @@ def read_table(
     Args:
         source: see the list above.
         header: whether the first row of a CSV or TSV names the columns.
-        separator: between a CSV's columns, where it is not the comma (tab for TSV).
+        separator: between a CSV's columns; "": what its first line says (tab for TSV).
         strict: refuse text that is not UTF-8.
         limit: at most so many rows, from the top.
 
     Raises:
         DataError: a file that cannot be read, is empty, or has a broken row (with its line).
     """
-    text = str(source)
-    form, parts = _form(text)
     tally = Tally(strict)
-    if form == "lines":
-        rows: Iterator[Row] = _parallel(parts, tally)
-        columns: Sequence[str] = tuple(parts)
-        name = text
-    else:
-        path = Path(next(iter(parts.values()))).expanduser()
-        name = path.name
-        if not path.is_file():
-            raise DataError(f"cannot read '{path}': {'it is a folder' if path.is_dir() else 'no such file'}")
-        stream = _stream(path, tally)
-        if form in ("csv", "tsv"):
-            columns, rows = _separated(stream, name, header, separator or ("\t" if form == "tsv" else ","))
-        elif form == "jsonl":
-            columns, rows = (), _objects(stream, name)
-        elif form == "json":
-            columns, rows = (), _document(stream, name)
-        elif form == "conll":
-            columns, rows = (), _tokens(stream, name)
-        else:
-            columns, rows = ("label", "text"), _labelled(stream, name)
+    name, columns, rows = open_rows(source, tally, header, separator)
     held: list[Row] = []
     for row in rows:
         if limit is not None and len(held) >= limit:
@@ -120,6 +106,26 @@ def read_table(
         raise DataError(f"'{name}' holds no row")
     found = tuple(columns) or tuple(dict.fromkeys(key for row in held for key in row.values))
     return Table(name, found, held, tally)
+
+
+def open_rows(
+    source: str | Path, tally: Tally, header: bool = True, separator: str = ""
+) -> tuple[str, Sequence[str], Iterator[Row]]:
+    """A table's name, its columns where they are known before its rows, and its rows, one at a time; see :func:`read_table`."""
+    text = str(source)
+    form, parts = _form(text)
+    if form == "lines":
+        return text, tuple(parts), _parallel(parts, tally)
+    path = Path(next(iter(parts.values()))).expanduser()
+    name = path.name
+    if not path.is_file():
+        raise DataError(f"cannot read '{path}': {'it is a folder' if path.is_dir() else 'no such file'}")
+    stream = _stream(path, tally)
+    if form in ("csv", "tsv"):
+        return name, *_separated(stream, name, header, separator or ("\t" if form == "tsv" else ""))
+    if form == "label-text":
+        return name, ("label", "text"), _labelled(stream, name)
+    return name, (), {"jsonl": _objects, "json": _document, "conll": _tokens}[form](stream, name)
 
 
 def _form(text: str) -> tuple[str, dict[str, str]]:
@@ -134,6 +140,8 @@ def _form(text: str) -> tuple[str, dict[str, str]]:
     path = Path(text)
     suffix = Path(path.stem).suffix if path.suffix.lower() in _PACKED else path.suffix
     form = _SUFFIXES.get(suffix.lower())
+    if form is None and path.is_file() and not path.stat().st_size:
+        raise DataError(f"'{text}' is empty")
     if form is None:
         raise DataError(
             f"'{text}' is no table that is known by its name; use .csv, .tsv, .jsonl, .json, .conll (or .conllu), "
@@ -156,8 +164,13 @@ def _stream(path: Path, tally: Tally) -> Iterator[str]:
 
 
 def _separated(stream: Iterator[str], name: str, header: bool, separator: str) -> tuple[tuple[str, ...], Iterator[Row]]:
-    if len(separator) != 1:
+    if len(separator) > 1:
         raise DataError(f"a separator is one character, not {separator!r}")
+    start = next(stream, "")
+    stream, bare = itertools.chain([start] if start else [], stream), _QUOTED.sub("", start)
+    if "\r" in bare.rstrip("\r\n"):
+        raise DataError(f"'{name}' ends its lines with carriage returns alone; save it with line feeds, as UTF-8")
+    separator = separator or next((sign for sign in ",;\t" if sign in bare), ",")
     csv.field_size_limit(LONGEST)
     if separator == "\t":  # a quotation mark in such a file is one
         reader = csv.reader(stream, delimiter=separator, quoting=csv.QUOTE_NONE)
@@ -192,21 +205,34 @@ def _next(reader: Any, name: str) -> list[str] | None:
     try:
         row: list[str] | None = next(reader, None)
     except csv.Error as error:
-        open_quote = "a quote that is opened is never closed" if "unexpected end" in str(error) else str(error)
-        raise DataError(f"{name}, line {reader.line_num}: {open_quote}") from error
+        reason = str(error)
+        if "unexpected end" in reason:
+            reason = "a quote that is opened is never closed"
+        elif "field limit" in reason:
+            reason = f"a field of more than {LONGEST:,} characters; is a quote before it never closed?"
+        raise DataError(f"{name}, line {reader.line_num}: {reason}") from error
     if row and any("\0" in cell for cell in row):
         raise DataError(f"{name}, line {reader.line_num}: a NUL character, as UTF-16 has them; convert the file to UTF-8")
     return row
+
+
+@contextmanager
+def _json(name: str, line: int = 0) -> Iterator[None]:
+    """Say where a file (or its given line) is no JSON, or nests deeper than it can be read."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}, line {line or error.lineno}: no JSON ({error.msg} at character {error.colno})") from error
+    except RecursionError as error:
+        raise DataError(f"{name}{f', line {line}' if line else ''}: brackets within brackets, deeper than can be read") from error
 
 
 def _objects(stream: Iterator[str], name: str) -> Iterator[Row]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
-        try:
+        with _json(name, number):
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{name}, line {number}: no JSON ({error.msg} at character {error.colno})") from error
         if not isinstance(value, dict):
             raise DataError(f"{name}, line {number}: a row must be an object in braces, not {type(value).__name__}")
         yield Row(f"{name}, line {number}", value)
@@ -214,10 +240,8 @@ def _objects(stream: Iterator[str], name: str) -> Iterator[Row]:
 
 def _document(stream: Iterator[str], name: str) -> Iterator[Row]:
     """Rows of one JSON value: a list of objects, or articles of paragraphs of questions as SQuAD (1606.05250, 1806.03822) has them."""
-    try:
+    with _json(name):
         value = json.loads("".join(stream))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{name}, line {error.lineno}: no JSON ({error.msg} at character {error.colno})") from error
     if isinstance(value, list):
         for number, row in enumerate(value, 1):
             if not isinstance(row, dict):
