@@ -17,6 +17,7 @@ VARIANTS = (
     {"shared": 0.5, "shared_gate": True, "top_k": 3},
     {"score": "sigmoid", "bias_rate": 0.0, "scale": 2.5, "shared": 1.0},
     {"top_k": 1, "normalise": False, "gated": False},
+    {"normalise": 0.3, "score": "sigmoid", "bias_rate": 0.0},
 )
 
 

@@ -27,7 +27,10 @@ def moe(parameters, config, x):
         else:
             p = 1 / (1 + np.exp(-logits))
         chosen = np.argsort(-(p + parameters.get("selection_bias", 0.0)))[:k]
-        gates = p[chosen] / (p[chosen].sum() if config["normalise"] else 1.0) * config["scale"]
+        normaliser = 1.0
+        if config["normalise"]:
+            normaliser = p[chosen].sum() + (0.0 if config["normalise"] is True else config["normalise"])
+        gates = p[chosen] / normaliser * config["scale"]
         for expert, gate in zip(chosen, gates, strict=True):
             y[b, t] += gate * _glu(u, parameters["wide"][expert], parameters["out"][expert], config["gated"])
             counts[expert] += 1

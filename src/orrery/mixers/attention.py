@@ -48,10 +48,10 @@ from orrery.ops.steps.row_linear import RowNorm
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
-    of each head that is rotated. qk_norm: RMSNorm of every query and key, with norm_whole over all heads together (OLMo 2).
-    gate: a sigmoid gate on what comes out, before the way out. bias: of the projections; out_bias: of the way out alone (None:
-    as bias). init_std None: sqrt(2 / 5D). relative: buckets and greatest distance of T5's position bias (1910.10683), whose table
-    the first layer holds for all; None: no bias."""
+    of each head that is rotated. qk_norm: RMSNorm of every query and key (a number is its eps; True: 1e-6), with norm_whole over
+    all heads together (OLMo 2). gate: a sigmoid gate on what comes out, before the way out. bias: of the projections; out_bias:
+    of the way out alone (None: as bias). init_std None: sqrt(2 / 5D). relative: buckets and greatest distance of T5's position
+    bias (1910.10683), whose table the first layer holds for all; None: no bias."""
 
     heads: int | None = None
     kv_heads: int | None = None
@@ -59,7 +59,7 @@ class AttentionConfig(PartConfig):
     window: int | None = None
     rope: float = 1.0
     rope_theta: float = 10000.0
-    qk_norm: bool = False
+    qk_norm: bool | float = False
     norm_whole: bool = False
     gate: bool = False
     bias: bool = False
@@ -74,6 +74,7 @@ class AttentionConfig(PartConfig):
         for name in ("heads", "kv_heads"):
             require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
+        require(isinstance(self.qk_norm, bool) or self.qk_norm > 0, f"qk_norm is true, false or a positive eps, not {self.qk_norm}")
         require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
 
 
@@ -127,9 +128,9 @@ class Attention(Mixer):
         self._parts = [inner + 2 * self.kv_heads * self.head_dim, inner if config.gate else 0]
         self.inputs = Projection(place, sum(self._parts), bias=config.bias)  # of q, k, v, and the gate
         self.out = nn.Linear(inner, place.width, bias=config.bias if config.out_bias is None else config.out_bias)
-        whole = config.norm_whole
-        self.q_norm = RMSNorm(self.head_dim * (self.heads if whole else 1)) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim * (self.kv_heads if whole else 1)) if config.qk_norm else None
+        whole, eps = config.norm_whole, 1e-6 if config.qk_norm is True else float(config.qk_norm)
+        self.q_norm = RMSNorm(self.head_dim * (self.heads if whole else 1), eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim * (self.kv_heads if whole else 1), eps) if config.qk_norm else None
         first = config.relative is not None and place.layer == 0
         self.relative = RelativeBias(self.heads, *config.relative, both=False) if first and config.relative else None
         self.reset_parameters()

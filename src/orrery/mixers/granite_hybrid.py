@@ -110,7 +110,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     moe = channel["name"] == "moe"
     require(moe or channel["name"] == "glu", "Granite has experts or SwiGLU")
     strange = ("score", "scale", "bias_rate", "shared_gate", "gated", "activation", "bias")
-    require(not any(key in channel for key in strange) and channel.get("normalise", True), "Granite has plain SwiGLU experts")
+    require(not any(key in channel for key in strange) and channel.get("normalise", True) is True, "Granite has plain SwiGLU experts")
     require(not moe or channel.get("shared", 0) > 0, "Granite has a shared expert")
     theta = attention.get("rope_theta", 10000.0)
     return {

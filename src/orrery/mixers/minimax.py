@@ -131,7 +131,7 @@ def _check_parts(attention: dict[str, Any], lightning: dict[str, Any], channel: 
     require(channel is not None and channel["name"] == "moe", "MiniMax has experts in all layers")
     channel = channel or {}
     plain = channel.get("score", "softmax") == "softmax" and channel.get("scale", 1.0) == 1.0 and channel.get("bias_rate") is None
-    require(plain and not channel.get("shared") and channel.get("normalise", True), "MiniMax has normalised softmax scores alone")
+    require(plain and not channel.get("shared") and channel.get("normalise", True) is True, "MiniMax has normalised softmax scores alone")
     require(channel.get("activation", "silu") == "silu" and channel.get("gated", True), "MiniMax has SwiGLU experts")
 
 

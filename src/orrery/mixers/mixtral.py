@@ -106,13 +106,14 @@ def _write(own: dict[str, Any], cls: str) -> tuple[dict[str, Any], dict[str, Any
 def _write_mixtral(own: dict[str, Any]) -> dict[str, Any]:
     config, mixer, channel = _write(own, "Mixtral")
     require(not mixer.get("qk_norm") and not mixer.get("bias"), "Mixtral has no query-key norm and no bias")
-    require(channel.get("normalise", True), "Mixtral normalises the gates")
+    require(channel.get("normalise", True) is True, "Mixtral normalises the gates")
     return {**config, "intermediate_size": channel["hidden"], "num_local_experts": channel.get("experts", 8)}
 
 
 def _write_qwen(own: dict[str, Any]) -> dict[str, Any]:
     config, mixer, channel = _write(own, "Qwen3-MoE")
-    require(mixer.get("qk_norm", False) and own["eps"] == 1e-6, "Qwen3-MoE has a query-key norm, and one eps")
+    require(mixer.get("qk_norm", False) is True and own["eps"] == 1e-6, "Qwen3-MoE has a query-key norm, and one eps")
+    require(isinstance(channel.get("normalise", True), bool), "Qwen3-MoE divides its gates by their sum and nothing more")
     return {
         **config,
         "attention_bias": mixer.get("bias", False),

@@ -175,6 +175,7 @@ def _write_mlp(mlp: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _write_moe(moe: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     routed = moe.get("score") == "sigmoid" and moe.get("bias_rate") is not None and not moe.get("gated", True)
+    routed = routed and isinstance(moe.get("normalise", True), bool)
     shared = moe.get("shared", 0) > 0 and not moe.get("shared_gate")
     require(routed and shared and moe.get("activation") == "relu2", "Nemotron-H has sigmoid scores with a bias, a shared expert, squared ReLUs")
     return {

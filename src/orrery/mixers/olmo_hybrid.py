@@ -70,7 +70,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     full, linear = (cast(Any, part_config(both[name][0]["mixer"], "mixer")) for name in ("attention", "gated-deltanet"))
     hidden = {(b["channel"]["hidden"], b["channel"].get("activation", "silu"), b["channel"].get("bias", False)) for b in blocks}
     require(len(hidden) == 1 and next(iter(hidden))[1:] == ("silu", False), "OLMo Hybrid has SwiGLU of one size, without bias")
-    plain = full.qk_norm and full.norm_whole and not full.gate and full.window is None and full.rope in (0.0, 1.0)
+    plain = full.qk_norm is True and full.norm_whole and not full.gate and full.window is None and full.rope in (0.0, 1.0)
     require(plain, "OLMo Hybrid's attention has a query-key norm over all heads, no gate, window or partial rotation")
     gated = linear.decay and linear.gate and linear.norm_eps == 1e-5
     require(gated, "OLMo Hybrid's linear layers have decay, gate and eps 1e-5")

@@ -115,7 +115,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_attention(mixer: Any, width: int) -> dict[str, Any]:
-    alike = mixer.qk_norm and not mixer.norm_whole and mixer.gate and mixer.window is None
+    alike = mixer.qk_norm is True and not mixer.norm_whole and mixer.gate and mixer.window is None
     require(alike, "Qwen3-Next's attention has a gate, a query-key norm per head, and no window")
     heads = mixer.heads or width // mixer.head_dim
     rope = {"rope_type": "default", "rope_theta": mixer.rope_theta, "partial_rotary_factor": mixer.rope}
@@ -149,8 +149,9 @@ def _write_glu(channel: Any, width: int) -> dict[str, Any]:
 
 
 def _write_moe(channel: Any, width: int) -> dict[str, Any]:
-    routed = channel.score == "softmax" and channel.scale == 1.0 and channel.bias_rate is None and channel.gated
-    require(routed and channel.shared > 0 and channel.shared_gate, "Qwen3-Next has softmax routing and gated shared experts")
+    routed = channel.score == "softmax" and isinstance(channel.normalise, bool) and channel.scale == 1.0
+    require(routed and channel.bias_rate is None and channel.gated, "Qwen3-Next has plain softmax routing to gated experts")
+    require( channel.shared > 0 and channel.shared_gate, "Qwen3-Next has gated shared experts")
     return {
         "num_experts": channel.experts,
         "num_experts_per_tok": channel.top_k,

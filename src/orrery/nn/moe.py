@@ -47,9 +47,10 @@ SCORES = ("softmax", "sigmoid")
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig(PartConfig):
-    """hidden F (None: the chosen experts together are as wide as a dense layer). shared: experts that every token uses,
-    counted in F (fractions allowed). bias_rate None: no selection bias; 0: a fixed one. balance, router_z: weights of the
-    two losses. capacity: choices an expert takes in training, relative to an even share; None: all of them."""
+    """hidden F (None: the chosen experts together are as wide as a dense layer). normalise: gates are divided by their sum (a
+    number is added to it; True: 0). shared: experts that every token uses, counted in F (fractions allowed). bias_rate None: no
+    selection bias; 0: a fixed one. balance, router_z: weights of the two losses. capacity: choices an expert takes in training,
+    relative to an even share; None: all of them."""
 
     experts: int = 8
     top_k: int = 2
@@ -59,7 +60,7 @@ class MoEConfig(PartConfig):
     shared: float = 0.0
     shared_gate: bool = False
     score: str = "softmax"
-    normalise: bool = True
+    normalise: bool | float = True
     scale: float = 1.0
     bias_rate: float | None = None
     balance: float = 0.01
@@ -75,10 +76,16 @@ class MoEConfig(PartConfig):
             self.top_k > 1 or self.experts == 1 or not self.normalise,
             "one chosen expert with normalised gates leaves the router without gradient; set normalise=False",
         )
+        require(isinstance(self.normalise, bool) or self.normalise > 0, f"normalise is true, false or a positive number, not {self.normalise}")
         require(self.shared >= 0, f"shared must be 0 or more, not {self.shared}")
         require(self.shared > 0 or not self.shared_gate, "shared_gate needs shared experts")
         require(min(self.balance, self.router_z, self.bias_rate or 0.0) >= 0, "balance, router_z and bias_rate must be 0 or more")
         require(self.capacity is None or self.capacity > 0, f"capacity must be positive, not {self.capacity}")
+
+    @property
+    def added(self) -> float:
+        """What is added to the sum that gates are divided by."""
+        return 0.0 if isinstance(self.normalise, bool) else self.normalise
 
 
 class MoE(Part):
@@ -154,7 +161,7 @@ class MoE(Part):
             chosen = (scores + self.selection_bias).topk(config.top_k, -1).indices  # 2408.15664 eq. 3
             gates = scores.gather(-1, chosen)
         if config.normalise:
-            gates = gates / gates.sum(-1, keepdim=True).clamp(min=1e-20)
+            gates = gates / (gates.sum(-1, keepdim=True) + config.added).clamp(min=1e-20)
         if config.scale != 1:
             gates = config.scale * gates
         if config.score == "sigmoid":
@@ -218,7 +225,7 @@ class MoE(Part):
         if self.shared is not None and not plain_linear(self.shared.wide, self.shared.out):
             return None
         u, bias = torch.empty_like(x), None if config.bias_rate is None else self.selection_bias
-        rule = Routing(self.router.weight, bias, config.top_k, config.score == "softmax", config.normalise, config.scale)
+        rule = Routing(self.router.weight, bias, config.top_k, config.score == "softmax", bool(config.normalise), config.scale, config.added)
         chosen = experts_step(x, norm, u, rule, self.wide, self.out, code)
         if self.shared is None:
             return chosen
