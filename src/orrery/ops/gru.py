@@ -205,7 +205,7 @@ def _gru_forward(t, product, resets, ends, h, gates, inner, y):  # type: ignore[
             new[i] = tanh(new[i] + reset_update[i] * new_into[i])
         mid[:] = new_into
         for i in range(width):
-            out[i] = new[i] + update[i] * (out[i] - new[i])
+            out[i] += (_ONE - update[i]) * (new[i] - out[i])  # what is kept whole is kept exactly
         y[t, row, :] = out
         if t + 1 < ends[row] and resets[t + 1, row]:
             out[:] = 0.0
@@ -233,7 +233,7 @@ def _gru_cell(first, last, gates, product, h):  # type: ignore[no-untyped-def]
         for n in range(width):
             z = sigmoid(given[width + n] + inner[width + n])
             new = tanh(given[2 * width + n] + sigmoid(given[n] + inner[n]) * inner[2 * width + n])
-            out[n] = new + z * (out[n] - new)
+            out[n] += (_ONE - z) * (new - out[n])
 
 
 @compiled

@@ -1,4 +1,5 @@
-"""What an operation cannot run on is said in one sentence, before a compiled loop reads memory by sizes that are not there."""
+"""What holds for every operation: what it cannot run on is said in one sentence, before a compiled loop reads memory by sizes that
+are not there; cuts, single tokens and documents change nothing; hard gates leave finite numbers."""
 
 from __future__ import annotations
 
@@ -147,6 +148,66 @@ def test_a_gradient_of_one_operand_alone_is_that_of_all(op, backend):
         torch.testing.assert_close(torch.autograd.grad(alone.square().sum(), leaf)[0], gradient)
     with torch.inference_mode():
         torch.testing.assert_close(op(**given, backend=backend)[0], y)
+
+
+@OPS
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", torch.float64), ("numba", torch.float32)])
+def test_cuts_single_tokens_and_documents(op, backend, dtype):
+    """Run on after cuts, one token at a time among them, with a document that begins at a cut, after one, and within a piece."""
+    if op is delta_rule and backend == "numba":
+        return
+    forms = dict(part.split(" ", 1) for part in FORMS[op].split(", "))
+    given = operands(op, dtype)
+    starts = torch.zeros(3, 7, dtype=torch.bool)
+    starts[0, 3] = starts[1, 4] = starts[2, 5] = True
+    for marks in (None, starts):
+        whole, end = op(**given, starts=marks, backend=backend)
+        state, rows = given["state"], []
+        for low, high in ((0, 3), (3, 4), (4, 5), (5, 7)):
+            timed = {name: forms[name][:2] == "bt" or name == "first" for name in given}
+            piece = {
+                name: value if not timed[name] else value[low:high] if name == "first" else value[:, low:high]
+                for name, value in given.items()
+            }
+            row, state = op(**{**piece, "state": state}, starts=None if marks is None else marks[:, low:high], backend=backend)
+            rows.append(row)
+        tolerance = 1e-11 if dtype == torch.float64 else 2e-5
+        for got, want in zip((torch.cat(rows, 1), *parts_of(state)), (whole, *parts_of(end)), strict=True):
+            assert (got - want).abs().max() <= tolerance * want.abs().max().clamp(min=1)
+        assert all(part.dtype == dtype for part in parts_of(end))
+
+
+def parts_of(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("op", [lstm_sequence, gru_sequence, egru_sequence], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("gate", [-1e4, -69.0, 16.118, 1e4])
+def test_shut_and_open_gates_of_cells(op, gate, backend):
+    """Sigmoids of 0, 1e-30, 1 - 1e-7 and 1, everywhere and in some places, against float64; gradients are finite."""
+    given = operands(op)
+    for share in (1.0, 0.3):
+        hard = torch.rand(given["gates_x"].shape, generator=torch.Generator().manual_seed(1)) < share
+        pressed = {**given, "gates_x": torch.where(hard, gate, given["gates_x"])}
+        leaves = {name: value.clone().requires_grad_() for name, value in pressed.items() if name != "state"}
+        y, after = op(**leaves, state=given["state"], backend=backend)
+        double = {name: tuple(x.double() for x in v) if isinstance(v, tuple) else v.double() for name, v in pressed.items()}
+        want, end = op(**double)
+        for got, right in zip((y, *parts_of(after)), (want, *parts_of(end)), strict=True):
+            assert (got - right).abs().max() <= 2e-6 * right.abs().max().clamp(min=1)
+        slopes = torch.autograd.grad(y.sum() + sum(x.sum() for x in parts_of(after)), list(leaves.values()))
+        assert all(slope.isfinite().all() for slope in slopes)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_what_a_gru_keeps_does_not_drift(backend):
+    """An update gate of 1 for 65,536 tokens (8,192 in torch's loop): h is what it was, whatever the candidates."""
+    time, h = (1 << 16) if backend == "numba" else (1 << 13), torch.tensor([[0.3, -0.7]])
+    gates = torch.randn(1, time, 6)
+    gates[..., 2:4] = 200.0
+    y, after = gru_sequence(gates, torch.zeros(6, 2), None, h, backend=backend)
+    assert torch.equal(after, h) and torch.equal(y[:, -1], h)
 
 
 def test_links_lead_backwards():
