@@ -111,7 +111,9 @@ def test_files_are_read_as_they_were_published(tmp_path):
     close(orrery.from_transformers(tmp_path / "dense").eval()(X).logits, hf(X).logits)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "lfm2-moe", "gated-conv", "lfm2(canon=ad)", "gated-conv(kernel=1)", "gated-conv(kernel=5,bias=True) + lstm"])
+@pytest.mark.parametrize(
+    "name", ["lfm2", "lfm2-moe", "gated-conv", "lfm2(canon=ad)", "gated-conv(kernel=1)", "gated-conv(kernel=5,bias=True) + lstm"]
+)
 @torch.inference_mode()
 def test_the_prepared_step_is_the_model(name):
     name, _, canon = name.partition("(canon=")
