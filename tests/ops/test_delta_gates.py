@@ -60,8 +60,9 @@ def test_rwkv7_out(size):
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
 @pytest.mark.parametrize("padded", [False, True])
-def test_kda_gates(size, padded):
+@pytest.mark.parametrize("bound", [0.0, -5.0])
+def test_kda_gates(size, padded, bound):
     inputs = [normal(2, 37, 3 * HEADS * SIZE, size=size), normal(2, 37, HEADS, seed=1, size=size), normal(2, 37, HEADS * SIZE, seed=2, size=size)]
     inputs += [normal(HEADS, seed=3), normal(HEADS * SIZE, seed=4)]
     valid = (torch.arange(37) < torch.tensor([[37], [11]])) if padded else None
-    compare("kda_gates", kda.kda_gates, kda.kda_gates_reference, inputs, (2.0, valid), rtol=1e-5)
+    compare("kda_gates", kda.kda_gates, kda.kda_gates_reference, inputs, (2.0, valid, bound), rtol=1e-5)

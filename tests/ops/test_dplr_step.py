@@ -13,6 +13,7 @@ MODELS = {
     "rwkv7": {"head_dim": 16},
     "kda": {"head_dim": 16},
     "kda-negative": {"head_dim": 8, "heads": 3, "negative": True, "conv": 2},
+    "kda-bounded": {"head_dim": 8, "heads": 3, "low_rank": False, "bound": -5.0},
     "rwkv7 + kda": {"kda.head_dim": 16, "rwkv7.head_dim": 16},
     "transformer + rwkv7": {"transformer.head_dim": 16, "rwkv7.head_dim": 16},
 }
@@ -20,7 +21,7 @@ MODELS = {
 
 def build(name):
     torch.manual_seed(0)
-    model = orrery.create_model(name.removesuffix("-negative"), width=32, depth=4, vocab_size=61, **MODELS[name])
+    model = orrery.create_model(name.partition("-")[0], width=32, depth=4, vocab_size=61, **MODELS[name])
     with torch.no_grad():
         for p in model.parameters():  # parameters that start at 0 or 1 would hide mistakes
             p.add_(0.2 * torch.randn_like(p))

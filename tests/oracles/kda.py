@@ -26,18 +26,24 @@ def kda(parameters, config, x, segments=None):
                 convolved, memory = [], np.zeros((heads, head, head))
             p = parameters["inputs.weight"] @ x[b, t]
             convolved.append(p[: 3 * inner])
-            f, z, raw = p[3 * inner : 3 * inner + head], p[3 * inner + head : 3 * inner + 2 * head], p[3 * inner + 2 * head :]
+            between = head if config["low_rank"] else inner
+            f, z, raw = np.split(p[3 * inner :], [between, 2 * between])
             mixed = np.zeros(3 * inner)
             for j in range(min(taps, len(convolved))):
                 mixed += parameters["conv.weight"][:, taps - 1 - j] * convolved[-1 - j]
             mixed = mixed * sigmoid(mixed)
-            decay, gate = parameters["decay.weight"] @ f + parameters["decay_bias"], parameters["gate.weight"] @ z
+            if config["low_rank"]:
+                f, z = parameters["decay.weight"] @ f, parameters["gate.weight"] @ z
+            decay, gate = f + parameters["decay_bias"], z
             out = np.zeros(inner)
             for h in range(heads):
                 at = slice(h * head, (h + 1) * head)
                 q, k, v = mixed[:inner][at], mixed[inner : 2 * inner][at], mixed[2 * inner :][at]
                 q, k = q / math.sqrt(q @ q + 1e-6) / math.sqrt(head), k / math.sqrt(k @ k + 1e-6)
-                alpha = np.exp(-math.exp(parameters["decay_log"][h]) * np.log1p(np.exp(decay[at])))
+                rate = math.exp(parameters["decay_log"][h])
+                alpha = np.exp(-rate * np.log1p(np.exp(decay[at])))
+                if config["bound"]:  # Ling 3.0
+                    alpha = np.exp(config["bound"] * sigmoid(rate * decay[at]))
                 beta = sigmoid(raw[h]) * (2 if config["negative"] else 1)
                 memory[h] = (np.eye(head) - beta * np.outer(k, k)) @ np.diag(alpha) @ memory[h] + beta * np.outer(k, v)
                 o = memory[h].T @ q

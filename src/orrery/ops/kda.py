@@ -28,12 +28,13 @@ def kda(
     *,
     most: float = 1.0,
     valid: Tensor | None = None,
+    bound: float = 0.0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence over a sequence, read with K^-1/2.
 
     Args:
-        mixed, strength, decay, rate_log, bias, most, valid: as of :func:`orrery.ops.fused.kda_gates.kda_gates`.
+        mixed, strength, decay, rate_log, bias, most, valid, bound: as of :func:`orrery.ops.fused.kda_gates.kda_gates`.
         state: S before the first token (B,H,K,K), zero when None.
         starts: (B,T) bool; True empties the state before the token is consumed.
 
@@ -44,8 +45,8 @@ def kda(
     scale = key**-0.5
     offers = fla.offered("kda", fla.too_wide(decay.unflatten(-1, (len(rate_log), -1))))
     if mixed.shape[1] > 1 and choose(backend, mixed, op="kda", offered=offers) == "fla":
-        q, k, v, beta, g_log = kda_parts(mixed, strength, decay, rate_log, bias, most, valid)
+        q, k, v, beta, g_log = kda_parts(mixed, strength, decay, rate_log, bias, most, valid, bound)
         y, after = vector_delta_rule(q, k, v, beta, g_log, state, starts, scale, backend="fla")
         return y.to(q.dtype), after
-    q, k, v, a, b, g_log = kda_gates(mixed, strength, decay, rate_log, bias, most, valid)
+    q, k, v, a, b, g_log = kda_gates(mixed, strength, decay, rate_log, bias, most, valid, bound)
     return dplr(q, k, v.to(q.dtype), a, b, g_log, state, starts, scale)

@@ -1,6 +1,7 @@
 """What Kimi Delta Attention's recurrence takes, from what its projections give: one elementwise function with its gradient.
 
-    ``kh = k / |k|``,  ``beta = most sigmoid(s)``,  ``g = -exp(A) softplus(f + bias)``:
+    ``kh = k / |k|``,  ``beta = most sigmoid(s)``,  ``g = -exp(A) softplus(f + bias)``  or, above a bound below 0,
+    ``g = bound sigmoid(exp(A) (f + bias))``:
     ``q / |q|``,  ``key = beta kh``,  ``a = exp(g) kh``,  ``b = -beta kh``,  ``g``          (2510.26692, equations 1 and 10; a and b as
     :mod:`orrery.ops.dplr` takes them).  Norms are sqrt(|x|^2 + 1e-6).
 
@@ -36,6 +37,7 @@ def kda_gates(
     bias: Tensor,
     most: float,
     valid: Tensor | None = None,
+    bound: float = 0.0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """q, key, v, a, b, g (B,T,H,K), without effect on the state where a token is padding; all but v in float32 at least.
@@ -46,31 +48,35 @@ def kda_gates(
         rate_log: A (H,). bias: (H*K,).
         most: the largest beta.
         valid: (B,T) bool, False at padding; None: all tokens count.
+        bound: of g from below; 0: none.
     """
     tensors = mixed, strength, decay, rate_log, bias
     single = all(x.dtype == torch.float32 for x in tensors) and mixed.numel() >= SMALL
     if choose(backend, mixed, op="kda_gates", offered=("numba", "torch") if single else ("torch",)) == "numba":
-        return _Gates.apply(*tensors, most, valid)
-    return kda_gates_reference(*tensors, most, valid)
+        return _Gates.apply(*tensors, most, valid, bound)
+    return kda_gates_reference(*tensors, most, valid, bound)
 
 
 def kda_gates_reference(
-    mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None = None
+    mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None = None,
+    bound: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The formulas as they stand."""
-    q, k, v, beta, g_log = kda_parts(mixed, strength, decay, rate_log, bias, most, valid)
+    q, k, v, beta, g_log = kda_parts(mixed, strength, decay, rate_log, bias, most, valid, bound)
     key = beta[..., None] * k
     return q, key, v, g_log.exp() * k, -key, g_log
 
 
 def kda_parts(
-    mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None = None
+    mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None = None,
+    bound: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """q / |q|, k / |k|, v (B,T,H,K), beta (B,T,H) and g (B,T,H,K), as the delta rule with vector decay takes them."""
     heads, wide = len(rate_log), torch.promote_types(mixed.dtype, torch.float32)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in mixed.chunk(3, -1))
     beta = most * torch.sigmoid(strength.to(wide))
-    g_log = -rate_log.to(wide).exp()[:, None] * F.softplus(decay.to(wide) + bias).unflatten(-1, (heads, -1))
+    rate, raw = rate_log.to(wide).exp()[:, None], (decay.to(wide) + bias).unflatten(-1, (heads, -1))
+    g_log = bound * torch.sigmoid(rate * raw) if bound else -rate * F.softplus(raw)
     if valid is not None:
         beta, g_log = beta.masked_fill(~valid[..., None], 0.0), g_log.masked_fill(~valid[..., None, None], 0.0)
     q, k = (x.to(wide) * torch.rsqrt(x.to(wide).square().sum(-1, keepdim=True) + _EPS) for x in (q, k))
@@ -80,17 +86,19 @@ def kda_parts(
 class _Gates(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, mixed: Tensor, strength: Tensor, decay: Tensor, rate_log: Tensor, bias: Tensor, most: float, valid: Tensor | None,
+        bound: float,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         mixed, strength, decay = (x.contiguous() for x in (mixed, strength, decay))
         valid = torch.ones(strength.shape[:2], dtype=torch.bool) if valid is None else valid.contiguous()
         found = [torch.empty_like(decay) for _ in range(6)]
         q, key, _, a, _, g = found
         sizes = strength.new_empty(strength.shape[0] * strength.shape[1], 2 * len(rate_log))
         arrays = [*_rows(mixed, strength, decay, rate_log, bias), valid.view(-1).numpy(), *_rows(*found, sizes)]
-        run_blocks(_forward, -(-len(sizes) // _TOKENS), 8 * mixed.numel(), *arrays, np.float32(most))
+        limits = np.float32(most), np.float32(bound)
+        run_blocks(_forward, -(-len(sizes) // _TOKENS), 8 * mixed.numel(), *arrays, *limits)
         ctx.save_for_backward(strength, decay, rate_log, bias, valid, q, key, a, g, sizes, mixed)
-        ctx.most = most
+        ctx.limits = limits
         return tuple(x.unflatten(-1, (len(rate_log), -1)) for x in found)
 
     @staticmethod
@@ -102,9 +110,9 @@ class _Gates(torch.autograd.Function):
         found = [torch.empty_like(x) for x in (mixed, strength, decay)]
         sums = mixed.new_zeros(blocks, width + len(rate_log))
         arrays = [*_rows(mixed, strength, decay, rate_log, bias), valid.view(-1).numpy(), *_rows(q, a, g, sizes, *given, *found)]
-        run_blocks(_backward, blocks, 16 * mixed.numel(), *arrays, sums.numpy(), np.float32(ctx.most))
+        run_blocks(_backward, blocks, 16 * mixed.numel(), *arrays, sums.numpy(), *ctx.limits)
         dbias, drate = sums.sum(0).split([width, len(rate_log)])
-        return *found, drate, dbias, None, None
+        return *found, drate, dbias, None, None, None
 
 
 def _rows(*tensors: Tensor) -> list[Any]:
@@ -113,7 +121,9 @@ def _rows(*tensors: Tensor) -> list[Any]:
 
 
 @compiled
-def _forward(first, last, mixed, strength, decay, rate_log, bias, valid, q, key, v, a, b, g, sizes, most):  # type: ignore[no-untyped-def]
+def _forward(  # type: ignore[no-untyped-def]
+    first, last, mixed, strength, decay, rate_log, bias, valid, q, key, v, a, b, g, sizes, most, bound
+):  # fmt: skip
     heads, width = len(rate_log), decay.shape[1]
     count = width // heads
     for n in range(first * _TOKENS, min(last * _TOKENS, len(decay))):
@@ -123,9 +133,9 @@ def _forward(first, last, mixed, strength, decay, rate_log, bias, valid, q, key,
             q_size, k_size = _ONE / np.sqrt(dot(from_q, from_q) + _ROOT), _ONE / np.sqrt(dot(from_k, from_k) + _ROOT)
             sizes[n, 2 * h], sizes[n, 2 * h + 1] = q_size, k_size
             beta = most * sigmoid(strength[n, h]) * k_size
-            fastest = -np.float32(exp(np.float64(rate_log[h])))
+            fastest, most_g = -np.float32(exp(np.float64(rate_log[h]))), bound
             if not valid[n]:
-                beta = fastest = _ZERO
+                beta = fastest = most_g = _ZERO
             out_q, out_v = q[n, low:high], v[n, low:high]
             for i in range(count):
                 out_q[i] = from_q[i] * q_size
@@ -135,8 +145,12 @@ def _forward(first, last, mixed, strength, decay, rate_log, bias, valid, q, key,
                 out_key[i] = from_k[i] * beta
                 out_b[i] = -(from_k[i] * beta)
             raw, shift, out_g = decay[n, low:high], bias[low:high], g[n, low:high]
-            for i in range(count):
-                out_g[i] = fastest * softplus(raw[i] + shift[i])
+            if bound == _ZERO:
+                for i in range(count):
+                    out_g[i] = fastest * softplus(raw[i] + shift[i])
+            else:
+                for i in range(count):
+                    out_g[i] = most_g * sigmoid(-fastest * (raw[i] + shift[i]))
             out_a = a[n, low:high]
             for i in range(count):
                 out_a[i] = np.float32(exp(np.float64(out_g[i]))) * from_k[i] * k_size
@@ -145,7 +159,7 @@ def _forward(first, last, mixed, strength, decay, rate_log, bias, valid, q, key,
 @compiled
 def _backward(  # type: ignore[no-untyped-def]
     first, last, mixed, strength, decay, rate_log, bias, valid, q, a, g, sizes, dq, dkey, dv, da, db, dg, dmixed, dstrength, ddecay,
-    sums, most,
+    sums, most, bound,
 ):  # fmt: skip
     heads, width = len(rate_log), decay.shape[1]
     count = width // heads
@@ -181,9 +195,15 @@ def _backward(  # type: ignore[no-untyped-def]
                 to_g, held = dg[n, low:high], a[n, low:high]
                 for i in range(count):
                     flow[i] = to_g[i] + to_a[i] * held[i]
-                sums[block, width + h] += dot(flow, gate)
                 raw, shift, out, to_bias = decay[n, low:high], bias[low:high], ddecay[n, low:high], sums[block, low:high]
-                for i in range(count):
-                    out[i] = flow[i] * fastest * sigmoid(raw[i] + shift[i])
+                if bound == _ZERO:
+                    sums[block, width + h] += dot(flow, gate)
+                    for i in range(count):
+                        out[i] = flow[i] * fastest * sigmoid(raw[i] + shift[i])
+                else:  # g is 0 at padding, and its slope with it
+                    for i in range(count):
+                        unit[i] = raw[i] + shift[i]
+                        out[i] = -flow[i] * gate[i] * fastest * sigmoid(fastest * unit[i])
+                    sums[block, width + h] += dot(out, unit)
                 for i in range(count):
                     to_bias[i] += out[i]

@@ -23,7 +23,8 @@ _RATE, _LEAST, _ROOT = np.float32(-math.exp(-0.5)), np.float32(1e-12), np.float3
 
 
 class KDAWeights(NamedTuple):
-    """taps (3 D,C), decay (D,K), decay_log (H,), decay_bias (D,), gate (D,K), norm (K,), its eps, and the largest beta."""
+    """taps (3 D,C), decay (D,K), decay_log (H,), decay_bias (D,), gate (D,K), norm (K,), its eps, the largest beta, and the bound of g
+    from below, 0 for none. decay and gate (0,K): p holds what they would give."""
 
     taps: Tensor
     decay: Tensor
@@ -33,14 +34,15 @@ class KDAWeights(NamedTuple):
     norm: Tensor
     eps: float
     most: float
+    bound: float = 0.0
 
 
 def kda_stepper(p: Tensor, conv: Tensor, memory: Tensor, y: Tensor, weights: KDAWeights) -> Callable[[], None]:
-    """A function that reads p (B,3D+2K+H), moves conv (B,C-1,3D) and memory (B,H,K,K) on, and writes y (B,D)."""
-    *parameters, eps, most = weights
+    """A function that reads p (B,3D+2K+H), or (B,5D+H) without decay and gate, moves conv (B,C-1,3D) and memory (B,H,K,K) on, and writes y (B,D)."""
+    *parameters, eps, most, bound = weights
     arrays = [t.detach().numpy() for t in (p, conv, memory, *parameters, y)]
     blocks = memory.shape[0] * memory.shape[1]
-    return prepare_blocks(_kda, blocks, 4 * memory.numel(), *arrays, np.float32(eps), np.float32(most))
+    return prepare_blocks(_kda, blocks, 4 * memory.numel(), *arrays, np.float32(eps), np.float32(most), np.float32(bound))
 
 
 class RWKV7Weights(NamedTuple):
@@ -73,10 +75,11 @@ def rwkv7_stepper(
 
 @compiled
 def _kda(  # type: ignore[no-untyped-def]
-    first, last, p, conv, memory, taps, decay, decay_log, decay_bias, gate, norm, y, eps, most
+    first, last, p, conv, memory, taps, decay, decay_log, decay_bias, gate, norm, y, eps, most, bound
 ):  # fmt: skip
     heads, count = memory.shape[1], memory.shape[2]
-    inner, kept = heads * count, conv.shape[1]
+    inner, kept, full = heads * count, conv.shape[1], len(decay) == 0
+    between = inner if full else count
     mixed, u, fade = np.empty(3 * count, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
     for block in range(first, last):
         row, h = block // heads, block % heads
@@ -94,14 +97,18 @@ def _kda(  # type: ignore[no-untyped-def]
                     conv[row, kept - 1, c] = token[c]
         q, k, v = mixed[:count], mixed[count : 2 * count], mixed[2 * count :]
         q_scale, k_scale = _ONE / np.sqrt((dot(q, q) + _ROOT) * np.float32(count)), _ONE / np.sqrt(dot(k, k) + _ROOT)
-        low, high = token[3 * inner : 3 * inner + count], token[3 * inner + count : 3 * inner + 2 * count]
-        beta, rate = most * sigmoid(token[3 * inner + 2 * count + h]), exp(np.float64(decay_log[h]))
+        low, high = token[3 * inner : 3 * inner + between], token[3 * inner + between : 3 * inner + 2 * between]
+        beta, rate = most * sigmoid(token[3 * inner + 2 * between + h]), exp(np.float64(decay_log[h]))
         state = memory[row, h]
         for j in range(count):
             u[j] = v[j]
         for i in range(count):
             c = h * count + i
-            fade[i] = np.float32(exp(-rate * np.float64(softplus(dot(decay[c], low) + decay_bias[c]))))
+            raw = (low[c] if full else dot(decay[c], low)) + decay_bias[c]
+            if bound == _ZERO:
+                fade[i] = np.float32(exp(-rate * np.float64(softplus(raw))))
+            else:
+                fade[i] = np.float32(exp(np.float64(bound * sigmoid(np.float32(rate) * raw))))
             asked, line = k[i] * k_scale * fade[i], state[i]
             for j in range(count):
                 u[j] -= asked * line[j]
@@ -115,7 +122,8 @@ def _kda(  # type: ignore[no-untyped-def]
                 out[j] += read * s
         scale = _ONE / np.sqrt(dot(out, out) / np.float32(count) + eps)
         for j in range(count):
-            out[j] = out[j] * scale * norm[j] * sigmoid(dot(gate[h * count + j], high))
+            c = h * count + j
+            out[j] = out[j] * scale * norm[j] * sigmoid(high[c] if full else dot(gate[c], high))
 
 
 @compiled
