@@ -8,7 +8,8 @@ import torch
 from oracles.moe import moe
 from orrery.core.errors import ConfigError
 from orrery.nn.contract import Aux, Context, Place
-from orrery.nn.moe import MoE, MoEConfig
+from orrery.nn.grouped_moe import GroupedMoE
+from orrery.nn.moe import MoE
 from orrery.objectives.next_token import NextToken
 
 VARIANTS = (
@@ -18,12 +19,15 @@ VARIANTS = (
     {"score": "sigmoid", "bias_rate": 0.0, "scale": 2.5, "shared": 1.0},
     {"top_k": 1, "normalise": False, "gated": False},
     {"normalise": 0.3, "score": "sigmoid", "bias_rate": 0.0},
+    {"experts": 6, "group_count": 3, "group_top": 2, "score": "sigmoid", "bias_rate": 0.0, "top_k": 3},
+    {"experts": 6, "group_count": 2, "group_top": 1},
 )
 
 
 def build(width=12, dtype=torch.float64, **settings):
     torch.manual_seed(0)
-    part = MoE(MoEConfig(**{"experts": 5, "hidden": 8, **settings}), Place(width=width)).to(dtype)
+    cls = GroupedMoE if "group_count" in settings else MoE
+    part = cls(cls.Config(**{"experts": 5, "hidden": 8, **settings}), Place(width=width)).to(dtype)
     with torch.no_grad():
         for tensor in (*part.parameters(), *part.buffers()):
             tensor.add_(0.3 * torch.randn_like(tensor))
@@ -149,6 +153,10 @@ def test_it_does_not_depend_on_the_batch_beside_it():
         ({"capacity": 0.0}, "capacity must be positive"),
         ({"experts": 0}, "experts must be positive"),
         ({"balance": -1.0}, "must be 0 or more"),
+        ({"group_count": 2}, "must divide the 5 experts"),
+        ({"experts": 6, "group_count": 6}, "two experts or more"),
+        ({"experts": 6, "group_count": 3, "group_top": 4}, "between 1 and the 3 groups"),
+        ({"experts": 6, "group_count": 3, "top_k": 3}, "fewer than the 3"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -174,13 +182,21 @@ def test_transformers_blocks_and_their_balance_loss():
     chosen = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
     mixtral = MixtralConfig(intermediate_size=8, num_local_experts=5, num_experts_per_tok=2, **sizes)
     qwen = Qwen2MoeConfig(num_experts=5, shared_expert_intermediate_size=12, norm_topk_prob=False, **chosen, **sizes)
-    deep = DeepseekV3Config(
-        n_routed_experts=5, n_group=1, topk_group=1, n_shared_experts=2, routed_scaling_factor=1.7, norm_topk_prob=True, **chosen, **sizes
-    )
+    deep, grouped = (
+        DeepseekV3Config(
+            n_routed_experts=experts, n_group=groups, topk_group=min(groups, 2), n_shared_experts=2, routed_scaling_factor=1.7,
+            norm_topk_prob=True, **chosen, **sizes
+        )
+        for experts, groups in ((5, 1), (8, 4))
+    )  # fmt: skip
     cases = (
         (MixtralSparseMoeBlock(mixtral), {}),
         (Qwen2MoeSparseMoeBlock(qwen), {"normalise": False, "shared": 1.5, "shared_gate": True}),
         (DeepseekV3MoE(deep), {"score": "sigmoid", "scale": 1.7, "bias_rate": 0.0, "shared": 2.0}),
+        (
+            DeepseekV3MoE(grouped),
+            {"experts": 8, "group_count": 4, "group_top": 2, "score": "sigmoid", "scale": 1.7, "bias_rate": 0.0, "shared": 2.0},
+        ),
     )
     torch.manual_seed(3)
     for block, settings in cases:

@@ -26,7 +26,13 @@ def moe(parameters, config, x):
             p /= p.sum()
         else:
             p = 1 / (1 + np.exp(-logits))
-        chosen = np.argsort(-(p + parameters.get("selection_bias", 0.0)))[:k]
+        rank = p + parameters.get("selection_bias", 0.0)
+        if "group_count" in config:  # 2412.19437, section 2.1.2: node-limited routing
+            groups = np.split(np.arange(experts), config["group_count"])
+            groups.sort(key=lambda group: -np.sort(rank[group])[-2:].sum())
+            for group in groups[config["group_top"] :]:
+                rank[group] = -np.inf
+        chosen = np.argsort(-rank)[:k]
         normaliser = 1.0
         if config["normalise"]:
             normaliser = p[chosen].sum() + (0.0 if config["normalise"] is True else config["normalise"])

@@ -93,6 +93,7 @@ class MoE(Part):
 
     Config = MoEConfig
     config: MoEConfig
+    groups: tuple[int, int] = (1, 1)  # of neighbouring experts: how many there are, and how many of them a token may use
     selection_bias: Tensor
     load: Tensor
 
@@ -155,10 +156,9 @@ class MoE(Part):
         config = self.config
         logits = logits if logits.dtype == torch.float64 else logits.float()
         scores = logits.softmax(-1) if config.score == "softmax" else logits.sigmoid()
-        if config.bias_rate is None:
-            gates, chosen = scores.topk(config.top_k, -1)
-        else:
-            chosen = (scores + self.selection_bias).topk(config.top_k, -1).indices  # 2408.15664 eq. 3
+        ranks = self.ranks(scores)
+        gates, chosen = ranks.topk(config.top_k, -1)
+        if ranks is not scores:
             gates = scores.gather(-1, chosen)
         if config.normalise:
             gates = gates / (gates.sum(-1, keepdim=True) + config.added).clamp(min=1e-20)
@@ -167,6 +167,10 @@ class MoE(Part):
         if config.score == "sigmoid":
             scores = scores / scores.sum(-1, keepdim=True)  # 2412.19437 eq. 19
         return scores, gates, chosen
+
+    def ranks(self, scores: Tensor) -> Tensor:
+        """What the choice goes by (N,E): the scores, with the bias where there is one (2408.15664 eq. 3)."""
+        return scores if self.config.bias_rate is None else scores + self.selection_bias
 
     def _experts(self, rows: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         """Rows (N,D) through their experts, (N,D)."""
@@ -225,7 +229,8 @@ class MoE(Part):
         if self.shared is not None and not plain_linear(self.shared.wide, self.shared.out):
             return None
         u, bias = torch.empty_like(x), None if config.bias_rate is None else self.selection_bias
-        rule = Routing(self.router.weight, bias, config.top_k, config.score == "softmax", bool(config.normalise), config.scale, config.added)
+        softmax, normalise = config.score == "softmax", bool(config.normalise)
+        rule = Routing(self.router.weight, bias, config.top_k, softmax, normalise, config.scale, config.added, *self.groups)
         chosen = experts_step(x, norm, u, rule, self.wide, self.out, code)
         if self.shared is None:
             return chosen

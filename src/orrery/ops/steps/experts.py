@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.ops.compiled import compiled, dot, exp, prepare_blocks, sigmoid
+from orrery.ops.compiled import compiled, dot, exp, inlined, prepare_blocks, sigmoid
 from orrery.ops.program import Steps
 from orrery.ops.steps.row_linear import RowNorm, array, chosen_linear, row_norm_into
 
@@ -27,7 +27,7 @@ _OUTPUTS = 16  # of a block
 
 class Routing(NamedTuple):
     """The router (E,D) and its rule. bias: (E,) added for the choice alone, or None; softmax: else a sigmoid of each score. normalise: by
-    the sum of the chosen, and `added`."""
+    the sum of the chosen, and `added`. groups: of neighbouring experts; the choice is among the `kept` of them whose two best rank highest."""
 
     weight: Tensor
     bias: Tensor | None
@@ -36,6 +36,8 @@ class Routing(NamedTuple):
     normalise: bool
     scale: float
     added: float = 0.0
+    groups: int = 1
+    kept: int = 1
 
 
 def experts_step(
@@ -54,7 +56,7 @@ def experts_step(
     chosen = torch.zeros(batch, routing.top_k, dtype=torch.int64)
     scores = x.new_empty(2, len(routing.weight))
     picks, work = (chosen.numpy(), gates.numpy()), batch * routing.top_k * hidden * width
-    settings = routing.softmax, routing.normalise, np.float32(routing.scale), np.float32(routing.added)
+    settings = routing.softmax, routing.normalise, np.float32(routing.scale), np.float32(routing.added), routing.groups, routing.kept
     normed = row_norm_into(x, norm, u)
     route = prepare_blocks(
         _route, batch, 0, u.numpy(), array(routing.weight, x), array(routing.bias, x), scores.numpy(), *picks, *settings
@@ -64,8 +66,34 @@ def experts_step(
     return Steps((normed, route, inner, outer))
 
 
+@inlined
+def _keep_groups(rank, groups, kept):  # type: ignore[no-untyped-def]
+    """Leave the ranks of the `kept` groups whose two greatest sum to most, and put all others out of reach."""
+    span, never = len(rank) // groups, np.float32(-np.inf)
+    worth, out = np.empty(groups, np.float32), np.ones(groups, np.bool_)
+    for g in range(groups):
+        one, two = never, never
+        for e in range(g * span, (g + 1) * span):
+            if rank[e] > one:
+                one, two = rank[e], one
+            elif rank[e] > two:
+                two = rank[e]
+        worth[g] = one + two
+    for _ in range(kept):
+        best = 0
+        for g in range(1, groups):
+            if worth[g] > worth[best]:
+                best = g
+        worth[best], out[best] = never, False
+    for e in range(len(rank)):
+        if out[e // span]:
+            rank[e] = never
+
+
 @compiled
-def _route(first, last, u, weight, bias, scores, chosen, gates, softmax, normalise, scale, added):  # type: ignore[no-untyped-def]
+def _route(  # type: ignore[no-untyped-def]
+    first, last, u, weight, bias, scores, chosen, gates, softmax, normalise, scale, added, groups, kept
+):  # fmt: skip
     experts, count = len(weight), chosen.shape[1]
     score, rank = scores[0], scores[1]
     for b in range(first, last):
@@ -81,6 +109,8 @@ def _route(first, last, u, weight, bias, scores, chosen, gates, softmax, normali
             if softmax:
                 score[e] /= mass
             rank[e] = score[e] + (bias[e] if len(bias) > 0 else np.float32(0.0))
+        if groups > 1:
+            _keep_groups(rank, groups, kept)
         total = np.float32(0.0)
         for i in range(count):
             best = 0
