@@ -57,6 +57,7 @@ def test_names_are_learnt_in_order():
         ([("a", "1"), ("b", "2"), ("c", "NA")], {}, "line 3: 'label' is 'NA', as missing values are written"),
         ([("a", "3.5"), ("b", 3.5)], {"kind": "regression"}, "only the number 3.5; there is nothing to learn"),
         ([("a", "3.5"), ("b", "3,5")], {"kind": "regression"}, "line 2: 'label' is '3,5', not a number; write the decimal point as one"),
+        ([("a", "x"), ("b", "y" * 5000)], {}, "line 2: 'label' has 5,000 characters"),
         ([("a", 3)], {"kind": "tagging"}, "line 1: 'label' is 3; tags are a list"),
         ([("a", "x"), ("b", [1])], {}, "line 2: 'label' is a list"),
         ([("a", "good"), ("b", "bad")], {"kind": "ordinal"}, "say their order"),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orrery.core.errors import CorruptionError, DataError, StorageError
-from orrery.data import build_tokenizer, load_tokenizer
+from orrery.data import MemoryCorpus, build_tokenizer, dataset, load_tokenizer, tokenizers
 from orrery.data.tokenizer_files import open_tokenizer_file
 from orrery.data.tokenizers import (
     BPETokenizer,
@@ -256,3 +256,23 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         build_tokenizer(str(tmp_path / "tokenizer.json"), "stdlib")
+
+
+@pytest.mark.parametrize("kind", ["bpe:300", "unigram:300", "wordpiece:80,lower"])
+def test_a_long_text_is_encoded_in_parts_with_the_same_ids(kind, monkeypatch):
+    texts = ["The runner ran  past,\n the running runners' 12 dogs. " * 9, "Ünïcödé  überall - and more " * 12, "", "x" * 700]
+    tokenizer = build_tokenizer(kind, MemoryCorpus(texts[:2] * 3))
+    whole = tokenizer.encode_batch(texts)
+    monkeypatch.setattr(tokenizers, "LONG", 100)
+    monkeypatch.setattr(tokenizers, "PART", 37)
+    parts = tokenizer.encode_batch(texts)
+    for one, other in zip(whole[:3], parts[:3], strict=True):
+        assert one.tolist() == other.tolist() and one.dtype == other.dtype
+    assert tokenizer.lossless is False or tokenizer.decode(parts[3]) == texts[3]
+
+
+def test_training_takes_no_square_of_a_word_s_length(monkeypatch):
+    text = "the runner ran " * 20 + "x" * 2500 + " and ran" + " " * 1200 + "on"
+    parts = list(dataset._short_runs(text))
+    assert "".join(parts) == text and max(len(word) for part in parts for word in part.split()) == 1000
+    assert list(dataset._short_runs(text[:1200])) == [text[:1200]]

@@ -35,6 +35,8 @@ from orrery.data.text import Document, Tally
 from orrery.data.tokenizer_files import load_tokenizer, open_tokenizer_file
 from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer, parse_spec
 
+_RUN = re.compile(r"\S{1000}|\s{1000}")
+_LONG_RUN = re.compile(r"(?<!\S)\S{1001}|(?<!\s)\s{1001}")
 TRAINING_TEXT = 1 << 26  # bytes that a tokenizer is trained on at most: an even sample of the training split's pieces
 _HELD = (
     1 << 24
@@ -171,7 +173,20 @@ def _training_text(corpus: Corpus, facts: Facts, limit: int | None, bar: Progres
                 bar.update(len(piece))
                 mark = hashlib.blake2b(f"{document.name}\0{number}".encode(), digest_size=8).digest()
                 if share == 1.0 or int.from_bytes(mark, "big") < share * 2**64:
-                    yield piece
+                    yield from _short_runs(piece)
+
+
+def _short_runs(text: str) -> Iterator[str]:
+    """A text in parts, none of them with an unbroken run of more than a thousand characters: trainers take the square of a word's length."""
+    if _LONG_RUN.search(text) is None:
+        yield text
+        return
+    start = 0
+    for run in _RUN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    if start < len(text):
+        yield text[start:]
 
 
 def assigned(corpus: Corpus, facts: Facts) -> Iterator[tuple[str, Document]]:

@@ -31,6 +31,7 @@ from orrery.data.records import Row, Table
 from orrery.data.tokenizers import Tokenizer
 
 IGNORE = -100
+LONGEST_LABEL = 1000  # characters
 SORTED_BATCHES = 16  # batches whose examples are sorted by length together
 
 
@@ -117,6 +118,8 @@ def read_label(row: Row, spec: TaskSpec) -> list[str]:
     name = str(value).strip()
     if not name:
         raise DataError(f"{row.where}: '{spec.label}' is empty; give the row a label or leave it out")
+    if len(name) > LONGEST_LABEL:
+        raise DataError(f"{row.where}: '{spec.label}' has {len(name):,} characters; a label has at most {LONGEST_LABEL:,}, or is it a text?")
     return [name]
 
 

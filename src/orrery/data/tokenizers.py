@@ -36,6 +36,7 @@ LIBRARY_FILE = "tokenizer.json"
 FORMAT = 1
 LARGEST = 1 << 20  # ids
 DEFAULT = 8192
+LONG, PART = 1 << 20, 1 << 17  # characters: a text beyond the first is encoded in parts of the second
 ROLES = {  # role -> how files spell its mark, the commonest first
     "pad": ("[PAD]", "<pad>"),
     "unknown": ("[UNK]", "<unk>"),
@@ -273,9 +274,12 @@ class LibraryTokenizer(Tokenizer):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of several texts, on all cores."""
+        """Ids of several texts, on all cores; one of more than a million characters is read a part at a time."""
         import numpy as np
 
+        if any(len(text) > LONG for text in texts):
+            parts = (self.encode_batch(list(_parts(text))) for text in texts)
+            return [np.concatenate(each) if each else np.zeros(0, self.dtype) for each in parts]
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         batch = self._inner.encode_batch_fast(clean, add_special_tokens=False)
         return [np.asarray(one.ids, dtype=self.dtype) for one in batch]
@@ -358,6 +362,21 @@ class UnigramTokenizer(LibraryTokenizer):
         library = json.loads(_train(models.Unigram(), trainer, texts).to_str())
         library["model"]["vocab"] = _settled(library["model"]["vocab"])
         return cls(json.dumps(library, ensure_ascii=False), f"unigram:{size}", len(library["model"]["vocab"]))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in order, cut before spaces between words, where every tokenizer here cuts as well; inside a word where that is longer."""
+    start = 0
+    while len(text) - start > PART:
+        stop = at = start + PART
+        while (at := text.rfind(" ", start + 1, at)) > 0:
+            if not text[at - 1].isspace() and not text[at + 1].isspace():
+                stop = at
+                break
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
 
 
 def _settled(vocab: list[list[Any]]) -> list[list[Any]]:
