@@ -197,6 +197,13 @@ def _olmo_hybrid() -> tuple[nn.Module, nn.Module]:
     return orrery.from_transformers(hf), hf
 
 
+def _lfm2() -> tuple[nn.Module, nn.Module]:
+    """Every third layer is attention."""
+    layers = ["conv", "conv", "full_attention"] * 2
+    hf = _hf("Lfm2Config", intermediate_size=688, block_auto_adjust_ff_dim=False, layer_types=layers, **_GROUPED)
+    return orrery.from_transformers(hf), hf
+
+
 def _kimi() -> tuple[nn.Module, nn.Module]:
     """The linear layers of Kimi-Linear with a dense channel mixer of the same size as ours."""
     hf = _hf(
@@ -250,6 +257,7 @@ PAIRS = (
     Pair("qwen3-next", "transformers qwen3_next", "hf", _qwen3_hybrid, train=1.4, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
     Pair("olmo-hybrid", "transformers olmo_hybrid", "hf", _olmo_hybrid, train=1.25, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
     Pair("kda", "transformers kimi_linear (linear layers)", "hf-train", _kimi, train=1.4, fraction=0.30, memory=0.65),
+    Pair("lfm2", "transformers lfm2", "hf", _lfm2, train=1.15, prefill=1.15, decode=4.0, memory=0.65),
     Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
     Pair("xlstm-large", "transformers xlstm", "hf", _xlstm, train=1.25, prefill=1.15, decode=4.0, fraction=0.45, memory=0.65),
     Pair("minimax", "transformers minimax", "hf", _minimax, train=1.15, prefill=1.0, decode=4.0, memory=0.65),
