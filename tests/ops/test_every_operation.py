@@ -177,6 +177,24 @@ def test_cuts_single_tokens_and_documents(op, backend, dtype):
         assert all(part.dtype == dtype for part in parts_of(end))
 
 
+@OPS
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_backward_pass_within_autocast_is_as_exact_as_without(op, backend):
+    """Autocast would round products of the gradient, whose operands have been brought to the type they are meant to have."""
+    if op is delta_rule and backend == "numba":
+        return
+    given, found = operands(op), []
+    for inside in (False, True):
+        leaves = {name: value.clone().requires_grad_() for name, value in given.items() if name not in ("state", "first")}
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            y, _ = op(**{**given, **leaves}, backend=backend)
+            y.float().square().sum().backward()
+        found.append([y.detach(), *(leaf.grad for leaf in leaves.values())])
+    exact = op not in (lstm_layer, gru_layer)  # these hold a projection, which autocast is there for
+    for got, want in zip(*found, strict=True):
+        assert (got - want).norm() <= (1e-6 if exact else 0.03) * want.norm()
+
+
 def parts_of(state):
     return state if isinstance(state, tuple) else (state,)
 

@@ -51,14 +51,20 @@ class ResidualGate(nn.Module):
         if self.kind == "output":
             return x + torch.sigmoid(F.linear(x, w[0], -b)) * y
         if self.kind == "highway":
-            return torch.lerp(y, x, torch.sigmoid(F.linear(x, w[0], b)))
+            return _between(y, x, torch.sigmoid(F.linear(x, w[0], b)))
         if self.kind == "sigtanh":
             return x + torch.sigmoid(F.linear(y, w[0], -b)) * torch.tanh(F.linear(y, w[1]))
         r_y, z_y, h_y = F.linear(y, w[:3].flatten(0, 1)).chunk(3, -1)
         r_x, z_x = F.linear(x, w[3:5].flatten(0, 1)).chunk(2, -1)
         h = torch.tanh(h_y + F.linear(torch.sigmoid(r_y + r_x) * x, w[5]))
-        return torch.lerp(x, h, torch.sigmoid(z_y + z_x - b))
+        return _between(x, h, torch.sigmoid(z_y + z_x - b))
 
     def flops(self, length: int) -> int:
         """2 D^2 for every matrix and token."""
         return 2 * KINDS[self.kind] * self.width**2 * length
+
+
+def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """A + share (b - a) in the wider type of the two; autocast hands over 16-bit ones beside float32."""
+    kind = torch.promote_types(a.dtype, b.dtype)
+    return torch.lerp(a.to(kind), b.to(kind), share.to(kind))

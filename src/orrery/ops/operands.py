@@ -1,13 +1,17 @@
 """What a recurrence is called with, looked at once: sizes that fit each other, types, documents, lengths. Misfits are one sentence.
 
-A compiled loop reads memory by the sizes it is told, so nothing that reaches one may be smaller than these.
+A compiled loop reads memory by the sizes it is told, so nothing that reaches one may be smaller than these. And nothing in between
+may change a type: within a recurrence autocast is off, in the backward pass too, wherever that is called from.
 
 B batch, T time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +69,24 @@ def check_broadcast(op: str, name: str, x: Tensor, shape: tuple[int, ...]) -> No
     if x.dim() > len(shape) or any(own not in (1, wanted) for own, wanted in pairs):
         raise StateError(f"{op} was given {name} of shape {tuple(x.shape)}, which cannot be expanded to {shape}")
     _floating(op, name, x)
+
+
+def exact(x: Tensor) -> Any:
+    """Switches autocast off: the operands have been brought to the type they are meant to have."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
+def exactly(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The `backward` of a :class:`torch.autograd.Function` with autocast off."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *slopes: Tensor | None) -> Any:
+        given = next((slope for slope in slopes if slope is not None), None)
+        with contextlib.nullcontext() if given is None else exact(given):
+            return backward(ctx, *slopes)
+
+    return run
 
 
 def _floating(op: str, name: str, x: Tensor) -> None:

@@ -33,7 +33,6 @@ length, N = B * chunks.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ from torch.autograd.function import once_differentiable
 from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops.backend import choose
-from orrery.ops.operands import check_operands, sizes
+from orrery.ops.operands import check_operands, exact, exactly, sizes
 from orrery.ops.scalar_decay_loops import COMPILED, FORGET, LEAST, TORCH, Decays, Pair, Sizes
 
 _SPAN = 8  # chunks over which the gradient of the gates is summed before it starts afresh from <S, dS>
@@ -141,12 +140,6 @@ def _kind(v: Tensor) -> torch.dtype:
     return torch.float64 if v.dtype == torch.float64 else torch.float32
 
 
-def _exact(v: Tensor) -> Any:
-    """Switches autocast off: the operands have been brought to the type they are meant to have."""
-    device = v.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
 def scalar_decay_reference(
     q: Tensor,
     k: Tensor,
@@ -211,7 +204,7 @@ def scalar_decay_step(
         S = state.mul_(decay) if donate else state.to(kind) * decay
         S = S.view(shape).addcmul_(*outer).view(batch, heads, keys, width)
     queries = q.to(kind) if scale is None else q.to(kind) * scale
-    with _exact(v):
+    with exact(v):
         y = torch.matmul(queries.view(batch, groups, 1, 1, keys), S.view(shape)).view(batch, heads, width)
     if skip is not None:
         y = torch.addcmul(y, values, skip[:, None])
@@ -274,7 +267,7 @@ def scalar_decay_chunked(
         operands = [x if x is None else F.pad(x, (0, 0) * (x.dim() - 2) + (0, rest)) for x in operands]
         starts = starts if starts is None else F.pad(starts, (0, rest))
     extra = [x if x is None else x.to(kind) for x in (skip, state)]
-    with _exact(v):
+    with exact(v):
         y, after = _Chunked.apply(*operands, *extra, starts, scale, chunk, compiled_loops)
     y = y[:, :time] if rest else y
     return y.to(v.dtype), after
@@ -351,6 +344,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, g_log, beta, skip, state, starts, read, states, after = ctx.saved_tensors
         size, loops = _sizes(q, v, ctx.chunk), ctx.loops

@@ -34,7 +34,7 @@ from torch.autograd.function import once_differentiable
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, expm1, inlined, run_blocks, sigmoid, softplus
 from orrery.ops.diagonal_scan import scan_chunks
-from orrery.ops.operands import check_operands, sizes
+from orrery.ops.operands import check_operands, exact, exactly, sizes
 
 _LANES = 64  # channels that the compiled loops take together
 _GROUP = 256  # channels whose shares of dB and dC the backward loop adds up before it writes them
@@ -96,14 +96,16 @@ def selective_scan(
     delta, padding = F.softplus(raw if bias is None else raw + bias), None
     if one:
         begin = None if starts is None else starts[:, 0]
-        s, after = selective_scan_step(given[:, 0], delta[:, 0], rates.t(), write[:, 0], read[:, 0], before, begin)
+        with exact(given):
+            s, after = selective_scan_step(given[:, 0], delta[:, 0], rates.t(), write[:, 0], read[:, 0], before, begin)
         s = s[:, None]
     else:
         if lengths is not None:
             padding = torch.arange(time, device=x.device) >= lengths[:, None]
             delta = delta.masked_fill(padding[..., None], 0.0)
             starts = None if starts is None else starts & ~padding
-        s, after = _ChunkedScan.apply(given, delta, rates, write, read, before, starts)
+        with exact(given):
+            s, after = _ChunkedScan.apply(given, delta, rates, write, read, before, starts)
     s = s if skip is None else torch.addcmul(s, skip, given)
     y = s if gate is None else s * F.silu(gate)
     if padding is not None:
@@ -205,6 +207,7 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, ds: Tensor, carry: Tensor) -> tuple[Tensor | None, ...]:
         x, delta, rates, B, C, kept, starts = ctx.saved_tensors
         dx, ddelta, drates = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(rates)

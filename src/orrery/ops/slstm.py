@@ -32,7 +32,7 @@ from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, exp, sigmoid, tanh
 from orrery.ops.lstm import marks, stepper
-from orrery.ops.operands import check_operands, sizes
+from orrery.ops.operands import check_operands, exactly, sizes
 from orrery.ops.wkv4 import NO_PEAK
 
 SLSTMState = tuple[Tensor, Tensor, Tensor, Tensor]  # h, c, n, m: (B,H,K) each
@@ -146,6 +146,7 @@ class _SLSTM(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, dy: Tensor, *last: Tensor) -> tuple[Tensor | None, ...]:
         weight, h0, c0, n0, m0, resets, ends, gates, cells, y, c_last, n_last = ctx.saved_tensors
         time, heads, _, width = y.shape

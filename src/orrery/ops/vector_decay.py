@@ -35,7 +35,6 @@ B batch, T time, H heads, K key dimension, V value dimension, C chunk length, N 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +45,7 @@ from torch.autograd.function import once_differentiable
 from orrery.ops import fla
 from orrery.ops import vector_decay_loops as loops
 from orrery.ops.backend import choose
-from orrery.ops.operands import check_operands, sizes
+from orrery.ops.operands import check_operands, exact, sizes
 from orrery.ops.vector_decay_loops import FORGET
 
 CHUNK = 64
@@ -127,12 +126,6 @@ def _kind(v: Tensor) -> torch.dtype:
     return torch.float64 if v.dtype == torch.float64 else torch.float32
 
 
-def _exact(v: Tensor) -> Any:
-    """Switches autocast off: the operands have been brought to the type they are meant to have."""
-    device = v.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
 def vector_decay_reference(
     q: Tensor,
     k: Tensor,
@@ -181,7 +174,7 @@ def vector_decay_step(
     S = v.new_zeros(batch, heads, key, value, dtype=kind) if state is None else state.to(kind)
     if starts is not None:
         S = S.masked_fill(starts[..., None, None], 0.0)
-    with _exact(v):
+    with exact(v):
         if bonus is not None:
             y = torch.matmul(queries[:, :, None], S)[:, :, 0]
             y = torch.addcmul(y, (queries * bonus * keys).sum(-1, keepdim=True), values)
@@ -234,7 +227,7 @@ def vector_decay_chunked(
         operands = [F.pad(x, (0, 0, 0, 0, 0, rest)) for x in operands]
         starts = None if starts is None else F.pad(starts, (0, rest))
     extra = [x if x is None else x.to(kind) for x in (bonus, state)]
-    with _exact(v):
+    with exact(v):
         y, after = _Chunked.apply(*operands, *extra, starts, chunk)
     return (y[:, :time] if rest else y).to(v.dtype), after
 
@@ -361,7 +354,7 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        with _exact(saved[2]):
+        with exact(saved[2]):
             return _Chunked._gradients(saved, ctx.chunk, dy, dafter)
 
     @staticmethod

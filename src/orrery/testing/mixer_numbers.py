@@ -163,7 +163,13 @@ def _gradients_of(subject: Subject, dtype: torch.dtype, autocast: bool = False) 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y, _ = run(mixer, x)
         weight = inputs(subject, 2, 40, y.dtype, seed=1)
-    found = torch.autograd.grad((y * weight).sum(), [x, *mixer.parameters()], allow_unused=True)
+        found = torch.autograd.grad((y * weight).sum(), [x, *mixer.parameters()], allow_unused=True, retain_graph=autocast)
+    if autocast:  # the pass back may be called within it or, as torch advises, outside
+        outside = torch.autograd.grad((y * weight).sum(), [x, *mixer.parameters()], allow_unused=True)
+        for one, other in zip(found, outside, strict=True):
+            if one is not None and other is not None:
+                assert_finite(one, "a gradient taken within autocast")
+                assert float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-6)) <= TOLERANCES[torch.bfloat16].gradient
     names = ["x", *(name for name, _ in mixer.named_parameters())]
     return {
         "the output": y.detach(),
