@@ -25,7 +25,7 @@ from orrery.core.progress import progress
 from orrery.data.tokenizers import Tokenizer
 from orrery.generate.engine import generate, saved_tokenizer
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import PairFrame
 from orrery.models.output import Output
 from orrery.models.scoring import nats
 
@@ -57,7 +57,7 @@ def harness_model(
     Raises:
         ConfigError: lm-eval is not installed, or a model that predicts no next token.
     """
-    if isinstance(model, Encoder | EncoderDecoder):
+    if isinstance(model, Encoder | PairFrame):
         raise ConfigError(f"'{model.config.architecture}' predicts no next token; the harness asks causal models")
     tokenizer = tokenizer or saved_tokenizer(model)
     assert tokenizer is not None

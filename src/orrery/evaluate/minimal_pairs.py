@@ -33,7 +33,7 @@ from orrery.data.marks import frame_ids
 from orrery.data.records import read_table
 from orrery.data.tokenizers import Tokenizer
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import PairFrame
 from orrery.models.output import Output
 from orrery.models.scoring import nats
 
@@ -162,7 +162,7 @@ def _parts(lengths: Sequence[int], tokens: int, squared: bool) -> list[list[int]
 def _scorer(model: nn.Module, tokenizer: Tokenizer) -> Any:
     """Ids of sentences, a list of (n,) -> their scores (N,)."""
     head = getattr(model, "head", None)
-    if isinstance(model, EncoderDecoder):
+    if isinstance(model, PairFrame):
         raise ConfigError(
             "an encoder-decoder gives a sentence a probability only for a source; minimal pairs need a causal or a masked model"
         )

@@ -25,7 +25,7 @@ from orrery.generate.sampling import Sampling, holds_nan
 from orrery.models.decoder import DecoderLM
 from orrery.models.diagnose import find_broken
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import EncoderDecoder, PairReader
 from orrery.nn.contract import Context
 from orrery.nn.state import reserve
 
@@ -80,6 +80,8 @@ def generate(
     draws = None if seed is None else seeded(seed, "generate")
     if isinstance(model, Encoder):
         raise ConfigError(f"'{model.config.architecture}' is an encoder: it reads whole texts and predicts no next token")
+    if isinstance(model, PairReader):
+        raise ConfigError(f"'{model.config.architecture}' with a head answers about texts and writes none; generate with one that has no head")
     policy = create_policy(policy) if isinstance(policy, str) else policy
     if policy is not None and (isinstance(model, EncoderDecoder) or not use_state):
         raise ConfigError("a policy changes the state that a decoder carries; it needs a decoder, and use_state")

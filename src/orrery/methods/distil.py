@@ -12,7 +12,7 @@ positions, so that the student's embedding of a plain text is the teacher's. A s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -50,7 +50,7 @@ def distil_start(
     student = Encoder(EncoderConfig.from_dict(own)).to(next(teacher.parameters()).dtype)
     _copy(teacher, student, taken)
     student.train(teacher.training)
-    return student if head is None else with_head(student, head, **settings)
+    return student if head is None else cast(Encoder, with_head(student, head, **settings))
 
 
 def spread(depth: int, count: int) -> list[int]:

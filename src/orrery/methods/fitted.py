@@ -30,6 +30,7 @@ from orrery.evaluate.tasks import Judged, judge
 from orrery.generate.pairs import target_steps
 from orrery.generate.sampling import Sampling
 from orrery.methods.words import Words
+from orrery.models.encoder_decoder import PairReader
 from orrery.models.storage import load
 
 FORMAT = 1
@@ -55,8 +56,10 @@ class Fitted:
         """A table's examples as the model reads them."""
         limit = self.spec.length or position_limit(self.model)
         model: Any = self.model
-        end = model.config.stop if self.spec.kind == "text-to-text" else None
-        found = encode(table, self.spec, self.tokenizer, labelled=labelled, limit=limit, truncate=truncate, end=end)
+        whole = isinstance(model, PairReader)
+        end = model.config.stop if whole or self.spec.kind == "text-to-text" else None
+        bare = whole and "class" not in self.tokenizer.marks  # T5's texts begin with their first word
+        found = encode(table, self.spec, self.tokenizer, labelled=labelled, limit=limit, truncate=truncate, end=end, bare=bare)
         if found.types is not None and not self.spec.apart and not _types(model):
             found.types = None  # the separator alone tells the texts apart, as DistilBERT has it
         return found
@@ -242,5 +245,6 @@ def position_limit(model: nn.Module) -> int:
 
 def _types(model: nn.Module) -> int:
     """How many token types a model tells apart; models that are not ours say nothing and are handed them."""
-    embedding = getattr(getattr(model, "config", None), "embedding", None)
+    config = getattr(model, "config", None)
+    embedding = getattr(getattr(config, "encoder", config), "embedding", None)
     return 1 if embedding is None else int(getattr(embedding, "types", 0)) > 1

@@ -119,7 +119,11 @@ class _Tasks(Epochs):
         self.out, self.settings, self.config, self.quiet = out, config, config.finetune, quiet
         if not isinstance(source, nn.Module) and not starting.is_folder(source) and not starting.reads(str(source)):
             tokenizer = _tokenizer(tokenizer, parts, quiet)
-        if any(part.spec.pair for part in parts) and not isinstance(source, nn.Module) and not starting.is_folder(source):
+        if not any(writes) and not all(part.spec.head in starting.WHOLE for part in parts):
+            settings = {"frame": "encoder", **(settings or {})}  # one body serves all
+        drawn = not isinstance(source, nn.Module) and not starting.is_folder(source)
+        whole = drawn and starting.is_pair(str(source)) and (settings or {}).get("frame") != "encoder"
+        if any(part.spec.pair for part in parts) and drawn and not whole:
             settings = {"embedding.types": 2, **(settings or {})}
         self.jobs: dict[str, Job] = {}
         for part in parts:
@@ -299,5 +303,5 @@ def _tokenizer(spec: Any, parts: Sequence[Part], quiet: bool) -> Any:
 
 
 def _head_only(settings: dict[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (settings or {}).items() if key.startswith("head.")}
+    return {key: value for key, value in (settings or {}).items() if key.startswith("head.") or key == "frame"}
 

@@ -31,7 +31,7 @@ from orrery.methods.lessons import student_of
 from orrery.methods.starting import is_folder, open_model, tokenizer_spec
 from orrery.models.build import create_model, find_architecture
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import EncoderDecoder, PairReader
 from orrery.models.folders import find_weights
 from orrery.models.patterns import parse_pattern
 from orrery.train import TrainConfig, train
@@ -93,10 +93,7 @@ def pretrain(
     elif recipe or layers is not None:
         raise ConfigError("a recipe and layers are for a student; name its --teacher")
     elif is_folder(source):
-        model, tokenizer = open_model(Path(source))
-        where = tokenizer_spec(find_weights(source))
-        if tokenizer is None or where is None:
-            raise ConfigError(f"'{source}' has no tokenizer beside its weights; continued pre-training needs it")
+        model, tokenizer, where = _begun(source)
         name = objective or OWN.get(str(model.config.architecture)) or OBJECTIVES[_kind(model)]  # type: ignore[union-attr]
         for each in mixture(name):
             check_marks(tokenizer, each)
@@ -126,6 +123,17 @@ def pretrain(
     if result["status"] == "done" and name == "masked-lm" and teacher is None:
         result = {**result, "frequencies": frequencies(prepare(config.data.corpus, config.data.tokenizer, config.data.strict, quiet=True))}
     return result
+
+
+def _begun(source: str) -> tuple[nn.Module, Tokenizer, Path]:
+    """A folder's model that can go on, its tokenizer, and where that lies."""
+    model, tokenizer = open_model(Path(source))
+    if isinstance(model, PairReader):
+        raise ConfigError(f"'{source}' lost what it writes with when it was given a head; go on with what it was fine-tuned from")
+    where = tokenizer_spec(find_weights(source))
+    if tokenizer is None or where is None:
+        raise ConfigError(f"'{source}' has no tokenizer beside its weights; continued pre-training needs it")
+    return model, tokenizer, where
 
 
 def frequencies(data: Dataset) -> float:

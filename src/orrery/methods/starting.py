@@ -1,6 +1,9 @@
 """What fine-tuning starts from: a folder (ours or transformers'), or an architecture by name, drawn anew; with the task's head.
 
 A folder brings its tokenizer. A name gets one trained on the texts of the training table, unless one is named.
+
+An encoder-decoder answers about whole texts and in passages of them with both stacks, as its papers and transformers have it; to
+tag words, and to compare texts that are read apart, its encoder is taken alone. The setting `frame` says otherwise.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ from orrery.models.build import create_model, find_architecture
 from orrery.models.convert import as_encoder, with_head
 from orrery.models.decoder import DecoderLM
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import EncoderDecoder, PairFrame
 from orrery.models.folders import open_folder
 from orrery.models.patterns import parse_pattern
 
 DEFAULT_TOKENIZER = "wordpiece:8192,lower"
 DEFAULT_WRITER_TOKENIZER = "bpe:4096"  # answers must come back as they were written
+WHOLE = ("classification", "multi-label", "regression", "ordinal", "span")  # heads that a whole encoder-decoder has by default
+READING = ("encoder", "encoder-decoder")  # frames that may be asked for
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,18 @@ def _draw(
     name: str, spec: TaskSpec, train: Table, tokenizer: Tokenizer, size: str | None, seed: int, given: dict[str, Any]
 ) -> nn.Module:
     common: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "seed": seed}
+    pair, (frame, given) = is_pair(name), _frame(spec, given)
     if not {"width", "depth"} & given.keys():
         common["size"] = size
     if spec.kind == "text-to-text":
-        if find_architecture(parse_pattern(name)[0][0].name).kind != "encoder-decoder":
+        if not pair:
             raise ConfigError(f"'{name}' is no encoder-decoder, which text-to-text needs; take t5 or bart")
         end = frame_ids(tokenizer)[1]
         return create_model(name, **common, **{"start": tokenizer.doc_id, "stop": end, **given})
     head = {key if key == "labels" else f"head.{key}": value for key, value in head_settings(spec, train).items()}
+    if pair and frame == "encoder-decoder":  # texts of a pair are told apart by the mark between them
+        ends = {"start": tokenizer.doc_id, "stop": frame_ids(tokenizer)[1]}
+        return create_model(name, head=spec.head, **common, **{**ends, **head, **given})
     if spec.pair and "types" not in given and spec.head != "pairs":
         given = {**given, "embedding.types": 2}
     return create_model(name, frame="encoder", head=spec.head, **common, **{**head, **given})
@@ -138,18 +147,33 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
     """The same body with the head that the task needs."""
     if spec.kind == "text-to-text":
         if not isinstance(model, EncoderDecoder):
-            raise ConfigError(
-                f"{type(model).__name__} is no encoder-decoder, which text-to-text needs; take t5 or bart"
-            )
+            lost = "lost what it writes with when it was given a head" if isinstance(model, PairFrame) else "is no encoder-decoder"
+            raise ConfigError(f"{type(model).__name__} {lost}, and text-to-text needs one that writes; take t5 or bart")
         return model
+    frame, given = _frame(spec, given)
     settings = {**head_settings(spec, train), **{key.removeprefix("head."): value for key, value in given.items()}}
     if isinstance(model, DecoderLM):
         return as_encoder(model, spec.head, **settings)
-    if isinstance(model, EncoderDecoder):
+    if isinstance(model, PairFrame) and frame == "encoder":
         model = model.encoder
-    if not isinstance(model, Encoder) and not hasattr(model, "with_head"):
+    if not isinstance(model, Encoder | PairFrame) and not hasattr(model, "with_head"):
         raise ConfigError(f"{type(model).__name__} cannot be given a head for {spec.kind}")
     return with_head(cast(Encoder, model), spec.head, **settings)
+
+
+def is_pair(name: str) -> bool:
+    """Whether a name or pattern is built as an encoder-decoder; whole models are not asked."""
+    lead = parse_pattern(name)[0][0].name
+    entry = registry.lookup(lead.partition("/")[0])
+    return bool({"architecture", "mixer"} & set(entry.kinds)) and find_architecture(lead).kind == "encoder-decoder"
+
+
+def _frame(spec: TaskSpec, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The frame that an encoder-decoder reads in, by its task or as asked for, and the other settings."""
+    frame = given.get("frame", "encoder-decoder" if spec.head in WHOLE else "encoder")
+    if frame not in READING:
+        raise ConfigError(f"a task is read in the frame {' or '.join(READING)}, not '{frame}'")
+    return frame, {key: value for key, value in given.items() if key != "frame"}
 
 
 def texts_of(table: Table, spec: TaskSpec) -> MemoryCorpus:

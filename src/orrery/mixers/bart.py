@@ -28,7 +28,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import PAIR_HEADS, ExchangeMap, Rule, linear_rules, norm_rules
+from orrery.nn.exchange import ExchangeMap, Rule, linear_rules, norm_rules, pair_heads
 
 _OFFSET = 2  # places at the beginning of both tables of positions that are never read
 
@@ -83,6 +83,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "dropout": decoder["blocks"][0]["dropout"],
         "activation_dropout": 0.0,
         "init_std": decoder["embed_std"],
+        **({"classifier_dropout": own["head"].get("dropout", 0.0)} if own["head"] else {}),
         "scale_embedding": False,
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,
@@ -144,8 +145,8 @@ EXCHANGE = ExchangeMap(
     ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight", "final_logits_bias"),
     prefixes=("model.",),
     prepare=_prepare,
-    refused=dict.fromkeys(("BartForSequenceClassification", "BartForQuestionAnswering"), PAIR_HEADS),
     finish=_finish,
+    heads=pair_heads("Bart"),
 )
 
 _INIT = {"init_std": 0.02}

@@ -28,14 +28,22 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import PAIR_HEADS, ExchangeMap, HeadMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, linear_rules, pair_heads
 
+_HEADED = ("ForSequenceClassification", "ForQuestionAnswering")  # endings of classes whose head reads the decoder
+_BODY, _BEHIND_BODY = "transformer.", "ForSequenceClassification"  # what their names of the body begin with there, and there only
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu-tanh", "silu": "silu"}
 
 
+def _headed(hf: dict[str, Any]) -> bool:
+    """Whether a head reads the decoder."""
+    return str(next(iter(hf.get("architectures") or ()), "")).endswith(_HEADED)
+
+
 def _scaled(hf: dict[str, Any]) -> bool:
-    """Whether logits are divided by sqrt(D): version 1.0, whose head is the embedding."""
-    return hf.get("model_type") != "mt5" and bool(hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True)))
+    """Whether logits are divided by sqrt(D): version 1.0, whose head is the embedding; a task's head reads undivided states."""
+    plain = hf.get("model_type") != "mt5" and not _headed(hf)
+    return plain and bool(hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True)))
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +70,7 @@ def _read_pair(hf: dict[str, Any]) -> dict[str, Any]:
     return {
         **_read(hf),
         "decoder.depth": hf.get("num_decoder_layers") or hf["num_layers"],
-        "decoder.tied": _scaled(hf),
+        "decoder.tied": _scaled(hf) or _headed(hf),
         "small_logits": _scaled(hf),
         "start": hf.get("decoder_start_token_id") or 0,
         "stop": hf.get("eos_token_id", 1),
@@ -96,15 +104,18 @@ def _write(stack: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_pair(own: dict[str, Any]) -> dict[str, Any]:
-    encoder, decoder = own["encoder"], own["decoder"]
-    require(decoder["tied"] == own["small_logits"] and own["shared"], "T5 divides its logits where, and only where, the head is tied")
+    encoder, decoder, head = own["encoder"], own["decoder"], own["head"]
+    divided = decoder["tied"] == own["small_logits"] or head is not None
+    require(divided and own["shared"], "T5 divides its logits where, and only where, the head is tied")
+    first = encoder["blocks"][0]["channel"]["name"] == "mlp"  # version 1.0
     return {
         **_write(decoder),
         **_write(encoder),
         "num_decoder_layers": len(decoder["layout"]),
         "layer_norm_epsilon": decoder["eps"],
         "dropout_rate": decoder["blocks"][0]["dropout"],
-        "tie_word_embeddings": decoder["tied"],
+        "tie_word_embeddings": decoder["tied"] if head is None else first,
+        **({} if head is None else {"classifier_dropout": head.get("dropout", 0.0), "use_cache": False}),
         "is_encoder_decoder": True,
         "decoder_start_token_id": own["start"],
         "eos_token_id": own["stop"],
@@ -120,7 +131,9 @@ def _write_encoder(own: dict[str, Any]) -> dict[str, Any]:
 
 def _prepare(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     """The constant factors go into the weights, and both halves of a gate become one matrix."""
-    found = {}
+    found: dict[str, Any] = {}
+    if _headed(hf):
+        tensors = {name.removeprefix(_BODY): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if name.endswith((".SelfAttention.q.weight", ".EncDecAttention.q.weight")):
             tensor = tensor * hf["d_kv"] ** 0.5
@@ -145,6 +158,8 @@ def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
             found.update({name.replace("wi.", "wi_0."): gate, name.replace("wi.", "wi_1."): up})
             continue
         found[name] = tensor
+    if _headed(hf) and hf["architectures"][0].endswith(_BEHIND_BODY):
+        return {name if name.startswith("classification_head.") else _BODY + name: tensor for name, tensor in found.items()}
     return found
 
 
@@ -174,9 +189,6 @@ def _stack(side: str, alone: bool = False) -> tuple[Rule, ...]:
     )
 
 
-_HEADED = ("SequenceClassification", "QuestionAnswering")
-
-
 def _exchange(model_type: str, cls: str) -> ExchangeMap:
     return ExchangeMap(
         model_type=model_type,
@@ -192,7 +204,7 @@ def _exchange(model_type: str, cls: str) -> ExchangeMap:
         ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
         prepare=_prepare,
         finish=_finish,
-        refused=dict.fromkeys((f"{cls.removesuffix('ForConditionalGeneration')}For{task}" for task in _HEADED), PAIR_HEADS),
+        heads=pair_heads(cls.removesuffix("ForConditionalGeneration")),
     )
 
 

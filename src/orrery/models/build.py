@@ -23,9 +23,9 @@ from orrery.core.errors import ConfigError, suggest
 from orrery.core.seeds import seed_everything
 from orrery.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from orrery.models.decoder import DecoderLM
-from orrery.models.encode_config import both_ways, encoder_place, encoder_settings, head_spec
+from orrery.models.encode_config import both_ways, encoder_place, encoder_settings, head_spec, pair_head
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import pair_frame
 from orrery.models.ladder import rung, solve
 from orrery.models.patterns import Branch, Layer, parse_pattern
 from orrery.models.shapes import shapes_only
@@ -64,7 +64,7 @@ def create_model(
         **overrides: any setting: of the frame (`tied=False`), of all blocks (`canon="abcd"`), of the mixer or channel
             mixer (`state=64`, or dotted `**{"mixer.state": 64}`, `**{"mamba2.state": 64}` in a hybrid). Of an encoder also its
             head (`head="classification", labels=3`, `**{"head.pool": "mean"}`); of an encoder-decoder "encoder.X" and
-            "decoder.X" reach one of the two.
+            "decoder.X" reach one of the two, and a head makes it read with both (:class:`orrery.models.encoder_decoder.PairReader`).
 
     Raises:
         UnknownNameError, ConfigError: with near matches.
@@ -84,7 +84,7 @@ def build(config: Resolved, seed: int | None = None) -> nn.Module:
         if seed is not None:
             seed_everything(seed)
         if isinstance(config, EncoderDecoderConfig):
-            return EncoderDecoder(config)
+            return pair_frame(config)
         return Encoder(config) if isinstance(config, EncoderConfig) else DecoderLM(config)
 
 
@@ -230,20 +230,23 @@ class _PairDraft(_Draft):
         return super().depth(max(1, round(base / 2)))
 
     def config(self, width: int, depth: int, head_dim: int | None, scale: float) -> Resolved:
-        pair = {key: self.overrides.get(key, value) for key, value in {"shared": True, **self.lead.pair}.items()}
-        own = {key: value for key, value in self.overrides.items() if key not in _PAIR}
+        head, own = pair_head(self.lead, self.overrides)
+        silent = {} if head is None else {"small_logits": False}  # no token is scored, so nothing is made ready for that
+        pair = {key: self.overrides.get(key, value) for key, value in {"shared": True, **self.lead.pair, **silent}.items()}
+        own = {key: value for key, value in own.items() if key not in _PAIR}
         stacks = {}
         for side, draft in (("encoder", _EncoderDraft), ("decoder", _Draft)):
             settings = _of_side(own, side)
             layers = int(settings.pop("depth", None) or depth)
-            lead = dataclasses.replace(self.lead, frame=_of_side(self.lead.frame, side))
+            frame = _of_side(self.lead.frame, side)
+            lead = dataclasses.replace(self.lead, frame={**frame, "tied": True} if side == "decoder" and head is not None else frame)
             stack = draft(self.name, self.layers, self.vocab_size, settings, lead)
             if side == "encoder":
                 stack.overrides = {**{key: value for key, value in settings.items() if key not in _DECODER_ONLY}, "head": None}
             else:
                 stack.architectures = {kind: [_decoding(a) for a in found] for kind, found in stack.architectures.items()}
             stacks[side] = stack.config(width, layers, head_dim, scale).to_dict()
-        return EncoderDecoderConfig.from_dict({"architecture": self.name, **stacks, **pair, **_given(self.overrides)})
+        return EncoderDecoderConfig.from_dict({"architecture": self.name, **stacks, **pair, **_given(self.overrides), "head": head})
 
 
 _DRAFTS: dict[str, type[_Draft]] = {"decoder": _Draft, "encoder": _EncoderDraft, "encoder-decoder": _PairDraft}

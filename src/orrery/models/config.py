@@ -118,6 +118,8 @@ class EncoderDecoderConfig(Config):
 
     shared: both have one embedding. small_logits: the decoder's last norm starts at 1/sqrt(D), which a tied head with an
     embedding of unit variance needs (T5). start: the token that a target begins with; stop: the one that ends it, or None.
+    head: as an encoder's, of one that reads with both stacks and answers with a head (:class:`orrery.models.encoder_decoder.PairReader`);
+    None: it writes.
     """
 
     architecture: str
@@ -127,9 +129,13 @@ class EncoderDecoderConfig(Config):
     small_logits: bool = False
     start: int = 0
     stop: int | None = 1
+    head: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         require(self.encoder.head is None, "the encoder of an encoder-decoder has no head of its own")
+        require(self.head is None or isinstance(self.head.get("name"), str), "head needs a name: {'name': 'classification', ...}")
+        silent = self.decoder.tied and not self.small_logits
+        require(self.head is None or silent, "with a head there are no logits of tokens; leave tied and small_logits as they are")
         require(all(block.cross for block in self.decoder.blocks), "every block of the decoder needs a part that reads the memory (cross)")
         if self.shared:
             same = self.encoder.vocab_size == self.decoder.vocab_size

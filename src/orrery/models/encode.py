@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orrery.core.errors import ConfigError, DataError
 from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import PairReader
 from orrery.models.pooling import pool
 from orrery.models.reader import read_text
 
@@ -20,11 +21,11 @@ TOKENS = 2048  # of one call: enough for matrix products at full speed, few enou
 
 
 @torch.inference_mode()
-def encode(model: Encoder, documents: Sequence[Tensor | Sequence[int]], tokens: int = TOKENS) -> Tensor:
+def encode(model: Encoder | PairReader, documents: Sequence[Tensor | Sequence[int]], tokens: int = TOKENS) -> Tensor:
     """What the head says of every document, or the mean of its last hidden states where there is no head.
 
     Args:
-        model: an encoder, in evaluation mode or not; its head, if any, is one for documents.
+        model: an encoder or an encoder-decoder with a head, in evaluation mode or not; its head, if any, is one for documents.
         documents: ids of each, one token or more.
         tokens: of one call of the model; longer documents go alone.
 
@@ -37,12 +38,13 @@ def encode(model: Encoder, documents: Sequence[Tensor | Sequence[int]], tokens: 
     """
     if model.head is not None and model.head.level != "document":
         raise ConfigError(f"the head of {model.config.architecture} scores every {model.head.level}; encode takes heads of documents")
-    own, was_training, before = vars(model), model.training, model.prepare
+    body: Any = model.encoder if isinstance(model, PairReader) else model
+    own, was_training, before = vars(body), model.training, body.prepare
     if was_training:
         model.eval()
     own["prepare"] = True  # a module's way of setting an attribute takes longer than some of its layers' operations
     try:
-        if len(documents) == 1:
+        if len(documents) == 1 and body is model:
             hidden = read_text(model, documents[0], mean=model.head is None)
             if hidden is not None:
                 return hidden if model.head is None else cast(Tensor, model.head(hidden))
@@ -76,7 +78,7 @@ def _parts(order: list[int], lengths: list[int], tokens: int) -> list[list[int]]
     return parts
 
 
-def _call(model: Encoder, rows: list[Tensor]) -> Tensor:
+def _call(model: Encoder | PairReader, rows: list[Tensor]) -> Tensor:
     device = next(model.parameters()).device
     lengths = [len(row) for row in rows]
     if len(set(lengths)) == 1:  # a batch without padding as it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -17,6 +18,13 @@ PLAIN_HEADS: dict[str, dict[str, Any]] = {
     **{name: {"pool": "mean"} for name in ("classification", "multi-label", "regression", "ordinal")},
 }
 """Settings of the heads of an architecture that names none of its own."""
+
+PAIR_HEADS: dict[str, dict[str, Any]] = {
+    **{name: {"pool": "last", "transform": "tanh"} for name in ("classification", "multi-label", "regression", "ordinal")},
+    "tagging": {},
+    "span": {},
+}
+"""Heads on a whole encoder-decoder and their settings: documents by the decoder's state at their end, through a layer (1910.13461)."""
 
 _FROM_DECODER = {  # what a decoder calls a setting of the embedding
     "positions": "embedding.positions",
@@ -74,6 +82,21 @@ def head_spec(lead: Architecture, overrides: Mapping[str, Any]) -> tuple[dict[st
         tied = rest.pop("tied")
         settings.update({"tied": tied} if "tied" in known else {})
     return {"name": name, **defaults.get(name, {}), **spec, **settings}, rest
+
+
+def pair_head(lead: Architecture, overrides: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The same of a whole encoder-decoder, which has no head unless one is asked for.
+
+    Raises:
+        ConfigError: as :func:`head_spec`, and for a head that only encoders have.
+    """
+    asked = {key: value for key, value in overrides.items() if key in ("head", "labels") or key.startswith("head.")}
+    spec, _ = head_spec(dataclasses.replace(lead, heads=PAIR_HEADS), {"head": None, **asked})
+    if spec is not None and spec["name"] not in PAIR_HEADS:
+        raise ConfigError(
+            f"a whole encoder-decoder has no head '{spec['name']}', only {', '.join(PAIR_HEADS)}; its encoder alone may have it: frame='encoder'"
+        )
+    return spec, {key: value for key, value in overrides.items() if key not in asked}
 
 
 def both_ways(block: dict[str, Any]) -> dict[str, Any]:

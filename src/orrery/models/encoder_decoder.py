@@ -5,7 +5,14 @@
 The target is the decoder's input, already shifted: it begins with `config.start`. The decoder's state keeps the memory's
 keys and values, so the memory is read once and not needed for the steps that follow.
 
-B batch, S source length, U target length, D width, V vocabulary.
+With a head (`config.head`) nothing is written. Both stacks read the same text, the decoder one token late, and the head answers
+(BART, arXiv 1910.13461, section 3; T5's classes of that kind in transformers do the same):
+
+    hidden_t = decoder((start, x_1 .. x_{t-1}), encoder(x));   logits = head(hidden)
+
+A head of documents that pools "last" takes the state where the document's last `config.stop` stands.
+
+B batch, T time, S source length, U target length, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,12 +22,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from orrery.core.errors import ConfigError, StateError
+from orrery.core.errors import ConfigError, DataError, StateError
 from orrery.models.config import EncoderDecoderConfig
 from orrery.models.decoder import DecoderLM, DecoderState
 from orrery.models.encoder import Encoder
 from orrery.models.frame import check_input, count_parameters
+from orrery.models.heads import TaskHead, make_head
 from orrery.models.output import Output
+from orrery.models.pooling import documents
 from orrery.models.stepper import Stepper, make_stepper
 from orrery.nn.contract import Context
 
@@ -36,8 +45,8 @@ class Memory(NamedTuple):
         return Memory(self.hidden[index], None if self.segments is None else self.segments[index])
 
 
-class EncoderDecoder(nn.Module):
-    """`model(source, target) -> Output`: `.logits` (B,U,V), `.state` to continue the target with."""
+class PairFrame(nn.Module):
+    """Both stacks: what models that write and models that answer with a head have in common."""
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
@@ -55,11 +64,6 @@ class EncoderDecoder(nn.Module):
             self.encoder.embed.weight = self.decoder.embed.weight
 
     @property
-    def head(self) -> nn.Module:
-        """The decoder's."""
-        return self.decoder.head
-
-    @property
     def embed(self) -> nn.Embedding:
         """The decoder's, which is the encoder's too where they share it."""
         return self.decoder.embed
@@ -72,6 +76,38 @@ class EncoderDecoder(nn.Module):
     @checkpoint_blocks.setter
     def checkpoint_blocks(self, value: bool) -> None:
         self.encoder.checkpoint_blocks = self.decoder.checkpoint_blocks = value
+
+    def num_parameters(self, embedding: bool = False, active: bool = False) -> int:
+        """Parameters; without `embedding`, those of tables and heads are left out (the size ladder's count)."""
+        encoder, decoder = self.encoder, self.decoder
+        outside = (encoder.embed, encoder.position_embed, encoder.type_embed, decoder.embed, decoder.position_embed, decoder.head)
+        return count_parameters(self, (*outside, getattr(self, "head", None)), embedding, active)
+
+    def _reset_frame(self) -> None:
+        if self.config.small_logits:
+            nn.init.constant_(self.last_gain(), self.config.width**-0.5)
+
+    def last_gain(self) -> Tensor:
+        """The weight of the decoder's last norm."""
+        weight: Any = getattr(self.decoder.norm, "weight", None)
+        if weight is None:
+            raise ConfigError(f"small_logits needs a last norm with a weight, which '{self.config.decoder.norm}' has not")
+        return weight
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew: encoder, then decoder."""
+        self.encoder.reset_parameters()
+        self.decoder.reset_parameters()
+        self._reset_frame()
+
+
+class EncoderDecoder(PairFrame):
+    """`model(source, target) -> Output`: `.logits` (B,U,V), `.state` to continue the target with."""
+
+    @property
+    def head(self) -> nn.Module:
+        """The decoder's."""
+        return self.decoder.head
 
     def forward(
         self, source: Tensor, target: Tensor, source_segments: Tensor | None = None, segments: Tensor | None = None,
@@ -145,24 +181,89 @@ class EncoderDecoder(nn.Module):
         """Forward operations for a pair of `length` tokens each."""
         return self.encoder.flops(length) + self.decoder.flops(length, head)
 
-    def num_parameters(self, embedding: bool = False, active: bool = False) -> int:
-        """Parameters; without `embedding`, those of tables and head are left out (the size ladder's count)."""
-        encoder, decoder = self.encoder, self.decoder
-        outside = (encoder.embed, encoder.position_embed, encoder.type_embed, decoder.embed, decoder.position_embed, decoder.head)
-        return count_parameters(self, outside, embedding, active)
 
-    def _reset_frame(self) -> None:
-        if self.config.small_logits:
-            nn.init.constant_(self._last_norm(), self.config.width**-0.5)
+class PairReader(PairFrame):
+    """An encoder-decoder that answers with a head: `model(tokens, segments=...) -> Output`; `.hidden` (B,T,D) of the decoder,
+    `.logits` what the head makes of it."""
 
-    def _last_norm(self) -> Tensor:
-        weight: Any = getattr(self.decoder.norm, "weight", None)
-        if weight is None:
-            raise ConfigError(f"small_logits needs a last norm with a weight, which '{self.config.decoder.norm}' has not")
-        return weight
+    def __init__(self, config: EncoderDecoderConfig) -> None:
+        super().__init__(config)
+        self.head: TaskHead = make_head(config.encoder.replace(head=config.head, width=config.width), None)
+
+    def forward(
+        self, tokens: Tensor, state: Any = None, ctx: Context | None = None, segments: Tensor | None = None, types: Tensor | None = None
+    ) -> Output:
+        """Read tokens (B,T) int64 with both stacks.
+
+        Args:
+            tokens, segments, types: as an encoder's (:class:`Encoder`); `types` are the encoder's alone.
+            state: must be None. ctx: its `segments` and `aux` are used; aux serves both stacks.
+
+        Raises:
+            StateError: for a state, empty input, or segments that do not fit.
+            ConfigError: as of either stack, and for positions, biases, memory or conditions in ctx.
+            DataError: when `.logits` are asked for, and a document lacks the token at whose state the head reads.
+        """
+        name, ctx = self.config.architecture, ctx or Context()
+        if state is not None:
+            raise StateError(f"{name} with a head reads whole texts and carries no state")
+        if any(field is not None for field in (ctx.positions, ctx.bias, ctx.memory, ctx.cond)):
+            raise ConfigError(f"{name} with a head makes positions, biases and memory itself; pass tokens and segments alone")
+        segments = ctx.segments if segments is None else segments
+        memory = self.encoder(tokens, ctx=Context(aux=ctx.aux), segments=segments, types=types).hidden
+        marks = torch.zeros_like(tokens) if segments is None else segments
+        own = Context(aux=ctx.aux, memory=memory, memory_segments=segments)
+        shifted = self.shifted(tokens, marks)
+        if self.decoder.packs:
+            hidden = self.decoder.read_packed(shifted, marks, own)
+        else:
+            hidden = self.decoder(shifted, ctx=own, segments=marks).hidden
+        return Output(hidden, None, ctx.aux, lambda h: self.head(h, self._marked(tokens, segments)))
+
+    def shifted(self, tokens: Tensor, segments: Tensor) -> Tensor:
+        """What the decoder reads of tokens (B,T): in each document `config.start`, then all of its tokens but the last."""
+        ids, _ = documents(tokens.shape, segments, tokens.device)
+        valid = ids >= 0
+        number, given = ids[valid], tokens[valid]
+        found = given.roll(1)
+        begins = torch.ones_like(number, dtype=torch.bool)
+        begins[1:] = number[1:] != number[:-1]
+        found[begins] = self.config.start
+        return torch.zeros_like(tokens).masked_scatter(valid, found)
+
+    def _marked(self, tokens: Tensor, segments: Tensor | None) -> Tensor | None:
+        """Segments for the head: where it takes a document's last state, what follows the document's last `config.stop` is padding."""
+        stop = self.config.stop
+        if stop is None or self.head.level != "document" or self.head.config.pool != "last":
+            return segments
+        marks = torch.zeros_like(tokens) if segments is None else segments
+        ids, count = documents(tokens.shape, marks, tokens.device)
+        number, valid, places = ids.flatten(), (ids >= 0).flatten(), torch.arange(ids.numel(), device=ids.device)
+        ends = valid & (tokens.flatten() == stop)
+        last = places.new_full((count,), -1).scatter_reduce(0, number[ends], places[ends], "amax")
+        lost = (last < 0) & (number[valid].bincount(minlength=count) > 0)
+        if bool(lost.any()):
+            raise DataError(
+                f"text {int(lost.nonzero()[0])} of the batch does not hold the token {stop} (config.stop), at whose state the head "
+                f"'{(self.config.head or {}).get('name')}' of {self.config.architecture} reads; end every text with it"
+            )
+        return marks.masked_fill(~(valid & (places <= last[number.clamp(min=0)])).view_as(marks), -1)
+
+    def state_bytes(self, length: int) -> int:
+        """0: nothing is carried from text to text."""
+        return 0
+
+    def flops(self, length: int, head: bool = True) -> int:
+        """Forward operations for one document of `length` tokens."""
+        own = self.head.flops(length) if head else 0
+        return self.encoder.flops(length) + self.decoder.flops(length, head=False) + own
 
     def reset_parameters(self) -> None:
-        """Draw every parameter anew: encoder, then decoder."""
-        self.encoder.reset_parameters()
-        self.decoder.reset_parameters()
-        self._reset_frame()
+        """Draw every parameter anew: encoder, decoder, head."""
+        super().reset_parameters()
+        self.head.reset_parameters()
+
+
+def pair_frame(config: EncoderDecoderConfig) -> PairFrame:
+    """The frame that a config describes: a reader where it has a head."""
+    return EncoderDecoder(config) if config.head is None else PairReader(config)

@@ -25,7 +25,7 @@ from orrery.core.files import atomic_directory, read_json, write_json
 from orrery.models.build import create_model
 from orrery.models.decoder import DecoderLM
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import PairFrame
 from orrery.models.exchange_heads import find_head, head_settings, label_settings, written_head
 from orrery.models.storage import write_tensors
 from orrery.nn.exchange import ExchangeMap, HeadMap, Rule
@@ -70,7 +70,7 @@ def to_transformers(model: nn.Module, path: str | Path) -> Path:
     Raises:
         ConfigError: when the architecture has no map, or uses a setting that they cannot express.
     """
-    if not isinstance(model, (DecoderLM, Encoder, EncoderDecoder)):
+    if not isinstance(model, (DecoderLM, Encoder, PairFrame)):
         raise ConfigError(f"{type(model).__name__} has no exchange map; only models of `create_model` can be exchanged")
     exchange, config = _written(model)
     head = written_head(model, exchange)
@@ -219,7 +219,9 @@ def _part_sizes(rule: Rule, value: Tensor, model: nn.Module) -> list[int]:
 def _stack(ours: str, model: Any) -> tuple[Any, list[str]]:
     """The stack of layers that a name of ours speaks of, and the name's parts within it."""
     parts = ours.split(".")
-    return (getattr(model, parts[0]), parts[1:]) if isinstance(model, EncoderDecoder) else (model, parts)
+    if not isinstance(model, PairFrame):
+        return model, parts
+    return (model.decoder, parts) if parts[0] == "head" else (getattr(model, parts[0]), parts[1:])
 
 
 def _mixer(rule: Rule, model: Any) -> Any:

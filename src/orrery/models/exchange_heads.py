@@ -7,6 +7,7 @@ from typing import Any
 
 from orrery.core.errors import ConfigError
 from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import PairReader
 from orrery.nn.exchange import ExchangeMap, HeadMap
 
 _PROBLEMS = {"regression": "regression", "multi-label": "multi_label_classification", "classification": "single_label_classification"}
@@ -58,7 +59,7 @@ def written_head(model: Any, exchange: ExchangeMap) -> HeadMap | None:
     Raises:
         ConfigError: when none has.
     """
-    if not isinstance(model, Encoder) or model.head is None:
+    if not isinstance(model, (Encoder, PairReader)) or model.head is None:
         return None
     own = {**model.head.config.to_dict(), "name": str((model.config.head or {}).get("name"))}
     name = "classification" if own["name"] in _PROBLEMS else own["name"]

@@ -25,14 +25,14 @@ from orrery.core.version import VERSION
 from orrery.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from orrery.models.decoder import DecoderLM
 from orrery.models.encoder import Encoder
-from orrery.models.encoder_decoder import EncoderDecoder
+from orrery.models.encoder_decoder import PairFrame, pair_frame
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FRAMES: dict[str, tuple[Any, Any]] = {
     "decoder": (DecoderConfig, DecoderLM),
     "encoder": (EncoderConfig, Encoder),
-    "encoder-decoder": (EncoderDecoderConfig, EncoderDecoder),
+    "encoder-decoder": (EncoderDecoderConfig, pair_frame),
 }
 
 
@@ -75,8 +75,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """The JSON that rebuilds a model without its weights."""
-    if isinstance(model, (DecoderLM, Encoder, EncoderDecoder)) and not hasattr(model, "registered_name"):
-        kind = next(kind for kind, (_, frame) in _FRAMES.items() if isinstance(model, frame))
+    if isinstance(model, (DecoderLM, Encoder, PairFrame)) and not hasattr(model, "registered_name"):
+        kind = next(kind for kind, (settings, _) in _FRAMES.items() if isinstance(model.config, settings))
         name, config = model.config.architecture, model.config.to_dict()
     elif hasattr(model, "registered_name") and hasattr(model, "config"):
         kind, name, config = "model", str(model.registered_name), cast(Any, model.config).to_dict()

@@ -29,8 +29,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PAIR_HEADS = "its head reads the decoder, and encoder-decoders here answer in text (the objective text-to-text); heads stand on encoders"
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -82,7 +80,7 @@ class ExchangeMap:
     prefixes: prefixes that their tensors may lack, depending on how they were saved.
     prepare: (their config, their tensors) -> tensors, before the rules; where constant factors go into the weights.
     finish: the way back, (their config, the rules' tensors) -> theirs, where `prepare` took tensors apart.
-    heads: of encoders, their classes with heads; `cls` and `rules` are then the bare body's.
+    heads: their classes with heads; `cls` and `rules` are then the bare body's, or of encoder-decoders those of the one that writes.
     refused: classes of theirs that have no counterpart here, and why.
     """
 
@@ -108,6 +106,21 @@ def linear_rules(
     return (
         Rule(f"{ours}.weight", tuple(f"{name}.weight" for name in names), steps, mixer, rows),
         Rule(f"{ours}.bias", tuple(f"{name}.bias" for name in names), bias_steps, mixer, rows),
+    )
+
+
+def _dropout(hf: dict[str, Any]) -> dict[str, Any]:
+    return {"dropout": hf.get("classifier_dropout") or 0.0}
+
+
+def pair_heads(prefix: str) -> tuple[HeadMap, ...]:
+    """Heads on whole encoder-decoders, which T5 and BART name alike, and the body without any; `prefix` of their classes."""
+    document = {"name": "classification", "pool": "last", "transform": "tanh", "norm": False}
+    rules = (*linear_rules("head.dense", "classification_head.dense"), *linear_rules("head.out", "classification_head.out_proj"))
+    return (
+        HeadMap(f"{prefix}ForSequenceClassification", document, rules, labelled=True, read=_dropout),
+        HeadMap(f"{prefix}ForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs")),
+        HeadMap(f"{prefix}Model", None),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from orrery.core.errors import ConfigError, StateError
+from orrery.core.errors import ConfigError, DataError, StateError
 from orrery.models.convert import with_head
 from orrery.models.heads import HEADS
 from orrery.nn.contract import Context
@@ -347,6 +347,45 @@ def pair_learns(subject: Subject) -> None:
     halves(model, lambda: nn.functional.cross_entropy(model(source, target[:, :-1]).logits.flatten(0, 1), target[:, 1:].flatten()))
 
 
+def pair_heads(subject: Subject) -> None:
+    """With a head both stacks read one text, the decoder a token late, whatever stands beside it; it learns, costs and is stored whole."""
+    model, tokens = subject.build(), subject.tokens(2, 24)
+    if "whole" in subject.tags:
+        must_raise(lambda: with_head(model, "classification"), ConfigError, "a head on a model that only writes")
+        return
+    start, stop, root = model.config.start, model.config.stop, model.config.width**0.5 if model.config.small_logits else 1.0
+    reader: Any = with_head(model, "classification", labels=3)
+    end_id = 3 if stop is None else stop
+    texts = [torch.cat([text[:, 1:], torch.tensor([[end_id]])], 1) for text in _texts(subject)]
+    rows, marks = _padded(texts, [0, 7, 3, 5], 20)
+    rows = torch.where(marks < 0, subject.tokens(4, 20, seed=9), rows)
+    packed = torch.arange(4).repeat_interleave(torch.tensor(LENGTHS))[None]
+    with torch.no_grad():
+        out, begin = reader(rows, segments=marks), 0
+        beside = reader(torch.cat(texts, 1), segments=packed)
+        for row, text in enumerate(texts):
+            late, end = torch.cat([torch.tensor([[start]]), text[:, :-1]], 1), begin + text.shape[1]
+            want = root * model(text, late).hidden
+            assert_close(reader(text).hidden, want, f"text {row} with a head, compared to the decoder that writes it a token late,")
+            assert_close(out.hidden[row : row + 1][:, marks[row] >= 0], want, f"row {row} of a padded batch, compared to it alone,")
+            assert_close(beside.hidden[:, begin:end], want, f"the document at {begin} of a packed row")
+            scores = reader.head.out(torch.tanh(reader.head.dense(want[:, -1])))
+            for found in (out.logits, beside.logits):
+                assert_close(found[row : row + 1], scores, f"the scores of text {row}, from the state at its last token,")
+            begin = end
+        assert not bool(out.hidden[marks < 0].any()), "hidden is not zero at padding"
+        if stop is not None:
+            must_raise(lambda: reader(torch.full((1, 3), (stop + 1) % subject.vocab)).logits, DataError, "a text without its last token")
+    reader = with_head(subject.build(torch.float32), "tagging", labels=3)
+    scores = reader(tokens).logits
+    (scores * torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    check_gradients(reader)
+    check_flops(lambda: reader(tokens).logits, reader.flops(24), 24)
+    encoder, decoder = reader.encoder, reader.decoder
+    check_parameters(reader, (encoder.embed, encoder.position_embed, decoder.embed, decoder.position_embed, decoder.head, reader.head))
+    check_stored(reader, lambda each: cast(Tensor, each(tokens).logits), "the scores")
+
+
 PAIR_CHECKS: dict[str, Callable[[Subject], None]] = {
     "interface": pair_interface,
     "cached": cached,
@@ -355,6 +394,7 @@ PAIR_CHECKS: dict[str, Callable[[Subject], None]] = {
     "seeds": seeds,
     "saved": saved,
     "every_parameter": pair_every_parameter,
+    "heads": pair_heads,
     "costs": pair_costs,
     "ladder": ladder,
     "learns": pair_learns,
