@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import orrery
 from oracles.performer import performer as performer_oracle
 from orrery.core.errors import ConfigError
 from orrery.mixers.cosformer import CosFormer, CosFormerConfig
@@ -145,3 +146,32 @@ def test_presets():
 def test_impossible_settings(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "loud"),
+    [
+        ("linear-attention", 1.0),
+        ("linear-attention(rope=0.0,canon=b,bias=True)", 8.0),
+        ("cosformer(horizon=12)", 1.0),
+        ("cosformer(horizon=500,rope=1.0)", 8.0),
+        ("performer", 1.0),
+        ("performer(random=20)", 40.0),  # exponents of several hundred
+        ("performer(features=relu,random=20)", 8.0),
+    ],
+)
+@torch.inference_mode()
+def test_the_prepared_step_is_the_model(name, loud):
+    """Rows at different positions, past the horizon, and keys whose exponents rise as they come."""
+    model, draw = orrery.create_model(name, width=64, depth=2, vocab_size=61, seed=1).eval(), torch.Generator().manual_seed(0)
+    for block in model.blocks:
+        block.mixer.inputs.linear.weight.mul_(loud)
+    tokens, segments = torch.randint(0, 61, (3, 26), generator=draw), torch.zeros(3, 9, dtype=torch.int64)
+    segments[1, 4:] = -1
+    state = model(tokens[:, :9], segments=segments).state
+    stepper = model.stepper(state, 30)
+    for t in range(9, 26):
+        out = model(tokens[:, t : t + 1], state=state)
+        scores, state = out.logits[:, 0], out.state
+        assert (stepper(tokens[:, t]) - scores).abs().max() <= 2e-4 * scores.abs().max(), t
+    assert not stepper.run.general  # no part is called as always

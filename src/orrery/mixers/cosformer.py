@@ -32,6 +32,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Place
 from orrery.nn.kernel_attention import KernelAttention, KernelAttentionConfig
+from orrery.ops.steps.kernel_attention import FeatureMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,10 @@ class CosFormer(KernelAttention):
         turns = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
         q, k = F.relu(q), F.relu(k)
         return torch.cat([q * turn for turn in turns], -1), torch.cat([k * turn for turn in turns], -1), None, self.no_peak(q)
+
+    def feature_map(self) -> FeatureMap:
+        """relu(x) cos and relu(x) sin."""
+        return FeatureMap("cosine", horizon=self.config.horizon)
 
 
 ARCHITECTURE = Architecture(

@@ -27,6 +27,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Place
 from orrery.nn.kernel_attention import KernelAttention, KernelAttentionConfig
+from orrery.ops.steps.kernel_attention import FeatureMap
 
 
 class LinearAttention(KernelAttention):
@@ -41,6 +42,10 @@ class LinearAttention(KernelAttention):
     def features(self, q: Tensor, k: Tensor, peak: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, None, Tensor]:
         """Elu(x) + 1 (2006.16236 eq. 7)."""
         return F.elu(q) + 1, F.elu(k) + 1, None, self.no_peak(q)
+
+    def feature_map(self) -> FeatureMap:
+        """Elu(x) + 1."""
+        return FeatureMap("elu")
 
 
 def _published(depth: int) -> dict[str, Any]:

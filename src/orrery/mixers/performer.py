@@ -38,8 +38,7 @@ from orrery.nn.kernel_attention import KernelAttention, KernelAttentionConfig
 from orrery.nn.recompute import recompute
 from orrery.nn.timeline import Timeline
 from orrery.ops.running_max import LOWEST, running_max
-
-_RELU_FLOOR = 1e-3
+from orrery.ops.steps.kernel_attention import RELU_FLOOR, FeatureMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +101,17 @@ class Performer(KernelAttention):
         directions = self.directions.to(q.dtype)
         a, b = (F.linear(x * root, directions) for x in (q, k))
         if not self.peaked:
-            return F.relu(a) + _RELU_FLOOR, F.relu(b) + _RELU_FLOOR, None, self.no_peak(q)
+            return F.relu(a) + RELU_FLOOR, F.relu(b) + RELU_FLOOR, None, self.no_peak(q)
         b = b - 0.5 * root**2 * k.square().sum(-1, keepdim=True)
         highest, after = running_max(b.amax(-1), peak, time.starts, time.lengths)
         first = torch.full_like(highest[:, 0], LOWEST) if peak is None else peak.to(highest.dtype)
         g_log = torch.cat([first[:, None], highest[:, :-1]], 1) - highest
         phi_k = (b - highest[..., None]).clamp(max=0.0).exp()  # above 0 only where a row is padded
         return (a - a.detach().amax(-1, keepdim=True)).exp(), phi_k, g_log.clamp(max=0.0), after
+
+    def feature_map(self) -> FeatureMap:
+        """As configured."""
+        return FeatureMap(self.config.features, self.directions)
 
 
 def draw_directions(count: int, size: int, seed: int, orthogonal: bool = True) -> Tensor:

@@ -23,9 +23,12 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.running_max import LOWEST
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
+from orrery.ops.steps.kernel_attention import FeatureMap, kernel_attention_step
+from orrery.ops.steps.row_linear import RowNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,10 @@ class KernelAttention(Mixer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define features(q, k, peak, ctx)")
 
+    def feature_map(self) -> FeatureMap | None:
+        """Phi as the compiled step takes it; None: the step knows no such features."""
+        return None
+
     def mix(self, x: Tensor, state: KernelAttentionState | None, ctx: Context) -> tuple[Tensor, KernelAttentionState]:
         time = ctx.timeline
         q, k, v, g_log, peak, conv = self._prepare(x, state, ctx)
@@ -136,6 +143,18 @@ class KernelAttention(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             q, k, g_log, peak = self.features(q.to(kind), k.to(kind), None if state is None else state.peak, ctx)
         return q, k, v.to(kind), (k.new_zeros(k.shape[:3]) if g_log is None else g_log), peak, conv
+
+    def stepper(self, norm: RowNorm, state: KernelAttentionState, run: Stepping) -> Step | None:
+        features = self.feature_map()
+        if features is None or not plain_linear(self.inputs.linear, self.out):
+            return None
+        batch = len(run.x)
+        p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)
+        memory, peak = (held.float().contiguous().clone() for held in (state.memory, state.peak))
+        table = cached_table(torch.arange(run.capacity), run.capacity, self.rotated, self.config.rope_theta, torch.float32)
+        project = self.inputs.step(run.x, state.conv, p, norm)
+        attend = kernel_attention_step(p, memory, peak, y, features, run.positions, table, self.config.eps)
+        return in_order(project, attend, linear_step(y, self.out, run.x, add=True))
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The attention matrix (B,H,T,T) of a whole sequence; row t sums to 1 where the denominator is not near 0."""
