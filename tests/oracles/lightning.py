@@ -44,7 +44,7 @@ def lightning(parameters, config, x, segments=None):
             for h in range(H):
                 query, key = q[h], k[h]
                 if placed:
-                    theta = 10000.0 ** (-np.arange(h * K, (h + 1) * K) / E) * np.exp(p["theta_log"][h])
+                    theta = 10000.0 ** (-2 * np.arange(h * K, (h + 1) * K) / E) * np.exp(p["theta_log"][h])
                     turn = np.concatenate([np.cos(theta * position), np.sin(theta * position)])
                     query, key = np.tile(query, 2) * turn, np.tile(key, 2) * turn
                 S[h] = np.exp(-slopes[h]) * S[h] + np.outer(key, v[h])

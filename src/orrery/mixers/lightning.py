@@ -6,7 +6,8 @@ Paper: Scaling TransNormer to 175 Billion Parameters (arXiv 2307.14995); MiniMax
 Equation: q = silu(W_q x), k = silu(W_k x), v = W_v x, u = W_u x;  per head h of layer l of L
     S_t = exp(-s) S_{t-1} + k_t v_t^T,  y_t = q_t S_t,  s = 2^{-8(h+1)/H} (1 - l/(L-1) + 1e-5)
     out = W_o (u * norm(y)),  the norm over all heads together
-    LRPE-d, in the first layer: q_t -> [q_t cos(theta t), q_t sin(theta t)], k_t likewise, theta learned
+    LRPE-d, in the first layer: q_t -> [q_t cos(theta t), q_t sin(theta t)], k_t likewise, theta learned,
+        at first theta_i = 10000^(-2i/E) over the channels i of all heads
 
 Shapes: B batch, T time, D width, H heads, K head dimension of keys and values, E = H K.
 
@@ -111,7 +112,7 @@ class Lightning(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Matrices normal with init_std; theta as it stands in the equation of rotary positions, over all heads together."""
+        """Matrices normal with init_std; theta as in the equation above."""
         for linear in (self.inputs.linear, self.out):
             nn.init.normal_(linear.weight, std=self.config.init_std)
         if self.theta_log is not None:
@@ -172,7 +173,7 @@ class Lightning(Mixer):
     def _placed(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """LRPE-d (2307.14995 eq. 2, without its decay, which is the recurrence's)."""
         assert self.theta_log is not None
-        exponents = -torch.arange(self.inner, device=q.device, dtype=torch.float64) / self.inner
+        exponents = -2 * torch.arange(self.inner, device=q.device, dtype=torch.float64) / self.inner  # as the released code
         theta = 10000.0 ** exponents.view(self.heads, -1) * self.theta_log.double().exp()
         angles = ctx.timeline.positions[..., None, None] * theta  # in float64: positions go far
         wide = torch.promote_types(q.dtype, torch.float32)

@@ -44,7 +44,7 @@ def lightning_stepper(
     heads, keys = memory.shape[1], memory.shape[3]
     rates = torch.zeros(0, dtype=torch.float64)
     if theta_log is not None:
-        exponents = -torch.arange(heads * keys, dtype=torch.float64) / (heads * keys)
+        exponents = -2 * torch.arange(heads * keys, dtype=torch.float64) / (heads * keys)
         rates = 10000.0**exponents * theta_log.detach().double().flatten().exp()
     keep = np.exp(np.array(decays)).astype(np.float32)
     arrays = (p.numpy(), memory.numpy(), out.numpy(), keep, positions.numpy(), rates.numpy(), array(gain, p))
