@@ -297,7 +297,7 @@ SPARSE = ExchangeMap(
     model_type="lfm2_moe", cls="Lfm2MoeForCausalLM", read=_read, write=_write_sparse, rules=_RULES, prefixes=("model.",)
 )
 
-_MIXERS = {
+_MIXERS: dict[str, dict[str, Any]] = {
     "conv": {"name": "gated-conv"},
     "full": {"name": "attention", "qk_norm": 1e-5, "rope_theta": 1e6},
 }
