@@ -3,7 +3,7 @@
 import torch
 from torch.overrides import TorchFunctionMode
 
-_HALFWAY = (torch.Tensor.to, torch.zeros, torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax)
+_HALFWAY = (torch.Tensor.to, torch.Tensor.type, torch.zeros, torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax)
 
 
 class AllDouble(TorchFunctionMode):

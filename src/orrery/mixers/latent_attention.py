@@ -115,7 +115,8 @@ class LatentAttention(Mixer):
             f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
         )
         asking = self.heads * (self.shared + self.head_dim)
-        self._parts = [config.query_rank or asking, self.rank + self.shared, self.heads if config.gate else 0]
+        self.first, self.compressed = config.query_rank or asking, self.rank + self.shared
+        self._parts = [self.first, self.compressed, self.heads if config.gate else 0]
         self.inputs = Projection(place, sum(self._parts))  # of W_q or W_z; W_c, W_r; the gate
         self.query_norm = RMSNorm(config.query_rank, config.norm_eps) if config.query_rank else None
         self.query = nn.Linear(config.query_rank, asking, bias=False) if config.query_rank else None

@@ -51,6 +51,7 @@ class GroupedMoE(MoE):
         self.groups = (config.group_count, config.group_top)
 
     def ranks(self, scores: Tensor) -> Tensor:
+        """As of :class:`MoE`, and -inf outside the best groups."""
         count, kept = self.groups
         ranks = super().ranks(scores)
         if count == kept:
