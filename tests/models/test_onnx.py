@@ -20,6 +20,7 @@ CASES = {  # learned positions and types; angles and windows shorter than the te
     "modernbert": ("modernbert", {"head": "tagging", "labels": 3, "local.window": 4, "head_dim": 8}),
     "t5": ("t5", {"head_dim": 8}),
     "deberta": ("deberta", {"head": "masked-lm", "head_dim": 8}),
+    "bart": ("bart", {"head": "classification", "labels": 3, "head_dim": 8, "start": 4, "stop": 9}),  # both stacks
 }
 
 
@@ -35,7 +36,9 @@ def test_a_graph_answers_as_the_model_at_any_shape(tmp_path, case):
     assert [held.name for held in session.get_inputs()] == ["tokens", "types"][: 1 + typed]
     model.eval()
     for shape in ((1, 1), (4, 5), (2, 64)):
-        given = {"tokens": torch.randint(0, 100, shape), **({"types": torch.randint(0, 2, shape)} if typed else {})}
+        tokens = torch.randint(0, 100, shape)
+        tokens[:, shape[1] // 2] = 9
+        given = {"tokens": tokens, **({"types": torch.randint(0, 2, shape)} if typed else {})}
         found = session.run(None, {key: value.numpy() for key, value in given.items()})[0]
         with torch.no_grad():
             out = model(given["tokens"], types=given.get("types"))

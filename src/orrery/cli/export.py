@@ -14,7 +14,7 @@ def export(
     onnx: Path | None = typer.Option(None, "--onnx", help="The file to write; what is there is replaced."),
     quantise: Path | None = typer.Option(None, "--quantise", help="The folder to write: the same model with matrices in 8 bits (pnlp-mixer)."),
 ) -> None:
-    """Write an encoder, with its head, as an ONNX file; its answers are compared with the model's first. Or write it in 8 bits.
+    """Write an encoder, or an encoder-decoder with a head, as an ONNX file; its answers are compared with the model's first. Or write it in 8 bits.
 
     Example:  orrery export runs/stars --onnx stars.onnx
 

@@ -147,8 +147,9 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
     """The same body with the head that the task needs."""
     if spec.kind == "text-to-text":
         if not isinstance(model, EncoderDecoder):
-            lost = "lost what it writes with when it was given a head" if isinstance(model, PairFrame) else "is no encoder-decoder"
-            raise ConfigError(f"{type(model).__name__} {lost}, and text-to-text needs one that writes; take t5 or bart")
+            if isinstance(model, PairFrame):
+                raise ConfigError(f"this {model.config.architecture} lost what it writes with to a head; text-to-text needs one without")
+            raise ConfigError(f"{type(model).__name__} is no encoder-decoder, which text-to-text needs; take t5 or bart")
         return model
     frame, given = _frame(spec, given)
     settings = {**head_settings(spec, train), **{key.removeprefix("head."): value for key, value in given.items()}}

@@ -220,6 +220,11 @@ class PairReader(PairFrame):
             hidden = self.decoder(shifted, ctx=own, segments=marks).hidden
         return Output(hidden, None, ctx.aux, lambda h: self.head(h, self._marked(tokens, segments)))
 
+    @property
+    def reads_end(self) -> bool:
+        """Whether the head takes the state at each document's last `config.stop`."""
+        return self.config.stop is not None and self.head.level == "document" and self.head.config.pool == "last"
+
     def shifted(self, tokens: Tensor, segments: Tensor) -> Tensor:
         """What the decoder reads of tokens (B,T): in each document `config.start`, then all of its tokens but the last."""
         ids, _ = documents(tokens.shape, segments, tokens.device)
@@ -233,9 +238,9 @@ class PairReader(PairFrame):
 
     def _marked(self, tokens: Tensor, segments: Tensor | None) -> Tensor | None:
         """Segments for the head: where it takes a document's last state, what follows the document's last `config.stop` is padding."""
-        stop = self.config.stop
-        if stop is None or self.head.level != "document" or self.head.config.pool != "last":
+        if not self.reads_end:
             return segments
+        stop = self.config.stop
         marks = torch.zeros_like(tokens) if segments is None else segments
         ids, count = documents(tokens.shape, marks, tokens.device)
         number, valid, places = ids.flatten(), (ids >= 0).flatten(), torch.arange(ids.numel(), device=ids.device)

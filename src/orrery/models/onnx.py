@@ -2,7 +2,8 @@
 
 The graph takes `tokens` (B,T) int64, and `types` (B,T) int64 where the model has token types, and gives what the head says, or
 the hidden states (B,T,D) without a head. B and T are free; every row is one whole document, without padding (group documents
-by length, as `orrery.models.encode` does). Decoding a CRF, and every `predict`, stay outside.
+by length, as `orrery.models.encode` does). Decoding a CRF, and every `predict`, stay outside. An encoder-decoder with a head is
+written whole; where its head reads the state at a text's end, every row holds the token `config.stop`.
 
 A graph is written only after it has answered as the model does, at other shapes than the one it was traced at. What cannot be
 traced with free shapes (compiled loops of recurrent mixers, tables made for a length) is refused with the reason.
@@ -17,39 +18,57 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from orrery.core.errors import ConfigError
 from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import PairReader
+from orrery.nn.contract import Context
 
 TOLERANCE = 1e-4  # largest difference, float32
 TRACED, TRIED = (2, 7), ((1, 4), (3, 13), (2, 30))
 
 
 class _Graph(nn.Module):
-    """The encoder without the checks of its input, which ask for numbers while it is traced."""
+    """The model without the checks of its input, which ask for numbers while it is traced."""
 
-    def __init__(self, model: Encoder) -> None:
+    def __init__(self, model: Encoder | PairReader) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, types: Tensor | None = None) -> Tensor:
-        embeds = self.model.embed(tokens)
-        table = self.model.type_embed
+        body = _body(self.model)
+        embeds = body.embed(tokens)
+        table = body.type_embed
         if types is not None and table is not None:  # the model adds type 0 to every token
             embeds = embeds + table(types) - table.weight[0]
-        out = self.model(embeds=embeds)
+        out = body(embeds=embeds)
+        if isinstance(self.model, PairReader):
+            return self._answered(self.model, tokens, out.hidden)
         return out.hidden if out.logits is None else out.logits
+
+    def _answered(self, model: PairReader, tokens: Tensor, memory: Tensor) -> Tensor:
+        """What the head says of the states of the decoder, which reads the text a token late."""
+        late = torch.cat([torch.full_like(tokens[:, :1], model.config.start), tokens[:, :-1]], 1)
+        hidden = model.decoder(embeds=model.decoder.embed(late), ctx=Context(memory=memory)).hidden
+        if model.reads_end:
+            ends = torch.where(tokens.eq(cast(int, model.config.stop)), torch.arange(tokens.shape[1]), -1).amax(1)
+            hidden = hidden[torch.arange(len(tokens)), ends][:, None]
+        return cast(Tensor, model.head(hidden))
+
+
+def _body(model: Encoder | PairReader) -> Encoder:
+    return model.encoder if isinstance(model, PairReader) else model
 
 
 def to_onnx(model: nn.Module, path: str | Path) -> Path:
-    """Write an encoder, with its head, as ONNX.
+    """Write an encoder, or an encoder-decoder that answers with a head, as ONNX.
 
     Args:
-        model: an encoder in float32; on return it is in the mode it was in.
+        model: in float32; on return it is in the mode it was in.
         path: of the file, replaced if there is one.
 
     Returns:
@@ -58,15 +77,16 @@ def to_onnx(model: nn.Module, path: str | Path) -> Path:
     Raises:
         ConfigError: another model, a missing package, a graph that cannot be traced, or one that answers otherwise.
     """
-    if not isinstance(model, Encoder):
-        raise ConfigError(f"{type(model).__name__} is no encoder; ONNX export takes encoders and their heads")
+    if not isinstance(model, Encoder | PairReader):
+        raise ConfigError(f"{type(model).__name__} is no encoder; ONNX export takes encoders, and encoder-decoders with a head")
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'orrery-lm[onnx]'") from error
     name = model.config.architecture
-    if model.embed_width != model.config.width and model.type_embed is not None and model.embed_map is None:
+    body = _body(model)
+    if body.embed_width != body.config.width and body.type_embed is not None and body.embed_map is None:
         raise ConfigError(f"'{name}' has token types of another width than its embedding")
     training = model.training
     graph = _Graph(model).eval()
@@ -89,12 +109,15 @@ def _folder(target: Path) -> Path:
     return target.parent
 
 
-def _inputs(model: Encoder, batch: int, length: int) -> tuple[Tensor, ...]:
+def _inputs(model: Encoder | PairReader, batch: int, length: int) -> tuple[Tensor, ...]:
     draw = torch.Generator().manual_seed(length)
     tokens = torch.randint(0, model.vocab_size, (batch, length), generator=draw)
-    if model.type_embed is None:
+    if isinstance(model, PairReader) and model.reads_end:
+        tokens[0, length // 2], tokens[1:, -1] = cast(int, model.config.stop), cast(int, model.config.stop)
+    table = _body(model).type_embed
+    if table is None:
         return (tokens,)
-    return tokens, torch.randint(0, model.type_embed.num_embeddings, (batch, length), generator=draw)
+    return tokens, torch.randint(0, table.num_embeddings, (batch, length), generator=draw)
 
 
 def _trace(graph: _Graph, inputs: tuple[Tensor, ...], draft: Path, name: str) -> None:
@@ -138,7 +161,8 @@ def _compare(graph: _Graph, session: Any, inputs: tuple[Tensor, ...], name: str)
         raise ConfigError(
             f"'{name}' cannot be written as ONNX: its graph does not run at shape {shape}: {_reason(error)}"
         ) from error
-    expected = graph(*inputs)
+    out = graph.model(inputs[0], types=inputs[1] if len(inputs) > 1 else None)
+    expected = out.hidden if out.logits is None else out.logits
     if found.shape != expected.shape or float((found - expected).abs().max()) > TOLERANCE:
         gap = (
             "another shape"
