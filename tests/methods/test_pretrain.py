@@ -65,13 +65,24 @@ def test_the_task_and_its_marks_follow_the_model(corpus, tmp_path, name, objecti
 def test_several_pretext_tasks_are_learnt_together(corpus, tmp_path):
     small = settings(corpus, **{"model.size": None, "model.width": 16, "model.depth": 1})
     result = pretrain("bart", tmp_path / "run", small, objective="denoising+span-corruption:0.5", quiet=True)
-    assert result["validation"]["loss"] > 0
+    found = result["validation"]
+    shares = {"denoising": 1.0, "span-corruption": 0.5}
+    mean = sum(weight * found["parts"][name] for name, weight in shares.items()) / 1.5
+    assert found["loss"] == pytest.approx(mean, rel=0.02), "each task's own loss, over its own targets, beside the weighed mean"
     record = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert record["objective"]["settings"]["parts"] == {"denoising": {"weight": 1.0}, "span-corruption": {"weight": 0.5}}
     assert record["data"]["tokenizer"] == "bytes+mask+spans-100"
     for wrong, words in (("denoising+denoising", "stands twice"), ("denoising:x", "must read OBJECTIVE or OBJECTIVE:WEIGHT")):
         with pytest.raises(ConfigError, match=words):
             pretrain("bart", tmp_path / "no", small, objective=wrong, quiet=True)
+
+
+def test_several_tasks_that_predict_the_next_token_are_told_in_bits_per_byte(corpus, tmp_path):
+    small = settings(corpus, **{"model.size": None, "model.width": 16, "model.depth": 1, "budget": "2steps"})
+    both = pretrain("gru", tmp_path / "both", small, objective="next-token+emo:0.5", quiet=True)
+    assert 0 < both["bits_per_byte"] < 20 and both["bits_per_byte"] == both["validation"]["bits_per_byte"]
+    with pytest.raises(ConfigError, match="next-token and masked-lm do not go together"):
+        pretrain("gru", tmp_path / "no", small, objective="next-token+masked-lm", quiet=True)
 
 
 def test_going_on_with_a_folder_is_resumed_exactly_and_keeps_its_tokenizer(corpus, tmp_path, monkeypatch):

@@ -89,6 +89,12 @@ def test_a_target_that_no_width_meets_is_said():
         solve(lambda width, scale: 1000 * width, 100, 1)
 
 
+def test_a_size_that_a_large_step_misses_is_met_by_a_smaller_one():
+    both_ways = orrery.create_model("lstm", size="nano", frame="encoder", vocab_size=64)
+    assert abs(both_ways.num_parameters() / 300_000 - 1) <= 0.02 and both_ways.blocks[0].mixer.ahead.config.hidden == 78
+    assert orrery.create_model("lstm", size="nano", vocab_size=64).blocks[0].mixer.config.hidden % 8 == 0
+
+
 def test_seeds_decide_the_parameters_and_leave_the_global_stream_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()

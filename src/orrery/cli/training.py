@@ -78,10 +78,13 @@ def recorded_rate(model: str, size: str) -> float:
 
 def print_result(result: dict[str, Any], out: Path) -> None:
     """The end of a run in a few lines, every number with its unit."""
-    held_out = (result.get("validation") or {}).get("loss")  # of a pretext task
+    validated = result.get("validation") or {}
+    held_out = f"{{:.4f}} {validated.get('unit', 'nats per target')}"  # of a pretext task
+    parts = ", ".join(f"{name} {value:.4f}" for name, value in validated.get("parts", {}).items())
     rows = [
         ("status", result.get("status")),
-        ("validation", _number(result.get("bits_per_byte"), "{:.4f} bits per byte") or _number(held_out, "{:.4f} nats per target")),
+        ("validation", _number(result.get("bits_per_byte"), "{:.4f} bits per byte") or _number(validated.get("loss"), held_out)),
+        ("of it", parts),
         ("frequencies", _number(result.get("frequencies"), "{:.4f} nats per target, of a model that knows no more than how frequent tokens are")),
         ("trained on", _number(result.get("tokens"), "{:,.0f} tokens") + _number(result.get("steps"), " in {:,.0f} steps")),
         ("speed", _number(result.get("tokens_per_second"), "{:,.0f} tokens/s, measured without warm-up")),

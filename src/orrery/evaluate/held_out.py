@@ -18,6 +18,7 @@ from orrery.data.loader import Loader
 from orrery.data.shards import TokenFile
 
 SEED = 20_260_101
+_NO_PARTS = {"loss", "tokens", "state"}
 
 
 @torch.no_grad()
@@ -31,13 +32,15 @@ def held_out_loss(
         file: the validation side. length: T of a window. batch: windows at a time. tokens: about so many are read.
 
     Returns:
-        "loss" (nats per target), "targets", "tokens" read.
+        "loss" (nats per target), "targets", "tokens" read, and where the objective tells more than one thing, "parts": each task's
+        own loss (nats per its own targets) or each term, by name.
     """
     loader = Loader(file, batch, length, SEED)
     device = next(pair.parameters()).device
     training = pair.training
     pair.eval()
     nats, targets, batches = 0.0, 0, max(1, tokens // (batch * length))
+    sums: dict[str, list[float]] = {}  # of a part: its loss times its targets, its targets
     with torch.random.fork_rng(devices=[]), _cast(device, dtype):
         torch.manual_seed(SEED)
         for number in range(batches):
@@ -45,8 +48,14 @@ def held_out_loss(
             metrics = pair(moved)[1]
             count = int(metrics["tokens"])
             nats, targets = nats + float(metrics["loss"]) * count, targets + count
+            for name in metrics.keys() - _NO_PARTS:
+                if "/" not in name:
+                    own = int(metrics.get(f"tokens/{name}", count))
+                    before = sums.setdefault(name, [0.0, 0.0])
+                    sums[name] = [before[0] + float(metrics[name]) * own, before[1] + own]
     pair.train(training)
-    return {"loss": nats / max(1, targets), "targets": targets, "tokens": batches * batch * length}
+    parts = {name: total / max(1, own) for name, (total, own) in sorted(sums.items())}
+    return {"loss": nats / max(1, targets), "targets": targets, "tokens": batches * batch * length, **({"parts": parts} if parts else {})}
 
 
 def _cast(device: torch.device, dtype: torch.dtype) -> Any:

@@ -24,6 +24,7 @@ from torch import nn
 
 from orrery.core.errors import ConfigError
 from orrery.core.files import read_json, write_json
+from orrery.core.registry import names
 from orrery.data.dataset import Dataset, prepare
 from orrery.data.tokenizers import Tokenizer
 from orrery.methods.domains import domain_losses
@@ -197,7 +198,7 @@ def mixture(objective: str) -> dict[str, float]:
     """Objectives and their weights: `span-corruption`, or `span-corruption+prefix-lm:0.5`, learnt together from every batch.
 
     Raises:
-        ConfigError: a weight that is no number, or an objective named twice.
+        ConfigError: a weight that is no number, an objective named twice, or two that need models of different kinds.
     """
     found: dict[str, float] = {}
     for part in objective.split("+"):
@@ -209,6 +210,9 @@ def mixture(objective: str) -> dict[str, float]:
         if name in found:
             raise ConfigError(f"the objective '{name}' stands twice in '{objective}'")
         found[name] = value
+    blind = [name for name in found if name in names(kind="objective", tags=("causal",))]
+    if blind and READS & found.keys():
+        raise ConfigError(f"{blind[0]} and {min(READS & found.keys())} do not go together: one sees what stands before a token, the other all")
     return found
 
 

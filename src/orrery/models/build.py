@@ -140,6 +140,7 @@ class _Draft:
         self, name: str, layers: list[Layer], vocab_size: int, overrides: Mapping[str, Any], lead: Architecture
     ) -> None:
         self.name, self.layers, self.vocab_size, self.overrides, self.lead = name, layers, vocab_size, overrides, lead
+        self.grain = 1  # parts that a step of a fine dimension is cut into
         self.kinds = list(dict.fromkeys(layers))
         self.architectures = {kind: [find_architecture(branch.name) for branch in kind] for kind in self.kinds}
 
@@ -158,8 +159,15 @@ class _Draft:
         def count(w: int, scale: float) -> int:
             return _count(self.config(w, depth, step.head_dim, scale), known)
 
-        width, scale = solve(functools.cache(count), step.parameters, math.lcm(*multiples), width)
-        return self.config(width, depth, step.head_dim, scale)
+        refused: ConfigError | None = None
+        for self.grain in (1, 2, 4, 8):  # a large step of the fine dimension may miss the size from both sides
+            try:
+                found, scale = solve(functools.cache(count), step.parameters, math.lcm(*multiples), width)
+                return self.config(found, depth, step.head_dim, scale)
+            except ConfigError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     def free(self, width: int | None, depth: int | None) -> Resolved:
         """Width and depth as given, everything else at its natural value."""
@@ -196,7 +204,7 @@ class _Draft:
             layer, _, fine = architecture.fine.rpartition("/")
             there = block["channel"] is not None or not fine.startswith("channel.")
             if fine and there and (len(kind) == 1 or fine.startswith("mixer.")) and layer in ("", own):
-                block = apply_overrides(block, {fine: _fine(architecture, width, scale)})
+                block = apply_overrides(block, {fine: _fine(architecture, width, scale, self.grain)})
             for key, value in sorted(branch.settings, key=lambda setting: not setting[0].endswith(".name")):
                 _apply_block(block, key, value, branch.name)
             specs.append(block)
@@ -281,9 +289,9 @@ def _side_by_side(specs: list[dict[str, Any]], width: int, scale: float) -> dict
     return block
 
 
-def _fine(architecture: Architecture, width: int, scale: float) -> int:
-    natural = architecture.fine_ratio * width + architecture.fine_base
-    return max(1, round(scale * natural / architecture.fine_step)) * architecture.fine_step
+def _fine(architecture: Architecture, width: int, scale: float, grain: int = 1) -> int:
+    natural, step = architecture.fine_ratio * width + architecture.fine_base, max(1, architecture.fine_step // grain)
+    return max(1, round(scale * natural / step)) * step
 
 
 def _count(config: Resolved, known: dict[str, int]) -> int:

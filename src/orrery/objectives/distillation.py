@@ -159,6 +159,11 @@ class _Distillation(nn.Module):
         else:
             require(not self.config.task, "next-token distillation has no settings of a task")
 
+    @property
+    def unit(self) -> str:
+        """Of "loss", for people."""
+        return "nats per target" if self.config.hard or self.config.soft else "of all terms (no nats: nothing is predicted)"
+
     def teach(self, teacher: nn.Module) -> None:
         """Take a model as the teacher; it is frozen, and put into evaluation mode for good."""
         self.frozen, self.met = _Frozen(teacher), False

@@ -92,7 +92,7 @@ class MultiTask(nn.Module):
 
         Returns:
             The loss, and "loss" (mean of the parts' own, by their weights of one's own), "tokens" (of all), every part's loss by its
-            name, and with uncertainty "weight/NAME", what a loss counts now.
+            name, its tokens as "tokens/NAME", and with uncertainty "weight/NAME", what a loss counts now.
         """
         total: Tensor | float = 0.0
         plain: Tensor | float = 0.0
@@ -110,6 +110,7 @@ class MultiTask(nn.Module):
             else:
                 total = total + weight * loss
             metrics[name] = torch.as_tensor(found["loss"]).detach()
+            metrics[f"tokens/{name}"] = torch.as_tensor(found["tokens"]).detach()
             plain, weights = plain + weight * metrics[name], weights + weight
             tokens = tokens + torch.as_tensor(found["tokens"]).detach().to(tokens.device)
         return cast(Tensor, total), {"loss": plain / (weights or 1.0), "tokens": tokens, **metrics}

@@ -38,7 +38,7 @@ from orrery.optim.schedule import create_schedule, make_plan
 from orrery.runs import Run
 from orrery.train.budget import parse_budget, training_flops
 from orrery.train.checkpoint import Checkpoints
-from orrery.train.config import TrainConfig
+from orrery.train.config import ObjectiveSpec, TrainConfig
 from orrery.train.engine import Engine, Pair, Step
 from orrery.train.meters import WARMUP, Meters
 from orrery.train.system import (
@@ -58,7 +58,7 @@ Parallel = Callable[[nn.Module], nn.Module]
 
 LOG_LINES = 1000  # about as many lines of the learning curve as a run writes
 _CALIBRATION = (WARMUP, 5, 2.0)  # steps not timed, steps timed at least, seconds timed at least
-_VALIDATED = ("bits_per_byte", "nats", "bytes", "loss", "targets", "tokens")  # of a validation, in the log
+_VALIDATED = ("bits_per_byte", "nats", "bytes", "loss", "targets", "tokens", "parts")  # of a validation, in the log
 _SAVE_SHARE, _SAVE_LEAST, _SAVE_MOST = 0.01, 15.0, 600.0  # chosen interval: cost at most 1 %, between 15 s and 10 min
 
 
@@ -142,7 +142,7 @@ class _Work:
         self.loader = loader(self.data.train, config.data.batch, config.data.length, config.seed, rank, world)
         self.model.to(self.device)
         objective = create_objective(config.objective.name, **config.objective.settings)
-        self.predicts = "causal" in registry.lookup(config.objective.name, "objective").tags  # the next token
+        self.predicts = _predicts(config.objective)
         self.pair: Pair = Pair(self.model, objective, self.data.tokenizer).to(self.device)
         self.fingerprint = config_hash([config, _shapes(self.pair), self.data.hash])
         self.parallel = parallel
@@ -336,7 +336,8 @@ class _Loop:
         """The pretext task's own loss, of a model that does not predict the next token."""
         spec, file = self.config.validation, self.work.data.validation
         tokens = min(len(file), spec.bytes or len(file))
-        return held_out_loss(self.work.pair, file, self.config.data.length, spec.batch, tokens, dtype)
+        found = held_out_loss(self.work.pair, file, self.config.data.length, spec.batch, tokens, dtype)
+        return {**found, "unit": getattr(self.work.pair.objective, "unit", "nats per target")}
 
     def _save_now_and_then(self, done: int) -> None:
         if done == self.steps:
@@ -493,6 +494,12 @@ def _description(model: nn.Module) -> dict[str, Any]:
 
 def _shapes(pair: nn.Module) -> list[list[Any]]:
     return [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in sorted(stored_tensors(pair).items())]
+
+
+def _predicts(spec: ObjectiveSpec) -> bool:
+    """Whether what is learnt is the next token and nothing else, by one objective or several together; then bits per byte tell."""
+    parts = [part.get("objective", name) for name, part in spec.settings.get("parts", {}).items()]
+    return all("causal" in registry.lookup(name, "objective").tags for name in parts or [spec.name])
 
 
 def _count(model: Any, embedding: bool) -> int:
