@@ -11,6 +11,7 @@ from orrery.cli import output
 
 LENGTHS = (1, 1024, 4096, 16384, 65536)  # tokens, for state and cost over length
 SIZES = ("nano", "micro", "tiny", "small", "base")
+_PARTS = ("mixer", "guide", "channel")
 
 
 def list_names(
@@ -113,17 +114,20 @@ def _settings(name: str) -> list[dict[str, Any]]:
         return [{"name": f.name, "default": None if f.default is dataclasses.MISSING else f.default, "of": entry.name} for f in fields]
     config = resolve(entry.name, "tiny")
     if isinstance(config, EncoderDecoderConfig):
-        stacks = {"encoder.": config.encoder.blocks[0], "decoder.": config.decoder.blocks[0]}
+        stacks = {"encoder.": config.encoder.blocks, "decoder.": config.decoder.blocks}
     else:
-        stacks = {"": config.blocks[0]}
+        stacks = {"": config.blocks}
     found = []
-    for side, block in stacks.items():
-        whole = block.to_dict()
-        found += [{"name": side + key, "default": value, "of": "block"} for key, value in whole.items() if key not in ("mixer", "channel")]
-        for kind, spec in (("mixer", block.mixer), ("channel", block.channel)):
-            if spec:
-                resolved = part_config(spec, kind).to_dict()
-                found += [{"name": f"{side}{kind}.{key}", "default": value, "of": spec["name"]} for key, value in resolved.items()]
+    for side, blocks in stacks.items():
+        whole, known = blocks[0].to_dict(), set()
+        found += [{"name": side + key, "default": value, "of": "block"} for key, value in whole.items() if key not in _PARTS]
+        for block in blocks:  # a later layer's parts by their own names
+            for kind, spec in (("mixer", block.mixer), ("guide", block.guide), ("channel", block.channel)):
+                if spec and spec["name"] not in known:
+                    known.add(spec["name"])
+                    home = side + (kind if block is blocks[0] else spec["name"])
+                    resolved = part_config(spec, "mixer" if kind == "guide" else kind).to_dict()
+                    found += [{"name": f"{home}.{key}", "default": value, "of": spec["name"]} for key, value in resolved.items()]
     return found
 
 

@@ -122,12 +122,13 @@ class Attention(Mixer):
             f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
         )
         require(self.heads % self.kv_heads == 0, f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        self.scale = self.head_dim**-0.5  # of the scores; whoever holds the part may set another
         self.rotated = 2 * int(config.rope * self.head_dim / 2)
         self.packs = type(self) is Attention and "b" not in place.canon
         inner = self.heads * self.head_dim
         self._parts = [inner + 2 * self.kv_heads * self.head_dim, inner if config.gate else 0]
         self.inputs = Projection(place, sum(self._parts), bias=config.bias)  # of q, k, v, and the gate
-        self.out = nn.Linear(inner, place.width, bias=config.bias if config.out_bias is None else config.out_bias)
+        self.out = nn.Linear(inner, place.out or place.width, bias=config.bias if config.out_bias is None else config.out_bias)
         whole, eps = config.norm_whole, 1e-6 if config.qk_norm is True else float(config.qk_norm)
         self.q_norm = RMSNorm(self.head_dim * (self.heads if whole else 1), eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim * (self.kv_heads if whole else 1), eps) if config.qk_norm else None
@@ -214,7 +215,7 @@ class Attention(Mixer):
         """What the scores of whole sequences are made of; distillation compares them, or what a softmax makes of them."""
         q, k, _, _, _ = self._project(x, None, ctx)
         k = k.repeat_interleave(self.heads // self.kv_heads, 2)
-        return Scored(q / math.sqrt(self.head_dim), k, None, None if self.config.window is None else self.config.window - 1)
+        return Scored(q * self.scale, k, None, None if self.config.window is None else self.config.window - 1)
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed; the raw gate (B,T,H*K); the last inputs of Canon-B."""
@@ -256,18 +257,21 @@ class Attention(Mixer):
     def stepper(self, norm: RowNorm, state: AttentionState, run: Stepping) -> Step | None:
         if self.config.relative is not None or not plain_linear(self.inputs.linear, self.out):
             return None
-        batch = len(run.x)
-        p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)
+        attend, y = self.heads_step(run.x, norm, state, run)
+        return in_order(attend, linear_step(y, self.out, run.x, add=True))
+
+    def heads_step(self, x: Tensor, norm: RowNorm, state: AttentionState, run: Stepping) -> tuple[Step, Tensor]:
+        """What all heads put out for one token x (B,D), as a step and the y (B,H*K) that it writes."""
+        batch = len(x)
+        p, y = x.new_empty(batch, self.inputs.linear.out_features), x.new_empty(batch, self.out.in_features)
         k, v = (self._ring(cached, state.clock[:, 1], run.capacity) for cached in (state.k, state.v))
         places = torch.arange(run.capacity)
         table = cached_table(places, run.capacity, self.rotated, self.config.rope_theta, torch.float32)
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
-        project = self.inputs.step(run.x, state.conv, p, norm)
-        attend = attention_step(p, k, v, run.positions, table, y, norms)
-        out = linear_step(y, self.out, run.x, add=True)
-        return in_order(project, attend, out)
+        project = self.inputs.step(x, state.conv, p, norm)
+        return in_order(project, attention_step(p, k, v, run.positions, table, y, norms, self.scale)), y
 
     def _ring(self, cached: Tensor, positions: Tensor, capacity: int) -> Tensor:
         """Cached keys or values (B,S,G,K) as a ring (B,G,K,slots): position p in slot p mod (window, or capacity without one)."""
@@ -321,14 +325,14 @@ class Attention(Mixer):
             if causal:
                 future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
                 extra, causal = extra.masked_fill(future, -math.inf), False
-        y = F.scaled_dot_product_attention(q, k, v, extra, dropout, is_causal=causal, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(q, k, v, extra, dropout, is_causal=causal, scale=self.scale, enable_gqa=grouped)
         return y.transpose(1, 2).flatten(2)
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The attention matrix (B,H,T,T) of a whole sequence; row t sums to 1."""
         q, k, _, _, _ = self._project(x, None, ctx)
         k = k.repeat_interleave(self.heads // self.kv_heads, 2)
-        scores = torch.einsum("bthk,bshk->bhts", q, k) / math.sqrt(self.head_dim)
+        scores = torch.einsum("bthk,bshk->bhts", q, k) * self.scale
         mask = self._mask(None, ctx.timeline, x, 0)
         if isinstance(mask, str):
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
@@ -347,7 +351,7 @@ class Attention(Mixer):
         window = min(self.config.window or length, length)
         pairs = window * (window + 1) // 2 + (length - window) * window
         inner = self.heads * self.head_dim
-        return self.inputs.flops(length) + 2 * inner * self.place.width * length + 4 * inner * pairs
+        return self.inputs.flops(length) + 2 * inner * self.out.out_features * length + 4 * inner * pairs
 
 
 def _held(state: AttentionState | None, time: Timeline, window: int | None) -> Tensor:

@@ -32,13 +32,14 @@ from orrery.models.shapes import shapes_only
 from orrery.nn.architecture import Architecture, default_architecture
 from orrery.nn.block import Block, BlockConfig
 from orrery.nn.contract import Place
+from orrery.nn.sharing import common_names
 
 DEFAULT_SIZE = "tiny"
 DEFAULT_VOCAB = 257  # the byte tokenizer's
 FRAMES = ("decoder", "encoder", "encoder-decoder")
 Resolved = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 _FRAME = ("tied", "norm", "eps", "embed_norm", "positions", "max_positions", "dropout", "embed_std", "softcap")
-_BLOCK = ("norm", "eps", "placement", "canon", "dropout", "scales", "gate", "gate_bias")
+_BLOCK = ("norm", "eps", "placement", "canon", "dropout", "scales", "gate", "gate_bias", "common")
 
 
 def create_model(
@@ -154,7 +155,7 @@ class _Draft:
         depth = depth or self.depth(step.depth)
         multiples = [a.width_step or step.head_dim for kind in self.kinds for a in self.architectures[kind]]
 
-        known: dict[str, int] = {}  # scales that round to the same fine dimension are counted once
+        known: dict[str, Any] = {}  # scales that round to the same fine dimension are counted once
 
         def count(w: int, scale: float) -> int:
             return _count(self.config(w, depth, step.head_dim, scale), known)
@@ -294,7 +295,7 @@ def _fine(architecture: Architecture, width: int, scale: float, grain: int = 1) 
     return max(1, round(scale * natural / step)) * step
 
 
-def _count(config: Resolved, known: dict[str, int]) -> int:
+def _count(config: Resolved, known: dict[str, Any]) -> int:
     """Parameters without embedding and head, from blocks on the meta device; `known` collects those of single blocks."""
     if isinstance(config, EncoderDecoderConfig):
         return _count(config.encoder, known) + _count(config.decoder, known)
@@ -308,18 +309,24 @@ def _count(config: Resolved, known: dict[str, int]) -> int:
     for index, block in enumerate(config.blocks):
         layers = config.layout.count(index)
         first = int(config.layout[0] == index)  # the first layer may lack what refers to an earlier one
+        common: dict[str, int] = {}
         for layer, number in ((0, first), (config.depth - 1, layers - first)):
             if number > 0:
-                total += number * _count_block(block, Place(width=config.width, layer=layer, depth=config.depth), known)
+                own, shared = _count_block(block, Place(width=config.width, layer=layer, depth=config.depth), known)
+                total, common = total + number * own, common | shared
+        total += sum(common.values())
     return total
 
 
-def _count_block(block: BlockConfig, place: Place, known: dict[str, int]) -> int:
+def _count_block(block: BlockConfig, place: Place, known: dict[str, Any]) -> tuple[int, dict[str, int]]:
+    """Parameters of a layer's own, and by name those that it has in common with others of its kind."""
     key = json.dumps([block.to_dict(), place.to_dict()], sort_keys=True)
     if key not in known:
         with shapes_only():
-            known[key] = sum(p.numel() for p in Block(block, place).parameters())
-    return known[key]
+            made = Block(block, place)
+        shared = {name: made.get_parameter(name).numel() for name in common_names(made, block.common)} if block.common else {}
+        known[key] = sum(p.numel() for p in made.parameters()) - sum(shared.values()), shared
+    return cast("tuple[int, dict[str, int]]", known[key])
 
 
 def _spell_out(written: list[Layer], own: str | None) -> list[Layer]:
@@ -384,13 +391,14 @@ def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> No
     for block, kind in zip(data["blocks"], kinds, strict=True):
         layers = {name for branch in kind for name in _names(branch)}
         named = bool(rest) and head in layers | _part_names(block)
-        if rest and head not in ("mixer", "channel", "cross") and not named:
+        if rest and head not in ("mixer", "channel", "cross", "guide") and not named:
             continue
         try:
             if named and block["mixer"]["name"] == "parallel" and head != "parallel":
                 _apply_branches(block, kind, head, rest, value, data["architecture"])
             else:
-                part = "" if "." in rest or head in layers else "mixer." if block["mixer"]["name"] == head else "channel."
+                own = next((kind for kind in ("mixer", "guide") if (block.get(kind) or {}).get("name") == head), "channel")
+                part = "" if "." in rest or head in layers else f"{own}."
                 _apply_block(block, part + rest if named else key, value, data["architecture"])
             touched = True
         except ConfigError:
@@ -414,15 +422,15 @@ def _parts(block: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _part_names(block: dict[str, Any]) -> set[str]:
-    return {part["name"] for kind in ("mixer", "channel") for part in _parts(block, kind)}
+    return {part["name"] for kind in ("mixer", "guide", "channel") for part in _parts(block, kind)}
 
 
 def _fields(part: dict[str, Any], kind: str) -> set[str]:
-    return set(field_types(registry.load(part["name"], "mixer" if kind == "cross" else kind).Config))
+    return set(field_types(registry.load(part["name"], "mixer" if kind in ("cross", "guide") else kind).Config))
 
 
 def _known(block: dict[str, Any]) -> set[str]:
-    return set(_BLOCK).union(*(_fields(part, kind) for kind in ("mixer", "channel") for part in _parts(block, kind)))
+    return set(_BLOCK).union(*(_fields(part, kind) for kind in ("mixer", "guide", "channel") for part in _parts(block, kind)))
 
 
 def _apply_branches(block: dict[str, Any], kind: Layer, name: str, key: str, value: Any, model: str) -> None:
@@ -447,7 +455,7 @@ def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None
     if not rest and key in _BLOCK:
         block[key] = value
         return
-    for kind in ("mixer", "channel") if not rest else (head,):  # a part that reads a memory is named: "cross.heads"
+    for kind in ("mixer", "guide", "channel") if not rest else (head,):  # a part that reads a memory is named: "cross.heads"
         parts = _parts(block, kind)
         if parts and rest == "name":
             known = _fields({"name": value}, kind)

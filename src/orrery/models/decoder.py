@@ -21,6 +21,7 @@ from orrery.nn.block import Block, BlockState
 from orrery.nn.contract import Context, Place
 from orrery.nn.norms import make_norm
 from orrery.nn.packing import pack
+from orrery.nn.sharing import tie_layers
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock, gather_time, plan, spread_time
 
@@ -66,11 +67,13 @@ class DecoderLM(nn.Module):
         )
         self.norm = make_norm(config.norm, config.width, config.eps)
         self.head = Head(config.width, config.vocab_size, config.softcap)
+        self.recalls = any(getattr(part, "recalls", False) for part in self.modules())
         self.tie()
         self._reset_frame()
 
     def tie(self) -> None:
-        """Let the head have the embedding's matrix, where the config says so."""
+        """Let the head have the embedding's matrix, and layers what they have in common, where the config says so."""
+        tie_layers(self.blocks, self.config.layout)
         if self.config.tied:
             self.head.weight = self.embed.weight
 
@@ -160,7 +163,10 @@ class DecoderLM(nn.Module):
             h = h + self.position_embed(positions)
         if self.embed_norm is not None:
             h = self.embed_norm(h)
-        return nn.functional.dropout(h, self.config.dropout, self.training) if self.config.dropout else h
+        h = nn.functional.dropout(h, self.config.dropout, self.training) if self.config.dropout else h
+        if self.recalls and ctx.shared is not None:
+            ctx.shared["embedding"] = h
+        return h
 
     def check_position(self, most: int) -> None:
         """Raise unless there is a learned position `most`."""

@@ -26,6 +26,7 @@ from orrery.nn.block import Block, BlockState
 from orrery.nn.contract import Context, Place
 from orrery.nn.norms import make_norm
 from orrery.nn.packing import pack
+from orrery.nn.sharing import tie_layers
 from orrery.nn.timeline import Timeline, gather_time, plan, spread_time
 
 
@@ -60,11 +61,15 @@ class Encoder(nn.Module):
             raise ConfigError(
                 f"head.positions needs a last layer whose queries may be others than its keys, as in deberta, not {config.architecture}'s"
             )
+        if any(block.guide for block in config.blocks):
+            raise ConfigError(f"a layer with a guide reads forward only and cannot be an encoder's; {config.architecture} has some")
         self.packs = all(cast(Block, block).packs for block in self.blocks)
+        tie_layers(self.blocks, config.layout)
         self._reset_frame()
 
     def tie(self) -> None:
-        """Let a head that scores the vocabulary have the embedding's matrix, where its config says so."""
+        """Let a head that scores the vocabulary have the embedding's matrix, and layers what they have in common, where configs say so."""
+        tie_layers(self.blocks, self.config.layout)
         if self.head is not None:
             self.head.tie(self.embed)
 

@@ -225,10 +225,10 @@ def _stack(ours: str, model: Any) -> tuple[Any, list[str]]:
 
 
 def _mixer(rule: Rule, model: Any) -> Any:
-    """The mixer of the layer, or of the branch of a parallel layer, that an expanded rule speaks of."""
+    """The mixer or guide of the layer, or the branch of a parallel layer, that an expanded rule speaks of."""
     stack, parts = _stack(rule.ours, model)
     block = stack.blocks[int(parts[1]) if parts[0] == "blocks" else 0]
-    mixer = block.cross if parts[2:3] == ["cross"] else block.mixer
+    mixer = getattr(block, parts[2]) if parts[2:3] in (["cross"], ["guide"]) else block.mixer
     return mixer.branches[int(parts[4])] if parts[2:4] == ["mixer", "branches"] else mixer
 
 

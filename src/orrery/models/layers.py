@@ -125,5 +125,7 @@ def read_layers(
 
 def _entry(block: Any, h: Tensor, ctx: Context) -> Tensor:
     """What a block hands to its mixer."""
+    if block.guide is not None:
+        h = h + block.guide(h, None, ctx)[0]
     x = h if block.config.placement in ("post", "output") else block.mixer_norm(h)
     return cast(Tensor, x if block.canon_a is None else block.canon_a(x, None, ctx)[0])

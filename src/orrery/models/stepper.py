@@ -15,7 +15,7 @@ from orrery.nn.block import Block
 from orrery.nn.stepping import Step, Stepping, can_step, norm_of
 from orrery.ops.program import Program, joined
 from orrery.ops.steps.row_linear import norm_in_place, row_linear
-from orrery.ops.steps.row_steps import best_rows, cap_rows, embed_rows, keep_rows, next_rows
+from orrery.ops.steps.row_steps import best_rows, cap_rows, copy_rows, embed_rows, keep_rows, next_rows
 
 AHEAD = 16  # tokens that are written without coming back, some 10 ms: so long an interrupt may wait
 
@@ -39,6 +39,9 @@ class Stepper:
         self.limited = places is not None
         steps: list[Step] = [embed_rows(self.tokens, model.embed.weight, run.positions, places, run.x)]
         steps += [] if model.embed_norm is None else [self._embed_norm()]
+        if model.recalls:
+            run.shared["embedding"] = torch.empty_like(run.x)
+            steps.append(copy_rows(run.x, run.shared["embedding"]))
         for block, held in zip(model.blocks, state.blocks, strict=True):
             steps += cast(Block, block).stepper(held, run)
         self._passes = [*steps, *self._head(), best_rows(self.scores, self.best)]

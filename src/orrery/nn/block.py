@@ -7,9 +7,10 @@ output:    x += norm(mixer(x));  x += norm(channel(x))          (OLMo 2, arXiv 2
 normed:    x = norm(x); x = a x + b mixer(x);  x = norm(x); x = c x + d channel(x)     (MiniMax-01, arXiv 2501.08313)
 gated:     x = g(x, relu(mixer(norm(x))));  x = g'(x, relu(channel(norm(x))))          (GTrXL, arXiv 1910.06764)
 
+With a guide (pre only) the mixer sees more than the residual stream keeps:  x += mixer(norm(x + guide(x)))  (Zamba, arXiv 2405.16712).
 Canon A stands after the mixer's norm, C after the channel mixer's; B and D are inside the parts.
 A block's state is the tuple (canon A, mixer, canon C, channel) of its parts' states. A decoder's block that reads an
-encoder's output has a third part between the two, placed as they are (pre and post only); its state stands last.
+encoder's output has a third part between the two, placed as they are (pre and post only); its state stands last, as a guide's.
 
 B batch, T time, D width.
 """
@@ -32,6 +33,7 @@ from orrery.nn.residual_gate import ResidualGate
 from orrery.nn.stepping import Beside, Step, Stepping, block_step, in_order, norm_of, part_step
 from orrery.ops.steps.canon import add_change, canon_step
 from orrery.ops.steps.row_linear import blend, norm_in_place, row_norm
+from orrery.ops.steps.row_steps import copy_rows
 
 PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
 BlockState = tuple[Any, ...]
@@ -43,7 +45,9 @@ class BlockConfig(Config):
 
     scales: a, b, c, d of the placement "normed"; 1 elsewhere. gate, gate_bias: of the placement "gated"
     (:mod:`orrery.nn.residual_gate`). cross: a mixer that reads `ctx.memory`, or None. first_norm: False takes the norm before the
-    mixer from the model's first layer, whose input has been normed (ModernBERT).
+    mixer from the model's first layer, whose input has been normed (ModernBERT). guide: a mixer whose output is added to what
+    the main mixer sees, or None. common: patterns of the names of parameters that all layers of this kind have in common
+    (:mod:`orrery.nn.sharing`).
     """
 
     mixer: dict[str, Any]
@@ -58,6 +62,8 @@ class BlockConfig(Config):
     gate_bias: float = 2.0
     cross: dict[str, Any] | None = None
     first_norm: bool = True
+    guide: dict[str, Any] | None = None
+    common: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(
@@ -70,6 +76,10 @@ class BlockConfig(Config):
         )
         require(self.placement in PLACEMENTS, f"placement '{self.placement}' must be one of {', '.join(PLACEMENTS)}")
         require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
+        require(
+            self.guide is None or (self.placement == "pre" and self.cross is None),
+            "a block with a guide has the placement 'pre' and reads no memory",
+        )
         require(self.first_norm or self.placement == "pre", "only a norm before its part (placement 'pre') can be left out")
 
 
@@ -137,6 +147,7 @@ class Block(nn.Module):
         self.mixer = make_part(config.mixer, "mixer", place)
         self.cross = make_part(config.cross, "mixer", place) if config.cross else None
         self.cross_norm = make_norm(config.norm, place.width, config.eps) if config.cross else None
+        self.guide = make_part(config.guide, "mixer", place) if config.guide else None
         self.channel = make_part(config.channel, "channel", place) if config.channel else None
         second = self.channel is not None and config.placement != "parallel"
         self.channel_norm = make_norm(config.norm, place.width, config.eps) if second else None
@@ -152,7 +163,7 @@ class Block(nn.Module):
             ctx = ctx.replace(last=False)
         if self.cross is not None:
             return self._with_memory(x, state, ctx)
-        a, m, c, f = state if state is not None else (None, None, None, None)
+        a, m, c, f, *g = state if state is not None else (None,) * len(self._parts())
         if self.config.placement in ("post", "output"):
             h, a = self.canon_a(x, a, ctx) if self.canon_a is not None else (x, a)
             y, m = self.mixer(h, m, ctx)
@@ -162,7 +173,8 @@ class Block(nn.Module):
                 y, f = self.channel(h, f, ctx)
                 x = self._joined(x, y, self.channel_norm)
             return x, (a, m, c, f)
-        h = self.mixer_norm(x)
+        led, g = self._led(x, g, ctx)
+        h = self.mixer_norm(led)
         if self.config.placement == "normed":
             return self._normed(h, (a, m, c, f), ctx)
         if self.canon_a is not None:
@@ -178,7 +190,14 @@ class Block(nn.Module):
                 h, c = self.canon_c(h, c, ctx)
             y, f = self.channel(h, f, ctx)
             x = self._added(x, y, 1)
-        return x, (a, m, c, f)
+        return x, (a, m, c, f, *g)
+
+    def _led(self, x: Tensor, state: list[Any], ctx: Context) -> tuple[Tensor, list[Any]]:
+        """What the mixer's norm is given: x and what the guide makes of it."""
+        if self.guide is None:
+            return x, state
+        y, after = self.guide(x, state[0], ctx.replace(last=False))
+        return x + y, [after]
 
     def _with_memory(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
         """The mixer, what reads the memory, and the channel mixer, each with its norm before (pre) or behind it (post)."""
@@ -239,10 +258,13 @@ class Block(nn.Module):
         if self.config.placement == "output" and not canon and type(self) is Block:
             return self._output_steps(state, run)
         serial = self.config.placement == "pre" or (self.config.placement == "parallel" and self.channel is None)
-        unknown = canon and (norm_of(self.mixer_norm) is None or norm_of(self.channel_norm) is None)
+        unknown = canon and (norm_of(self.mixer_norm) is None or norm_of(self.channel_norm) is None or self.guide is not None)
         if unknown or not serial or type(self) is not Block:
             return [block_step(self, state, run)]
-        steps = [self._part_step(self.canon_a, state[0], self.mixer_norm, self.mixer, state[1], run)]
+        if self.guide is not None:
+            steps = [self._guided_step(self.guide, state, run)]
+        else:
+            steps = [self._part_step(self.canon_a, state[0], self.mixer_norm, self.mixer, state[1], run)]
         if self.cross is not None:
             steps.append(part_step(self.cross, self.cross_norm, state[4], run))
         if self.channel is not None:
@@ -252,6 +274,12 @@ class Block(nn.Module):
     @staticmethod
     def _part_step(canon: Canon | None, held: Any, norm: nn.Module | None, part: nn.Module, state: Any, run: Stepping) -> Step:
         return part_step(part, norm, state, run) if canon is None else _canon_step(canon, held, norm, part, state, run)
+
+    def _guided_step(self, guide: nn.Module, state: BlockState, run: Stepping) -> Step:
+        """x += mixer(norm(x + guide(x))): both parts work on a stream of their own, and what the mixer changes there is added."""
+        room, kept = Beside(run), torch.empty_like(run.x)
+        led = in_order(copy_rows(run.x, room.x), part_step(guide, None, state[4], room), copy_rows(room.x, kept))
+        return in_order(led, part_step(self.mixer, self.mixer_norm, state[1], room), add_change(run.x, room.x, kept))
 
     def _normed_steps(self, state: BlockState, run: Stepping) -> list[Step]:
         parts = [(self.mixer, self.mixer_norm, state[1]), (self.channel, self.channel_norm, state[3])]
@@ -274,7 +302,8 @@ class Block(nn.Module):
 
     def _parts(self) -> tuple[Any, ...]:
         parts = (self.canon_a, self.mixer, self.canon_c, self.channel)
-        return parts if self.cross is None else (*parts, self.cross)
+        last = self.cross if self.cross is not None else self.guide
+        return parts if last is None else (*parts, last)
 
     @property
     def packs(self) -> bool:
@@ -299,6 +328,8 @@ class Block(nn.Module):
         if self.cross is not None:
             ctx = ctx.replace(memory=None, memory_segments=None)
         self.mixer.check_honoured(ctx.replace(cond=None) if self.channel is not None else ctx)
+        if self.guide is not None:
+            self.guide.check_honoured(ctx.replace(cond=None))
 
     def check_state(self, state: BlockState, batch: int) -> None:
         """Raise for a state of another block or batch size."""

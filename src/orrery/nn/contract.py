@@ -66,6 +66,7 @@ class Context:
     donate: the caller gives its state away; buffers may be overwritten in place (only `generate` sets it).
     shared: what a layer leaves for later ones of the same call, by name (RWKV-7's first values); the frame makes it anew
         for every call. It holds activations of these very tokens, so it is no state: cuts and steps need nothing of it.
+        "embedding" (B,T,D) is what the first layer was given; frames leave it where a part `recalls` it.
     last: only the last token's output is asked for, of a call without padding: a part may give y (B,1,D). States are the same.
     packing: of a decoder's packed row (:mod:`orrery.nn.packing`): where its tokens stood, for parts that read a memory row by row.
     """
@@ -106,12 +107,14 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Place(Config):
-    """Where a part stands: width D, layer index (0-based), depth of the model, and which Canon layers are on."""
+    """Where a part stands: width D, layer index (0-based), depth of the model, which Canon layers are on, and the width of what
+    it puts out where that is another (out)."""
 
     width: int
     layer: int = 0
     depth: int = 1
     canon: str = ""
+    out: int | None = None
 
     def __post_init__(self) -> None:
         if set(self.canon) - set("abcd") or len(set(self.canon)) < len(self.canon):
@@ -129,6 +132,7 @@ class Part(nn.Module):
     Config: ClassVar[type[PartConfig]] = PartConfig
     State: ClassVar[Any] = None  # the NamedTuple that `mix` returns; None for a stateless part
     honours: ClassVar[frozenset[str]] = frozenset()  # of: positions, bias, memory, cond; others raise when set
+    recalls: bool = False  # reads ctx.shared["embedding"]
     packs: bool = False  # a row of many documents costs it no more than rows of one each (:mod:`orrery.nn.packing`)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()  # small settings (for width 32) that the contract checks run with
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from orrery.nn.contract import Context, Part
+from orrery.nn.low_rank import LowRankLinear
 from orrery.nn.norms import LayerNorm, RMSNorm, SimpleRMSNorm
 from orrery.nn.state import reserve
 from orrery.nn.timeline import Timeline
@@ -121,9 +122,15 @@ def plain_linear(*modules: nn.Module | None) -> bool:
 
 
 def linear_step(x: Tensor, module: nn.Module, y: Tensor, norm: RowNorm | None = None, activation: str = "", add: bool = False) -> Step:
-    """:func:`orrery.ops.steps.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds."""
+    """:func:`orrery.ops.steps.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds, or, without activation,
+    of one with a map of low rank beside it."""
     linear = cast(nn.Linear, module)
-    return row_linear(x, linear.weight, linear.bias, y, norm, activation, add)
+    own = row_linear(x, linear.weight, linear.bias, y, norm, activation, add)
+    if not isinstance(linear, LowRankLinear):
+        return own
+    assert not activation
+    low = y.new_empty(len(y), linear.rank * linear.parts)
+    return in_order(own, row_linear(x, linear.down, None, low, norm), row_linear(low, linear.wide_up(), None, y, add=True))
 
 
 def in_order(*steps: Step) -> Step:

@@ -30,6 +30,7 @@ def attention_step(
     table: Tensor,
     y: Tensor,
     norms: tuple[Tensor, Tensor, float] | None = None,
+    scale: float | None = None,
 ) -> Callable[[], None]:
     """A function that takes one token of every row further each time it is called.
 
@@ -42,10 +43,11 @@ def attention_step(
         y: (B,H*K), the result.
         norms: weights of the RMSNorms of queries and keys, (K,) each or (H*K,) and (G*K,) over all heads together, and
             their eps; None for none.
+        scale: of the scores; None: 1/sqrt(K).
     """
     q_gain, k_gain, eps = norms or (None, None, 0.0)
     arrays = [array(t, p) for t in (p, k, v, positions, torch.view_as_real(table), q_gain, k_gain, y)]
-    return prepare_blocks(_step, k.shape[0] * k.shape[1], 4 * k.numel(), *arrays, eps)
+    return prepare_blocks(_step, k.shape[0] * k.shape[1], 4 * k.numel(), *arrays, eps, np.float32(scale or k.shape[2] ** -0.5))
 
 
 @inlined
@@ -66,10 +68,10 @@ def _most(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _step(first, last, p, k, v, positions, table, q_gain, k_gain, y, eps):  # type: ignore[no-untyped-def]
+def _step(first, last, p, k, v, positions, table, q_gain, k_gain, y, eps, scale):  # type: ignore[no-untyped-def]
     groups, size, slots = k.shape[1:]
     heads, half = y.shape[1] // size, table.shape[1]
-    share, scale = heads // groups, np.float32(1.0 / np.sqrt(np.float64(size)))
+    share = heads // groups
     gate = (heads + 2 * groups) * size
     turned, scores, ones = np.empty(size, np.float32), np.empty(slots, np.float32), np.ones(slots, np.float32)
     for block in range(first, last):
