@@ -90,7 +90,8 @@ EXCHANGE = [
     "Models of this house at width 64 and 4 layers (xlstm 128), their parameters moved by 0.1 randn away from where they begin, written",
     "with `to_transformers` and read by transformers: the largest difference of the logits (of the hidden states where there is no",
     "language model) divided by the largest, in float32 and in float64 (transformers' casts to float32 lifted); the gradient of",
-    "the embedding for the mean square of the same; and whether greedy generation of 12 ids with their cache gives ours.",
+    "the embedding for the mean square of the same; and whether greedy generation of 12 ids with their cache gives ours. Encoder-decoders",
+    "answer with a head of two labels here; what they write is compared in their tests.",
     "",
     "| model type | architecture | their class | float32 | float64 | gradient, float32 | cached generation |",
     "| --- | --- | --- | --- | --- | --- | --- |",
@@ -101,6 +102,8 @@ def answer(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Logits, or hidden states where there are none; of ours and of theirs."""
     out = model(tokens)
     found = getattr(out, "logits", None)
+    if found is None and hasattr(out, "start_logits"):
+        return torch.stack([out.start_logits, out.end_logits], -1)
     if found is None:
         found = out.hidden if hasattr(out, "hidden") else out.last_hidden_state
     return found
@@ -110,14 +113,14 @@ def apart(found: torch.Tensor, wanted: torch.Tensor) -> str:
     return f"{float((found - wanted).abs().max() / wanted.abs().max()):.1e}"
 
 
-def exchange_row(model_type: str, architecture: str) -> str:
-    """A table row for one exchange map."""
+def exchange_row(model_type: str, architecture: str, **more: object) -> str:
+    """A table row for one exchange map; `more` settings of the model."""
     import transformers
 
     import orrery
     from all_double import AllDouble, double
 
-    settings = EXCHANGED.get(model_type, {})
+    settings = {**EXCHANGED.get(model_type, {}), **more}
     width = 128 if architecture == "xlstm-large" else 64
     own = orrery.create_model(architecture, width=width, depth=4, vocab_size=61, seed=0, **settings).eval()
     noise = torch.Generator().manual_seed(1)
@@ -125,6 +128,8 @@ def exchange_row(model_type: str, architecture: str) -> str:
         for parameter in own.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
     tokens = torch.randint(3, 61, (2, 23), generator=noise)
+    if "head" in more:
+        tokens[:, -1] = own.config.stop
     with tempfile.TemporaryDirectory() as folder:
         orrery.to_transformers(own, Path(folder) / "model")
         config = transformers.AutoConfig.from_pretrained(Path(folder) / "model")
@@ -157,17 +162,19 @@ def exchange_row(model_type: str, architecture: str) -> str:
 
 
 def exchange_table() -> list[str]:
-    """One row for every exchange map of a model that reads tokens (encoder-decoders have their tests)."""
+    """One row for every exchange map of a model that reads tokens, an encoder-decoder with its heads (one that writes has its tests)."""
     lines = list(EXCHANGE)
     for entry in registry.entries("architecture"):
         for model_type in entry.exchange:
-            if entry.name.startswith(("t5", "bart")) or model_type in ("camembert", "xlm-roberta"):  # roberta under other names
+            if entry.name == "t5-encoder" or model_type in ("camembert", "xlm-roberta"):  # roberta under other names
                 continue
-            try:
-                lines.append(exchange_row(model_type, entry.name))
-            except (OrreryError, RuntimeError, AssertionError) as problem:  # a row that could not be made says so
-                lines.append(f"| `{model_type}` | `{entry.name}` | not made: {type(problem).__name__}: {str(problem)[:120]} | | | | |")
-            print(lines[-1], flush=True)
+            pair = "encoder-decoder" in entry.tags
+            for more in [{"head": head, "labels": 2} for head in ("classification", "span")] if pair else [{}]:
+                try:
+                    lines.append(exchange_row(model_type, entry.name, **more))
+                except (OrreryError, RuntimeError, AssertionError) as problem:  # a row that could not be made says so
+                    lines.append(f"| `{model_type}` | `{entry.name}` | not made: {type(problem).__name__}: {str(problem)[:120]} | | | | |")
+                print(lines[-1], flush=True)
     return [*lines, ""]
 
 
