@@ -35,6 +35,15 @@ MODELS = [
     "slstm(heads=2,conv=2)",
     "rwkv7",
     "rwkv6",
+    "transformer-xl(memory=6,head_dim=16)",
+    "transformer-xl(memory=40,head_dim=32,canon=b)",
+    "gtrxl(memory=11,head_dim=32)",
+    "egru",
+    "egru(hidden=40,canon=b)",
+    "astro-snn",
+    "astro-snn(astrocyte=False)",
+    "rrwkv(segment=4)",
+    "rrwkv(mixer.segment=none,channel.segment=none)",
 ]
 
 
@@ -81,9 +90,12 @@ def test_scores_are_those_of_the_model(name):
             assert torch.allclose(stepper(rows[:, t]), scores, atol=2e-4 * float(scores.abs().max())), t
 
 
-@pytest.mark.parametrize("name", ["transformer(canon=abcd)", "gpt2(canon=acd)", "lstm(canon=ab)"])
+PREPARED = ["transformer(canon=abcd)", "gpt2(canon=acd)", "lstm(canon=ab)", "transformer-xl", "gtrxl", "egru", "astro-snn", "rrwkv"]
+
+
+@pytest.mark.parametrize("name", PREPARED)
 @torch.inference_mode()
-def test_canon_layers_have_a_form_of_their_own(name):
+def test_these_have_a_form_of_their_own(name):
     model = build(name)
     assert not model.stepper(model(torch.ones(1, 3, dtype=torch.int64)).state, 9).run.general  # nothing is called as always
 

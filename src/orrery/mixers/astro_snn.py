@@ -34,10 +34,14 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.diagonal_scan import diagonal_scan
 from orrery.ops.egru import event
 from orrery.ops.fused.token_shift import token_mix
+from orrery.ops.steps.row_linear import RowNorm, row_norm_into
+from orrery.ops.steps.rwkv4 import mix_step
+from orrery.ops.steps.spiking import astrocyte_step
 
 _LARGEST = 8.0  # of k: one spike may weigh e^8
 
@@ -129,6 +133,20 @@ class AstroSNN(Mixer):
             ctx.aux.put("activity", self.place.layer, float((spikes if valid is None else spikes[valid]).detach().mean()))
         y = self.out(y.to(r.dtype) * torch.sigmoid(r))
         return y, AstroSNNState(shift, potential, calcium, time.clock)
+
+    def stepper(self, norm: RowNorm, state: AstroSNNState, run: Stepping) -> Step | None:
+        maps = (self.value, self.receptance, *(() if self.key is None else (self.key,)))
+        if not plain_linear(*maps, self.out):
+            return None
+        h, p = torch.empty_like(run.x), run.x.new_empty(len(maps), *run.x.shape)
+        read = run.x.new_empty(3, len(run.x), self.hidden)  # v, r, k
+        y, potential, calcium = run.x.new_empty(len(run.x), self.hidden), state.potential.clone(), state.calcium.clone()
+        rates = torch.stack([rate.detach() for rate in (self.fast_rate, self.slow_rate) if rate is not None])
+        gain = y.new_empty(0, self.hidden) if self.gain is None else self.gain
+        mixed = row_norm_into(run.x, norm, h), mix_step(h, state.shift.float().clone(), self.shares, p)
+        own = [linear_step(p[n], linear, read[n]) for n, linear in enumerate(maps)]
+        fire = astrocyte_step(read[0], read[2], read[1], self.theta, (-rates.exp()).exp(), gain, potential, calcium, y, _LARGEST)
+        return in_order(*mixed, *own, fire, linear_step(y, self.out, run.x, add=True))
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> AstroSNNState:
         """At rest; float32 unless `dtype` is float64."""

@@ -35,8 +35,12 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.egru import egru_sequence
+from orrery.ops.steps.row_linear import RowNorm, row_linear
+from orrery.ops.steps.row_steps import add_rows
+from orrery.ops.steps.spiking import event_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,16 @@ class EGRU(Mixer):
         if ctx.aux is not None and ctx.aux.wanted & {"activity", "macs"}:
             self._report(y, ctx)
         return (y if self.out is None else self.out(y)), EGRUState(h, last, inputs, time.clock)
+
+    def stepper(self, norm: RowNorm, state: EGRUState, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
+            return None
+        gates, product = run.x.new_empty(2, len(run.x), 3 * self.hidden)
+        h, y = state.h.contiguous().clone(), state.y.contiguous().clone()
+        project = self.inputs.step(run.x, state.inputs, gates, norm)
+        recur = row_linear(y, self.recurrent, F.pad(self.inner_bias.detach(), (2 * self.hidden, 0)), product)
+        cell = event_step(gates, product, self.theta.detach().clamp(0.0, 1.0), h, y)
+        return in_order(project, recur, cell, add_rows(run.x, y) if self.out is None else linear_step(y, self.out, run.x, add=True))
 
     def _report(self, y: Tensor, ctx: Context) -> None:
         """The share of units that fired over valid tokens, and multiply-adds a token with operands that are not zero."""

@@ -22,8 +22,9 @@ Oracle: tests/oracles/rrwkv.py (float64 sums over all pairs); RWKV-4 where there
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,12 @@ from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
 from orrery.nn.recompute import linear_of
 from orrery.nn.rwkv import mixed_linears, reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
 from orrery.ops.fused.gates import relu_square, sigmoid_gate
-from orrery.ops.wkv4 import wkv4, wkv4_initial
+from orrery.ops.steps.row_linear import RowNorm, row_norm_into
+from orrery.ops.steps.rwkv4 import average_step, gate_step, mix_step
+from orrery.ops.wkv4 import wkv4, wkv4_initial, wkv4_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +155,26 @@ class Mediums(nn.Module):
             after, rest = torch.where(empty, medium, after), torch.where(empty, partial, rest)
         return Read(latest.to(x.dtype), made.to(x.dtype), which, ends, rest, after)
 
+    def step(self, h: Tensor, partial: Tensor, medium: Tensor, run: Stepping, write: Callable[[Tensor, Tensor], None] | None = None) -> Step:
+        """One token, h (B,D), of every row: a row whose segment it ends has another medium from then on, for `write` too.
+
+        partial, medium: (B,D), overwritten. write: takes the rows (B,1) bool, and mediums (B,D).
+        """
+        places, size = run.positions.numpy(), self.segment
+
+        def step() -> None:
+            partial.add_(h)
+            ended = places % size == size - 1
+            if ended.any():
+                rows, z = torch.from_numpy(ended)[:, None], partial / size
+                new = torch.sigmoid(self.excite(torch.relu(self.squeeze(z)))) * z
+                medium.copy_(torch.where(rows, new, medium))
+                partial.masked_fill_(rows, 0.0)
+                if write is not None:
+                    write(rows, new)
+
+        return step
+
     def flops(self, length: int) -> int:
         """Both maps, for every finished segment."""
         return (length // self.segment) * 4 * self.squeeze.weight.numel()
@@ -206,6 +230,25 @@ class RRWKV(Mixer):
         y = linear_of(sigmoid_gate, self.out, r, y)
         return y, RRWKVState(shift, partial, medium, *after, time.clock)
 
+    def stepper(self, norm: RowNorm, state: RRWKVState, run: Stepping) -> Step | None:
+        maps = (self.key, self.value, self.receptance)
+        if not plain_linear(*maps, self.out):
+            return None
+        ratios = torch.stack([self.mix_k, self.mix_v, self.mix_r]).detach()
+        h, p, (k, v, r, y) = torch.empty_like(run.x), run.x.new_empty(3, *run.x.shape), run.x.new_empty(4, len(run.x), self.hidden)
+        w_log, sums = -self.time_decay.detach().exp(), (state.num.clone(), state.den.clone(), state.peak.clone())
+        partial, medium = state.partial.clone(), state.medium.clone()
+
+        def write(rows: Tensor, new: Tensor) -> None:
+            after = wkv4_step(self.key(new)[:, None], self.value(new)[:, None], w_log, self.time_first, sums)[1]
+            for own, other in zip(sums, after, strict=True):
+                own.copy_(torch.where(rows, other, own))
+
+        steps = [row_norm_into(run.x, norm, h), mix_step(h, state.shift.float().clone(), ratios, p), *_reading(self.reads, medium, p)]
+        steps += [linear_step(p[n], linear, into) for n, (linear, into) in enumerate(zip(maps, (k, v, r), strict=True))]
+        steps += [average_step(k, v, r, w_log, self.time_first, sums, y), linear_step(y, self.out, run.x, add=True)]
+        return in_order(*steps, *([] if self.mediums is None else [self.mediums.step(h, partial, medium, run, write)]))
+
     def _average(self, k: Tensor, v: Tensor, w_log: Tensor, before: Any, read: Read, time: Timeline) -> tuple[Tensor, Any]:
         """The average over the stream of tokens with mediums put between them, read at the tokens."""
         batch, length, _ = k.shape
@@ -255,6 +298,14 @@ class RRWKV(Mixer):
         return own + self.mediums.flops(length) + (length // self.mediums.segment) * 4 * self.place.width * self.hidden
 
 
+def _reading(shares: Tensor | None, medium: Tensor, p: Tensor) -> list[Step]:
+    """p (M,B,D) += nu medium, nu (M,D), medium (B,D); nothing without mediums."""
+    if shares is None:
+        return []
+    nu = shares.detach()[:, None]
+    return [lambda: cast(None, p.addcmul_(nu, medium))]
+
+
 class RRWKVChannel(Part):
     """The channel mix."""
 
@@ -293,6 +344,18 @@ class RRWKVChannel(Part):
         (k, r), shift = mixed_linears(x, ratios, None if state is None else state.shift, time, linears, added)
         y = sigmoid_gate(r, self.value(relu_square(k)))
         return y, RRWKVChannelState(shift, partial, medium, time.clock)
+
+    def stepper(self, norm: RowNorm, state: RRWKVChannelState, run: Stepping) -> Step | None:
+        if not plain_linear(self.key, self.value, self.receptance):
+            return None
+        h, gate, z = run.x.new_empty(3, *run.x.shape)
+        p, wide = run.x.new_empty(2, *run.x.shape), run.x.new_empty(len(run.x), self.hidden)
+        partial, medium = state.partial.clone(), state.medium.clone()
+        ratios = torch.stack([self.mix_k, self.mix_r]).detach()
+        steps = [row_norm_into(run.x, norm, h), mix_step(h, state.shift.float().clone(), ratios, p), *_reading(self.reads, medium, p)]
+        steps += [linear_step(p[0], self.key, wide, activation="relu2"), linear_step(wide, self.value, z)]
+        steps += [linear_step(p[1], self.receptance, gate, activation="sigmoid"), gate_step(gate, z, run.x)]
+        return in_order(*steps, *([] if self.mediums is None else [self.mediums.step(h, partial, medium, run)]))
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RRWKVChannelState:
         """Nothing seen."""

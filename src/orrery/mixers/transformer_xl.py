@@ -35,7 +35,10 @@ from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.memory import columns, distances, join, keep
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.steps.relative_attention import relative_attention_step
+from orrery.ops.steps.row_linear import RowNorm
 
 _BLOCK = 256  # queries that look at their part of the past together
 
@@ -167,6 +170,17 @@ class TransformerXL(Mixer):
         self._table = held
         return held[1][:count]
 
+    def stepper(self, norm: RowNorm, state: TransformerXLState, run: Stepping) -> Step | None:
+        if not plain_linear(self.inputs.linear, self.relative, self.out):
+            return None
+        slots = min(self.config.memory + 1, run.capacity)
+        p, y = run.x.new_empty(len(run.x), 3 * self.out.in_features), run.x.new_empty(len(run.x), self.out.in_features)
+        k, v = (_ring(held, state.clock[:, 1], slots) for held in (state.k, state.v))
+        relative = self._relative(slots).permute(1, 2, 0).contiguous()
+        biases = self.content_bias, self.position_bias
+        attend = relative_attention_step(p, k, v, run.positions, *biases, relative, y)
+        return in_order(self.inputs.step(run.x, state.conv, p, norm), attend, linear_step(y, self.out, run.x, add=True))
+
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The attention matrix (B,H,T,T) of a whole sequence; row t sums to 1."""
         q, k, _, _ = self._project(x, None, ctx)
@@ -190,6 +204,15 @@ class TransformerXL(Mixer):
         pairs = window * (window + 1) // 2 + (length - window) * window
         inner = self.heads * self.head_dim
         return self.inputs.flops(length) + 2 * inner * self.place.width * (length + window) + 6 * inner * pairs
+
+
+def _ring(held: Tensor, positions: Tensor, slots: int) -> Tensor:
+    """Keys or values of a memory (B,S,H,K) as a ring (B,H,K,slots): those of position p in slot p mod slots."""
+    ring = held.new_empty(len(held), *held.shape[2:], slots)  # a slot is read once it is written
+    for row, position in enumerate(positions.tolist()):
+        count = min(position, held.shape[1])
+        ring[row][..., torch.arange(position - count, position) % slots] = held[row, :count].permute(1, 2, 0)
+    return ring
 
 
 @functools.lru_cache(maxsize=8)

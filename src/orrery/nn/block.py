@@ -113,6 +113,25 @@ def _normed_step(norm: nn.Module, inner: Step, run: Stepping, keep: float, add: 
     return in_order(normed, inner, *joined)
 
 
+def _norm_step(norm: nn.Module, run: Stepping) -> Step:
+    """x = norm(x)."""
+    known = norm_of(norm)
+    return norm_in_place(run.x, known, torch.empty_like(run.x)) if known is not None else lambda: cast(None, run.x.copy_(norm(run.x)))
+
+
+def _gated_step(gate: ResidualGate, part: nn.Module, norm: nn.Module, state: Any, run: Stepping) -> Step:
+    """x = g(x, relu(part(norm(x))))."""
+    room = Beside(run)
+    inner = part_step(part, norm, state, room)
+
+    def step() -> None:
+        room.x.copy_(run.x)
+        inner()
+        run.x.copy_(gate(run.x, torch.relu_(room.x.sub_(run.x))))
+
+    return step
+
+
 def _output_step(norm: nn.Module, inner: Step, run: Stepping) -> Step:
     """x += norm(part(x)), from `inner`, which does x += part(x)."""
     x, y, known = torch.empty_like(run.x), torch.empty_like(run.x), norm_of(norm)
@@ -257,6 +276,8 @@ class Block(nn.Module):
             return self._normed_steps(state, run)
         if self.config.placement == "output" and not canon and type(self) is Block:
             return self._output_steps(state, run)
+        if self.config.placement in ("post", "gated") and not canon and self.cross is None and type(self) is Block:
+            return self._joined_steps(state, run)
         serial = self.config.placement == "pre" or (self.config.placement == "parallel" and self.channel is None)
         unknown = canon and (norm_of(self.mixer_norm) is None or norm_of(self.channel_norm) is None or self.guide is not None)
         if unknown or not serial or type(self) is not Block:
@@ -296,6 +317,16 @@ class Block(nn.Module):
             for part, norm, held in parts
             if part is not None and norm is not None
         ]
+
+    def _joined_steps(self, state: BlockState, run: Stepping) -> list[Step]:
+        parts = [(self.mixer, self.mixer_norm, state[1]), (self.channel, self.channel_norm, state[3])]
+        steps = []
+        for number, (part, norm, held) in enumerate(parts):
+            if part is not None and norm is not None and self.gates:
+                steps.append(_gated_step(cast(ResidualGate, self.gates[number]), part, norm, held, run))
+            elif part is not None and norm is not None:
+                steps += [part_step(part, None, held, run), _norm_step(norm, run)]
+        return steps
 
     def _drop(self, y: Tensor) -> Tensor:
         return nn.functional.dropout(y, self.dropout, self.training) if self.dropout else y
