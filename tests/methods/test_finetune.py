@@ -19,6 +19,11 @@ from orrery.methods import finetune as module
 from orrery.methods.baselines import baseline
 from orrery.methods.finetune import FinetuneConfig, batch_by_rows, finetune, rate_by_width
 from orrery.methods.fitted import load_fitted
+from orrery.methods.pretrain import pretrain
+from orrery.methods.quantise import quantise
+from orrery.methods.starting import start
+from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import PairReader
 
 SMALL = {"width": 32, "depth": 1}
 WORDS = ["red", "blue", "cat", "dog", "runs", "sits"]
@@ -92,6 +97,53 @@ def test_text_to_text_is_learnt_by_an_encoder_decoder(tmp_path):
     other = result["baseline"]
     assert other["name"] == "the nearest training row's answer" and other["beaten"] == (other["difference"]["low"] > 0)
     assert load_fitted(tmp_path / "run").predict(["dog sits"])[0]["text"] in WORDS
+
+
+def test_an_encoder_decoder_answers_with_both_stacks(tmp_path):
+    """Text and end, without a mark before it where the tokenizer has none; kept, loaded, taken up again, or refused."""
+    run = {"tokenizer": "bytes", "settings": SMALL, "quiet": True, "compare_baseline": False}
+    result = finetune("t5", table(96), tmp_path / "run", config(epochs=3, batch=8, lr=6e-3), validation=table(20, 2), test=table(40, 1), **run)
+    assert result["figures"]["test"]["accuracy"]["value"] >= 0.9
+    assert "Reads `text` with its encoder and its decoder, answers" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    fitted = load_fitted(tmp_path / "run")
+    assert isinstance(fitted.model, PairReader) and fitted.model.config.stop == 256
+    ids = fitted.encode(Table("t", ("text", "label"), [Row("t, line 1", {"text": "red", "label": "with"})])).ids[0]
+    assert bytes(ids[:-1].astype(np.uint8)) == b"red" and ids[-1] == 256
+    assert fitted.predict(["red cat runs"])[0]["label"] == "with" and len(fitted.predict([""])) == 1
+    again = start(str(tmp_path / "run"), TaskSpec(kind="regression"), table(8, kind="regression"))
+    assert isinstance(again.model, PairReader) and again.model.config.head["name"] == "regression"
+    with pytest.raises(ConfigError, match="this t5 lost what it writes with to a head"):
+        start(str(tmp_path / "run"), TaskSpec(kind="text-to-text"), table(8))
+    with pytest.raises(ConfigError, match="lost what it writes with when it was given a head"):
+        pretrain(str(tmp_path / "run"), tmp_path / "more")
+    with pytest.raises(ConfigError, match="t5 cannot be kept in 8 bits"):
+        quantise(tmp_path / "run", tmp_path / "small")
+
+
+def test_which_stacks_a_task_reads_with(tmp_path):
+    """Whole for documents and answers, the encoder for words and for texts apart, unless it is asked otherwise; folders as names."""
+    writer = orrery.create_model("bart", vocab_size=257, seed=1, **SMALL)
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    orrery.models.storage.save(writer, tmp_path / "w", {f"tokenizer/{f.name}": f.read_bytes() for f in (tmp_path / "tokenizer").iterdir()})
+    pair = {"pair": "text", "names": ("with", "without")}
+    cases = [
+        (TaskSpec(names=("with", "without")), {}, PairReader),
+        (TaskSpec(**pair), {}, PairReader),
+        (TaskSpec(**pair, apart=True), {}, Encoder),
+        (TaskSpec(kind="question-answering", pair="text"), {}, PairReader),
+        (TaskSpec(kind="tagging", names=("B-ANIMAL", "O")), {}, Encoder),
+        (TaskSpec(kind="tagging", names=("B-ANIMAL", "O")), {"frame": "encoder-decoder"}, PairReader),
+        (TaskSpec(names=("with", "without")), {"frame": "encoder"}, Encoder),
+    ]
+    for spec, settings, frame in cases:
+        drawn = start("bart", spec, table(8), tokenizer="bytes", settings={**SMALL, **settings}).model
+        begun = start(str(tmp_path / "w"), spec, table(8), settings=settings).model
+        assert type(drawn) is type(begun) is frame, (spec, settings)
+        assert drawn.head.config.labels == begun.head.config.labels == 2
+        body = begun.encoder if frame is PairReader else begun
+        assert torch.equal(body.blocks[0].channel.wide.weight, writer.encoder.blocks[0].channel.wide.weight)
+    with pytest.raises(ConfigError, match="a task is read in the frame encoder or encoder-decoder, not 'decoder'"):
+        start("bart", cases[0][0], table(8), tokenizer="bytes", settings={"frame": "decoder"})
 
 
 def test_recurrent_layers_read_both_ways_and_a_crf_tags(tmp_path):

@@ -19,6 +19,8 @@ from orrery.methods import multitask as module
 from orrery.methods.finetune import FinetuneConfig
 from orrery.methods.fitted import load_fitted
 from orrery.methods.multitask import MultitaskConfig, Part, multitask, shares
+from orrery.models.encoder import Encoder
+from orrery.models.encoder_decoder import PairReader
 
 WORDS = ["red", "blue", "cat", "dog", "runs", "sits"]
 
@@ -72,6 +74,18 @@ def test_several_tasks_are_learnt_by_one_body(tmp_path):
     judged = fitted["classification"].judge(fitted["classification"].encode(test))
     assert judged.figures["accuracy"](judged.items) == tasks["classification"]["figures"]["test"]["accuracy"]["value"]
     assert all((tmp_path / "run" / "tasks" / name / "MODEL_CARD.md").is_file() for name in tasks)
+
+
+@pytest.mark.parametrize(("kinds", "frame"), [(("classification", "regression"), PairReader), (("classification", "tagging"), Encoder)])
+def test_tasks_of_an_encoder_decoder_share_one_frame(tmp_path, kinds, frame):
+    """Both stacks where every task reads with both; else the encoder serves all."""
+    small = {"settings": {"width": 16, "depth": 1}, "tokenizer": "bytes", "quiet": True, "compare_baseline": False}
+    multitask("t5", [part(kind, 16, test=0) for kind in kinds], tmp_path / "run", config(1), **small)
+    models = [load_fitted(tmp_path / "run" / "tasks" / kind).model for kind in kinds]
+    assert [type(model) for model in models] == [frame, frame]
+    first, second = (dict(model.named_parameters()) for model in models)
+    shared = [name for name in first if not name.startswith("head.")]
+    assert shared and all(torch.equal(first[name], second[name]) for name in shared)
 
 
 def test_interrupted_and_continued_equals_uninterrupted(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from orrery.data.labelled import read_label
 from orrery.data.records import Table
 from orrery.evaluate.tasks import LOWER, Judged
 from orrery.methods.fitted import Fitted
+from orrery.models.encoder_decoder import PairReader
 
 WORDS = {
     "classification": "one of the labels",
@@ -35,6 +36,7 @@ def write_card(
     """The card as Markdown."""
     spec = fitted.spec
     reads = f"`{spec.text}`" + (f" and `{spec.pair}`" if spec.pair else "")
+    reads += " with its encoder and its decoder" if isinstance(fitted.model, PairReader) else ""
     lines = [
         f"# {result['source']}, fine-tuned for {spec.kind}",
         "",
