@@ -1,4 +1,4 @@
-"""LFM2 and LFM2-MoE against transformers: logits both ways, cached generation, documents, sizes; the prepared decode step."""
+"""LFM2, LFM2-MoE and LFM3 against transformers: logits both ways, cached generation, documents, sizes; the prepared decode step."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ CASES = {
     "moe": ("Lfm2MoeConfig", {**EXPERTS, "num_dense_layers": 1, "routed_scaling_factor": 1.7}),
     "moe-plain": ("Lfm2MoeConfig", {**EXPERTS, "num_dense_layers": 0, "norm_topk_prob": False, "use_expert_bias": False, "conv_bias": True}),
 }  # fmt: skip
+THIRD = {
+    **{key: SIZES[key] for key in SIZES if key not in ("rope_parameters", "layer_types")}, "num_hidden_layers": 5, "head_dim": 12,
+    "intermediate_size": 40, "sliding_window": 7, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+CASES["third"] = ("Lfm3Config", THIRD)
+CASES["third-plain"] = (
+    "Lfm3Config",
+    {
+        **THIRD, "use_sandwich_norm": False, "use_attention_gate": False, "attention_bias": True, "conv_bias": True, "conv_L_cache": 4,
+        "tie_word_embeddings": False, "layer_types": ["sliding_attention", "conv", "full_attention", "conv", "conv"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "proportional", "rope_theta": 700.0, "partial_rotary_factor": 0.35},
+            "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    },
+)  # fmt: skip
 X = torch.randint(1, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
@@ -41,6 +57,16 @@ def theirs(case):
         held = [buffer for name, buffer in model.named_buffers() if name.endswith("expert_bias")]
         for tensor in (*model.parameters(), *held):  # default norms and biases would hide mistakes
             tensor.add_(0.2 * torch.randn_like(tensor))
+    return model
+
+
+def exact(model):
+    """In float64, LFM3's rates computed anew: they are float32's there, under two names."""
+    for module in double(model).modules():
+        for kind in ("full_attention", "sliding_attention") if hasattr(module, "sliding_attention_inv_freq") else ():
+            rope, held = model.config.rope_parameters[kind], getattr(module, f"{kind}_inv_freq")
+            rates = rope["rope_theta"] ** (-torch.arange(len(held), dtype=torch.float64) / len(held))
+            setattr(module, f"{kind}_inv_freq", torch.where(held > 0, rates, 0.0))
     return model
 
 
@@ -75,16 +101,17 @@ def test_logits_there_and_back_and_cached_generation(case, tmp_path):
 @torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
     with AllDouble():
-        hf = double(theirs(case))
+        hf = exact(theirs(case))
         expected = hf(X).logits
     assert expected.dtype == torch.float64
     close(orrery.from_transformers(hf).eval()(X).logits, expected, 1e-8)
 
 
+@pytest.mark.parametrize("case", ["dense-other", "third"])
 @torch.no_grad()
-def test_documents_of_one_row_are_theirs_each_alone():
+def test_documents_of_one_row_are_theirs_each_alone(case):
     """Every cut lies within the reach of the taps, of the second row twice."""
-    hf = theirs("dense-other")
+    hf = theirs(case)
     own = orrery.from_transformers(hf).eval()
     segments = torch.tensor([[0] * 9 + [1] * 14, [4] * 20 + [5] + [6] * 2])
     found = own(X, segments=segments).logits
@@ -99,6 +126,9 @@ def test_files_are_read_as_they_were_published(tmp_path):
     hf = theirs("moe")
     hf.save_pretrained(tmp_path / "moe")
     close(orrery.from_transformers(tmp_path / "moe").eval()(X).logits, hf(X).logits)
+    hf = theirs("third")
+    hf.save_pretrained(tmp_path / "third")
+    close(orrery.from_transformers(tmp_path / "third").eval()(X).logits, hf(X).logits)
     hf = theirs("dense")
     hf.save_pretrained(tmp_path / "dense")
     config = json.loads((tmp_path / "dense" / "config.json").read_text())
@@ -112,7 +142,7 @@ def test_files_are_read_as_they_were_published(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["lfm2", "lfm2-moe", "gated-conv", "lfm2(canon=ad)", "gated-conv(kernel=1)", "gated-conv(kernel=5,bias=True) + lstm"]
+    "name", ["lfm2", "lfm2-moe", "lfm3", "gated-conv", "lfm2(canon=ad)", "gated-conv(kernel=1)", "gated-conv(kernel=5,bias=True) + lstm"]
 )
 @torch.inference_mode()
 def test_the_prepared_step_is_the_model(name):
@@ -154,10 +184,12 @@ def test_both_ways_it_is_an_encoder():
         ("lfm2-1.2b", 1_170_340_608),
         ("lfm2-2.6b", 2_569_272_320),
         ("lfm2-8b-a1b", 8_339_929_856),
+        ("lfm3-1.7b", 1_728_801_536),
     ],
 )
 def test_published_sizes(preset, parameters):
-    """Of the model cards, to the parameter; 8B-A1B by transformers' class with the published config (its card says 8.3B)."""
+    """Of the model cards, to the parameter; 8B-A1B and LFM3 by transformers' classes with the published configs (their cards
+    say 8.3B and 1.7B)."""
     with torch.device("meta"):
         assert orrery.create_model(preset).num_parameters(embedding=True) == parameters
 
@@ -173,10 +205,14 @@ def test_published_sizes(preset, parameters):
         ("lfm2-moe", {"pattern": "conv-moe + full"}, "come first"),
         ("lfm2-moe", {"moe.normalise": True}, "set moe.normalise"),
         ("lfm2-moe", {"moe.score": "softmax"}, "sigmoid scores"),
+        ("lfm3", {"placement": "output"}, "both sides"),
+        ("lfm3", {"attention.gate": True}, "a gate per head"),
+        ("lfm3", {"attention.rope": 0.0}, "knows positions"),
+        ("lfm3", {"full.mixer.kv_heads": 1}, "alike"),
     ],
 )
 def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):
-    model = orrery.create_model(name, width=32, depth=3, vocab_size=11, **{"attention.head_dim": 16, **settings})
+    model = orrery.create_model(name, width=32, depth=4, vocab_size=11, **{"attention.head_dim": 16, **settings})
     with pytest.raises(ConfigError, match=message):
         orrery.to_transformers(model, tmp_path / "x")
 
@@ -188,6 +224,13 @@ def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):
 def test_what_has_no_counterpart_here_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
         find_map("lfm2")[0].read({**CASES["dense"][1], **change})
+
+
+def test_a_part_of_each_head_is_rotated_as_it_is_said():
+    """In files with code of their own 'default' turns a part; in transformers' class it turns all."""
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}
+    with pytest.raises(ConfigError, match="does not say how it rotates a part"):
+        find_map("lfm3")[0].read({**THIRD, "rope_parameters": rope})
 
 
 def test_settings_that_cannot_be():

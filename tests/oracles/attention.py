@@ -18,7 +18,7 @@ def _turn(vector, position, share, theta):
     return turned
 
 
-def _norm(vector, gain, eps=1e-6):
+def _norm(vector, gain, eps):
     return gain * vector / math.sqrt(np.mean(vector**2) + eps)
 
 
@@ -27,6 +27,7 @@ def attention(parameters, config, x, segments=None):
     size = config["head_dim"]
     heads = config["heads"] or config["width"] // size
     groups = config["kv_heads"] or heads
+    eps = 1e-6 if config["qk_norm"] is True else config["qk_norm"]
     y = np.zeros_like(x)
     for b in range(len(x)):
         keys, values = [], []
@@ -38,12 +39,12 @@ def attention(parameters, config, x, segments=None):
             position, vectors = len(keys), p.reshape(heads + 2 * groups, size)
             if config["qk_norm"] and config["norm_whole"]:
                 for low, high, name in ((0, heads, "q_norm.weight"), (heads, heads + groups, "k_norm.weight")):
-                    vectors[low:high] = _norm(vectors[low:high].ravel(), parameters[name]).reshape(-1, size)
+                    vectors[low:high] = _norm(vectors[low:high].ravel(), parameters[name], eps).reshape(-1, size)
             turned = []
             for h in range(heads + groups):
                 vector = vectors[h]
                 if config["qk_norm"] and not config["norm_whole"]:
-                    vector = _norm(vector, parameters["q_norm.weight" if h < heads else "k_norm.weight"])
+                    vector = _norm(vector, parameters["q_norm.weight" if h < heads else "k_norm.weight"], eps)
                 turned.append(_turn(vector, position, config["rope"], config["rope_theta"]))
             keys.append(turned[heads:])
             values.append(vectors[heads + groups :])
@@ -55,6 +56,6 @@ def attention(parameters, config, x, segments=None):
                 for s, weight in zip(range(first, position + 1), weights, strict=True):
                     out[h * size : (h + 1) * size] += weight / sum(weights) * values[s][g]
             if config["gate"]:
-                out = out / (1 + np.exp(-gate))
+                out = out / (1 + np.exp(-gate if config["gate"] is True else -gate.repeat(size)))
             y[b, t] = parameters["out.weight"] @ out + parameters.get("out.bias", 0.0)
     return y

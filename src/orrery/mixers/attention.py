@@ -49,7 +49,8 @@ from orrery.ops.steps.row_linear import RowNorm
 class AttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
     of each head that is rotated. qk_norm: RMSNorm of every query and key (a number is its eps; True: 1e-6), with norm_whole over
-    all heads together (OLMo 2). gate: a sigmoid gate on what comes out, before the way out. bias: of the projections; out_bias:
+    all heads together (OLMo 2). gate: a sigmoid gate on what comes out, before the way out ("head": one number for
+    each head). bias: of the projections; out_bias:
     of the way out alone (None: as bias). init_std None: sqrt(2 / 5D). relative: buckets and greatest distance of T5's position
     bias (1910.10683), whose table the first layer holds for all; None: no bias."""
 
@@ -61,7 +62,7 @@ class AttentionConfig(PartConfig):
     rope_theta: float = 10000.0
     qk_norm: bool | float = False
     norm_whole: bool = False
-    gate: bool = False
+    gate: bool | str = False
     bias: bool = False
     out_bias: bool | None = None
     dropout: float = 0.0
@@ -75,6 +76,7 @@ class AttentionConfig(PartConfig):
             require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
         require(isinstance(self.qk_norm, bool) or self.qk_norm > 0, f"qk_norm is true, false or a positive eps, not {self.qk_norm}")
+        require(self.gate in (True, False, "head"), f"gate is true, false or 'head', not {self.gate!r}")
         require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
 
 
@@ -108,7 +110,7 @@ class Attention(Mixer):
     honours = frozenset({"positions", "bias"})
     examples = (
         {"head_dim": 8},
-        {"head_dim": 16, "heads": 4, "kv_heads": 2, "window": 7, "qk_norm": True, "rope": 0.5, "bias": True},
+        {"head_dim": 16, "heads": 4, "kv_heads": 2, "window": 7, "qk_norm": 0.01, "gate": "head", "rope": 0.5, "bias": True},
         {"head_dim": 8, "kv_heads": 2, "qk_norm": True, "norm_whole": True, "gate": True},
     )
 
@@ -126,7 +128,8 @@ class Attention(Mixer):
         self.rotated = 2 * int(config.rope * self.head_dim / 2)
         self.packs = type(self) is Attention and "b" not in place.canon
         inner = self.heads * self.head_dim
-        self._parts = [inner + 2 * self.kv_heads * self.head_dim, inner if config.gate else 0]
+        gates = 0 if not config.gate else self.heads if config.gate == "head" else inner
+        self._parts = [inner + 2 * self.kv_heads * self.head_dim, gates]
         self.inputs = Projection(place, sum(self._parts), bias=config.bias)  # of q, k, v, and the gate
         self.out = nn.Linear(inner, place.out or place.width, bias=config.bias if config.out_bias is None else config.out_bias)
         whole, eps = config.norm_whole, 1e-6 if config.qk_norm is True else float(config.qk_norm)
@@ -179,8 +182,7 @@ class Attention(Mixer):
                 k, v = torch.cat([state.k[:, :old], k], 1), torch.cat([state.v[:, :old], v], 1)
             y = self._attend(q, k, v, self._mask(state, time, x, old), bias)
             kept = _trim(k, v, state, time, old, self.config.window)
-        y = y if gate is None else sigmoid_gate(gate, y)
-        return self.out(y), AttentionState(*kept, conv, time.clock)
+        return self.out(self._gated(y, gate)), AttentionState(*kept, conv, time.clock)
 
     def _documents(self, x: Tensor, ctx: Context) -> Tensor:
         """A packed row of whole documents (1,N,D), as an encoder has it: those of one length together, each causal."""
@@ -197,7 +199,7 @@ class Attention(Mixer):
             found.append(y.flatten(0, 1))
             begin = stop
         y = torch.cat(found)[None]
-        return self.out(y if gate is None else sigmoid_gate(gate, y))
+        return self.out(self._gated(y, gate))
 
     def _square(self, length: int, ctx: Context, x: Tensor) -> Tensor | None:
         """T5's bias of one document (1,H,T,T), which the first layer leaves for the others."""
@@ -205,6 +207,12 @@ class Attention(Mixer):
         if self.relative is not None:
             shared["relative"] = self.relative.square(length).to(x.dtype)
         return shared.get("relative")
+
+    def _gated(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """What the heads put out (...,H*K) times its gate (...,H*K) or (...,H)."""
+        if gate is None or self.config.gate is True:
+            return y if gate is None else sigmoid_gate(gate, y)
+        return (y.unflatten(-1, (self.heads, -1)) * torch.sigmoid(gate)[..., None]).flatten(-2)
 
     def queries_keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, ...]:
         """Queries (B,T,H*K), keys and values (B,T,G*K) before they are normed and rotated; what distillation compares."""

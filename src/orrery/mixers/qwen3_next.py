@@ -115,7 +115,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_attention(mixer: Any, width: int) -> dict[str, Any]:
-    alike = mixer.qk_norm is True and not mixer.norm_whole and mixer.gate and mixer.window is None
+    alike = mixer.qk_norm is True and not mixer.norm_whole and mixer.gate is True and mixer.window is None
     require(alike, "Qwen3-Next's attention has a gate, a query-key norm per head, and no window")
     heads = mixer.heads or width // mixer.head_dim
     rope = {"rope_type": "default", "rope_theta": mixer.rope_theta, "partial_rotary_factor": mixer.rope}

@@ -198,7 +198,7 @@ class _Draft:
             block = cast(BlockConfig, architecture.block).to_dict()
             own = branch.name.rpartition("/")[2]
             layer, _, head = (architecture.head or "").rpartition("/")
-            if head and head_dim and layer in ("", own):
+            if head and head_dim and (not layer or own in layer.split("+")):
                 _apply_block(block, head, head_dim, branch.name)
                 if block.get("cross") and head == "mixer.head_dim":
                     block["cross"]["head_dim"] = head_dim

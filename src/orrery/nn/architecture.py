@@ -23,8 +23,8 @@ class Architecture:
     blocks: layers that only this architecture has, by the names its pattern uses; elsewhere "architecture/name".
     frame: settings of the frame (tied, norm, eps, embed_norm, positions, max_positions, dropout, softcap).
     depth_factor: layers relative to the ladder's depth (2 for blocks without a channel mixer).
-    head: dotted setting that holds a head size; the ladder sets it to 32 up to `tiny` and 64 from `small` on; "layer/setting":
-        only in that one of `blocks`.
+    head: dotted setting that holds a head size; the ladder sets it to 32 up to `tiny` and 64 from `small` on; "layer/setting" or
+        "layer+layer/setting": only in those of `blocks`.
     width_step: widths are multiples of this (None: of the head size).
     fine: dotted setting that absorbs what is left of the parameter budget; "layer/setting": only in that one of `blocks`.
     fine_step: its granularity.

@@ -4,6 +4,7 @@ pre:       x += mixer(norm(x));  x += channel(norm(x))          (arXiv 2002.0474
 post:      x = norm(x + mixer(x));  x = norm(x + channel(x))    (arXiv 1706.03762)
 parallel:  x += mixer(norm(x)) + channel(norm(x))
 output:    x += norm(mixer(x));  x += norm(channel(x))          (OLMo 2, arXiv 2501.00656)
+sandwich:  x += norm(mixer(norm(x)));  x += norm(channel(norm(x)))   (Gemma 2, arXiv 2408.00118)
 normed:    x = norm(x); x = a x + b mixer(x);  x = norm(x); x = c x + d channel(x)     (MiniMax-01, arXiv 2501.08313)
 gated:     x = g(x, relu(mixer(norm(x))));  x = g'(x, relu(channel(norm(x))))          (GTrXL, arXiv 1910.06764)
 
@@ -32,10 +33,11 @@ from orrery.nn.norms import make_norm
 from orrery.nn.residual_gate import ResidualGate
 from orrery.nn.stepping import Beside, Step, Stepping, block_step, in_order, norm_of, part_step
 from orrery.ops.steps.canon import add_change, canon_step
+from orrery.ops.steps.residual import norm_change
 from orrery.ops.steps.row_linear import blend, norm_in_place, row_norm
 from orrery.ops.steps.row_steps import copy_rows
 
-PLACEMENTS = ("pre", "post", "parallel", "output", "normed", "gated")
+PLACEMENTS = ("pre", "post", "parallel", "output", "sandwich", "normed", "gated")
 BlockState = tuple[Any, ...]
 
 
@@ -135,6 +137,8 @@ def _gated_step(gate: ResidualGate, part: nn.Module, norm: nn.Module, state: Any
 def _output_step(norm: nn.Module, inner: Step, run: Stepping) -> Step:
     """x += norm(part(x)), from `inner`, which does x += part(x)."""
     x, y, known = torch.empty_like(run.x), torch.empty_like(run.x), norm_of(norm)
+    if known is not None and known.kind == "rmsnorm":
+        return in_order(copy_rows(run.x, x), inner, norm_change(run.x, x, known))
     normed = row_norm(y, known) if known is not None else lambda: norm(y)
 
     def step() -> None:
@@ -175,6 +179,8 @@ class Block(nn.Module):
         self.dropout = config.dropout
         gates = (1 if self.channel is None else 2) if config.placement == "gated" else 0
         self.gates = nn.ModuleList(ResidualGate(config.gate, place.width, config.gate_bias) for _ in range(gates))
+        behind = (1 if self.channel is None else 2) if config.placement == "sandwich" else 0
+        self.out_norms = nn.ModuleList(make_norm(config.norm, place.width, config.eps) for _ in range(behind))
 
     def forward(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState]:
         """X (B,T,D) and the block's state or None -> (B,T,D) and the new state."""
@@ -237,12 +243,14 @@ class Block(nn.Module):
 
     def _last_alone(self, ctx: Context) -> bool:
         """Whether what follows the mixer is needed for the last token only: no state behind it wants the others."""
-        placed = self.cross is None and self.config.placement in ("pre", "parallel", "normed", "gated")
+        placed = self.cross is None and self.config.placement in ("pre", "parallel", "sandwich", "normed", "gated")
         stateless = self.canon_c is None and (self.channel is None or self.channel.State is None)
         return placed and stateless and ctx.cond is None
 
     def _added(self, x: Tensor, y: Tensor, part: int) -> Tensor:
         """The residual x and the output y of the mixer (part 0) or the channel mixer (1), where the norm stands before it."""
+        if self.out_norms:
+            y = self.out_norms[part](y)
         if not self.gates:
             return x + self._drop(y)
         return cast(Tensor, self.gates[part](x, torch.relu(self._drop(y))))
@@ -274,7 +282,7 @@ class Block(nn.Module):
         canon = self.canon_a is not None or self.canon_c is not None
         if self.config.placement == "normed" and not canon and type(self) is Block:
             return self._normed_steps(state, run)
-        if self.config.placement == "output" and not canon and type(self) is Block:
+        if self.config.placement in ("output", "sandwich") and not canon and type(self) is Block:
             return self._output_steps(state, run)
         if self.config.placement in ("post", "gated") and not canon and self.cross is None and type(self) is Block:
             return self._joined_steps(state, run)
@@ -312,6 +320,12 @@ class Block(nn.Module):
 
     def _output_steps(self, state: BlockState, run: Stepping) -> list[Step]:
         parts = [(self.mixer, self.mixer_norm, state[1]), (self.channel, self.channel_norm, state[3])]
+        parts = [each for each in parts if each[0] is not None]
+        if self.out_norms:
+            return [
+                _output_step(out, part_step(cast(nn.Module, part), norm, held, run), run)
+                for out, (part, norm, held) in zip(self.out_norms, parts, strict=True)
+            ]
         return [
             _output_step(norm, part_step(part, None, held, run), run)
             for part, norm, held in parts
@@ -372,6 +386,6 @@ class Block(nn.Module):
 
     def reset_parameters(self) -> None:
         """Every part's own initialisation."""
-        for part in (self.mixer_norm, self.channel_norm, self.cross_norm, *self._parts(), *self.gates):
+        for part in (self.mixer_norm, self.channel_norm, self.cross_norm, *self._parts(), *self.gates, *self.out_norms):
             if part is not None:
                 part.reset_parameters()

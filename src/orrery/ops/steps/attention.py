@@ -1,7 +1,7 @@
 """Softmax attention of one token over cached keys and values, as one compiled pass: decoding on a CPU, in float32.
 
     k, q = turned by the token's position (after their norms);  cache <- k, v;  y = sum_s softmax_s(q . k_s / sqrt(K)) v_s
-    with a gate z:  y <- sigmoid(z) y
+    with a gate z:  y <- sigmoid(z) y,  z of the size of y or one number a head
 
 The cache is a ring of S slots: the key of position p lies in slot p mod S, so that a sliding window of S needs no moving;
 without a window S is large enough for every position. Its slots lie next to each other, so that both loops over them run
@@ -35,8 +35,8 @@ def attention_step(
     """A function that takes one token of every row further each time it is called.
 
     Args:
-        p: (B,(H+2G)K), queries, keys, values as the projection leaves them, or (B,(2H+2G)K) with a gate behind them;
-            written before each call.
+        p: (B,(H+2G)K), queries, keys, values as the projection leaves them, or (B,(2H+2G)K) or (B,(H+2G)K+H) with a gate
+            behind them; written before each call.
         k, v: (B,G,K,S), the caches, overwritten.
         positions: (B,) int64, of the token, raised before each call.
         table: (P,R/2) complex, the turns of positions below P; R may be 0.
@@ -115,7 +115,11 @@ def _step(first, last, p, k, v, positions, table, q_gain, k_gain, y, eps, scale)
             out = y[b, head * size : (head + 1) * size]
             for i in range(size):
                 out[i] = inverse * dot(found, values[i, :count])
-            if p.shape[1] > gate:
+            if p.shape[1] == gate + heads:
+                one = sigmoid(p[b, gate + head])
+                for i in range(size):
+                    out[i] *= one
+            elif p.shape[1] > gate:
                 z = p[b, gate + head * size : gate + (head + 1) * size]
                 for i in range(size):
                     out[i] *= sigmoid(z[i])
