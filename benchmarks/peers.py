@@ -214,6 +214,17 @@ def _kimi() -> tuple[nn.Module, nn.Module]:
     return own, hf
 
 
+def _kimi_hybrid() -> tuple[nn.Module, nn.Module]:
+    """The fourth layer is latent attention; all but the first with 8 experts of 344, of which 2 serve a token, and a shared one."""
+    hf = _hf(
+        "KimiLinearConfig", hidden_size=D, num_hidden_layers=L, intermediate_size=688, linear_num_heads=4, linear_head_dim=64,
+        num_attention_heads=4, num_key_value_heads=4, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64, kv_lora_rank=256,
+        layer_types=["linear_attention"] * 3 + ["full_attention"] + ["linear_attention"] * 2, mlp_layer_types=["dense"] + ["sparse"] * (L - 1),
+        num_local_experts=8, num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=344, tie_word_embeddings=False,
+    )  # fmt: skip
+    return orrery.from_transformers(hf), hf
+
+
 def _xlstm() -> tuple[nn.Module, nn.Module]:
     """xLSTM-7B's blocks with 4 heads. (Theirs cannot be trained with a cache; `generate` asks for one.)"""
     hf = _hf("xLSTMConfig", hidden_size=D, num_hidden_layers=L, num_heads=4, use_cache=False)
@@ -258,6 +269,7 @@ PAIRS = (
     Pair("olmo-hybrid", "transformers olmo_hybrid", "hf", _olmo_hybrid, train=1.25, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
     Pair("kda", "transformers kimi_linear (linear layers)", "hf-train", _kimi, train=1.4, fraction=0.30, memory=0.65),
     Pair("lfm2", "transformers lfm2", "hf", _lfm2, train=1.15, prefill=1.15, decode=4.0, memory=0.65),
+    Pair("kimi-linear", "transformers kimi_linear", "hf", _kimi_hybrid, train=1.4, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
     Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
     Pair("xlstm-large", "transformers xlstm", "hf", _xlstm, train=1.25, prefill=1.15, decode=4.0, fraction=0.45, memory=0.65),
     Pair("minimax", "transformers minimax", "hf", _minimax, train=1.15, prefill=1.0, decode=4.0, memory=0.65),

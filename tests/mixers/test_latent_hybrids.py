@@ -1,4 +1,4 @@
-"""Kimi Linear and Ling 3.0 against transformers: equal logits, the way back, cached generation, prepared steps, gradients, sizes."""
+"""Kimi Linear, Ling 3.0 and DeepSeek-V3 against transformers: equal logits, the way back, cached generation, prepared steps, gradients, sizes."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ CASES = {
         {**LING, "kda_safe_gate": False, "n_group": 1, "topk_group": 1, "rope_theta": 500.0, "short_conv_kernel_size": 3},
     ),
 }  # fmt: skip
+DEEP = {key: value for key, value in SIZES.items() if key not in ("layer_types", "mlp_layer_types")}
+CASES["deepseek"] = (
+    "DeepseekV3Config",
+    {**DEEP, "q_lora_rank": 14, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "num_mtp_layers": 0},
+)
 X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
@@ -82,7 +87,7 @@ def test_a_folder_that_they_saved_is_read(case, tmp_path):
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("case", ["kimi", "ling", "ling-unbounded"])
+@pytest.mark.parametrize("case", ["kimi", "ling", "ling-unbounded", "deepseek"])
 @torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
     with AllDouble():
@@ -93,7 +98,7 @@ def test_in_float64_logits_are_equal_to_rounding(case):
     close(own(X).logits, expected, 1e-8)
 
 
-@pytest.mark.parametrize("case", ["kimi-groups", "ling"])
+@pytest.mark.parametrize("case", ["kimi-groups", "ling", "deepseek"])
 @torch.inference_mode()
 def test_prepared_steps_give_the_scores_of_calls(case):
     pytest.importorskip("numba")
@@ -118,9 +123,15 @@ def test_gradients_are_theirs(case):
     assert (mine - right).abs().max() <= 1e-4 * right.abs().max()
 
 
-@pytest.mark.parametrize(("preset", "millions", "digits"), [("kimi-linear-48b-a3b", 49122.681728, 1e-9), ("ling-3.0-flash", 124e3, 0.005)])
-def test_presets_have_their_published_sizes(preset, millions, digits):
-    """Kimi's file counts the routers' biases among its parameters; of Ling the published figure is "124B"."""
+@pytest.mark.parametrize(
+    ("preset", "millions", "digits"),
+    [
+        ("kimi-linear-48b-a3b", 49_120, 1e-4), ("ling-3.0-flash", 124_000, 0.005), ("deepseek-v3-671b", 671_000, 1e-4),
+        ("moonlight-16b-a3b", 16_000, 0.005),
+    ],
+)
+def test_presets_have_their_published_sizes(preset, millions, digits):  # fmt: skip
+    """The routers' biases count among published parameters."""
     with torch.device("meta"):
         model = build(resolve(preset))
     biases = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("selection_bias"))
@@ -130,6 +141,8 @@ def test_presets_have_their_published_sizes(preset, millions, digits):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        ("deepseek-v3", {"mixer.gate": True}, "without a gate"),
+        ("deepseek-v3", {"pattern": "full-moe + full"}, "dense layers are its first"),
         ("kimi-linear", {"canon": "a"}, "without Canon layers"),
         ("kimi-linear", {"latent-attention.window": 4}, "no window"),
         ("kimi-linear", {"latent-attention.rope": True}, "neither positions nor a gate"),
@@ -149,6 +162,8 @@ def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):
         ("kimi", {"mla_use_nope": False}, "no positions"),
         ("ling", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rotary scaling 'yarn'"),
         ("ling", {"attention_bias": True}, "biases of the attention's maps"),
+        ("deepseek", {"topk_method": "greedy"}, "by scores with a bias"),
+        ("deepseek", {"rope_interleave": False}, "are neighbours"),
         ("ling", {"score_function": "softmax"}, "sigmoids"),
     ],
 )
@@ -160,7 +175,7 @@ def test_settings_without_a_counterpart_are_named(case, settings, message):
         exchange.read(config)
 
 
-@pytest.mark.parametrize(("name", "depth"), [("kimi-linear", 4), ("bailing-hybrid", 6)])
+@pytest.mark.parametrize(("name", "depth"), [("kimi-linear", 4), ("bailing-hybrid", 6), ("deepseek-v3", 2)])
 def test_a_tied_model_of_the_ladder_goes_there(name, depth, tmp_path):
     own = orrery.create_model(name, width=64, depth=depth, vocab_size=61).eval()
     orrery.to_transformers(own, tmp_path / "hf")

@@ -10,8 +10,9 @@ Shapes: B batch, T time, D width, E experts, k chosen, F hidden size of one expe
 
 Cost: a token uses k + 2 experts of F; 20.6 billion parameters, 3.3 billion of them active.
 
-Differs from the paper: along the size ladder 16 experts, 4 chosen and 1 shared, and the dense layer comes first in every
-    three; initialisation by width, as `transformer` here.
+Differs from the paper: attention has grouped queries, as in the paper and the published GigaChat-20B-A3B; GigaChat 3 (2025), which
+    caches a compressed vector, is a DeepSeek-V3 (`deepseek-v3`) and no size of this one. Along the size ladder 16 experts, 4
+    chosen and 1 shared, and the dense layer comes first in every three; initialisation by width, as `transformer` here.
 
 Oracle: tests/oracles/moe.py for the layer; transformers' Mixtral and DeepSeek-V3 blocks.
 """
@@ -44,6 +45,8 @@ ARCHITECTURE = Architecture(
             "pattern": "dense + moe*27",
             "mixer.head_dim": 128,
             "mixer.kv_heads": 8,
+            "mixer.rope_theta": 1.4e6,
+            "eps": 1e-5,
             "dense.channel.hidden": 14336,
             "moe.experts": 64,
             "moe.top_k": 6,

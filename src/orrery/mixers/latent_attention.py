@@ -99,7 +99,7 @@ class LatentAttention(Mixer):
     config: LatentAttentionConfig
     honours = frozenset({"positions"})
     examples = (
-        {"head_dim": 16, "rank": 16, "shared": 4},
+        {"head_dim": 8},
         {"head_dim": 8, "heads": 3, "value_dim": 12, "rank": 10, "shared": 6, "query_rank": 14, "window": 7, "gate": True},
         {"head_dim": 8, "value_dim": 4, "rank": 6, "shared": 2, "rope": False},
     )
@@ -178,12 +178,16 @@ class LatentAttention(Mixer):
 
     def _attend(self, q: Tensor, cache: Tensor, mask: Tensor | str) -> Tensor:
         """Q (B,T,H,R+N), cache (B,S,C+R) -> (B,T,H,V), in the form that takes fewer operations."""
-        asked, held, both = q.shape[1], cache.shape[1], self.head_dim + self.value_dim
-        expanded = held * (self.rank * both + asked * (both + self.shared))
-        absorbed = asked * (self.rank * both + held * (2 * self.rank + self.shared))
+        expanded, absorbed = self._costs(q.shape[1], cache.shape[1])
         if absorbed < expanded and plain_linear(self.expand):
             return self._absorbed(q, cache, mask)
         return self._expanded(q, cache, mask)
+
+    def _costs(self, asked: int, held: int) -> tuple[int, int]:
+        """Operations a head of the expanded and of the absorbed form, behind the projections."""
+        both, wide = self.head_dim + self.value_dim, self.rank + self.shared
+        expanded = held * (self.rank * both + asked * (both + self.shared))
+        return 2 * expanded, 2 * asked * (self.rank * both + 2 * held * wide)
 
     def _expanded(self, q: Tensor, cache: Tensor, mask: Tensor | str) -> Tensor:
         """Keys and values of every head, then attention as usual. Fused kernels want keys and values of one size."""
@@ -278,9 +282,17 @@ class LatentAttention(Mixer):
     def flops(self, length: int) -> int:
         window = min(self.config.window or length, length)
         pairs = window * (window + 1) // 2 + (length - window) * window
-        maps = [linear for linear in (self.query, self.expand, self.out) if linear is not None]
-        linear = 2 * sum(each.in_features * each.out_features for each in maps) * length
-        return self.inputs.flops(length) + linear + 2 * self.heads * (self.shared + self.head_dim + self.value_dim) * pairs
+        both = self.head_dim + self.value_dim
+        return self._outer_flops(length) + 2 * self.heads * (self.rank * both * length + (both + self.shared) * pairs)
+
+    def step_flops(self, length: int) -> int:
+        """Of a token at a time, in the cheaper form for each."""
+        window = self.config.window or length
+        return self._outer_flops(length) + self.heads * sum(min(self._costs(1, min(held, window))) for held in range(1, length + 1))
+
+    def _outer_flops(self, length: int) -> int:
+        maps = [linear for linear in (self.query, self.out) if linear is not None]
+        return self.inputs.flops(length) + 2 * sum(each.in_features * each.out_features for each in maps) * length
 
 
 def _paired(x: Tensor) -> Tensor:

@@ -250,6 +250,10 @@ class Part(nn.Module):
         """Forward floating-point operations for one sequence of `length` tokens (a multiply-add is two)."""
         return 0
 
+    def step_flops(self, length: int) -> int:
+        """The same for `length` tokens one at a time, of a part whose step computes otherwise than a whole sequence; else `flops`."""
+        return self.flops(length)
+
     def reset_parameters(self) -> None:
         """Draw the parameters anew, as the paper initialises them."""
 

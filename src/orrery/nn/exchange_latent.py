@@ -173,9 +173,8 @@ _MIXER, _OURS, _MLP, _CHANNEL = f"{LAYER}.self_attn", "blocks.{i}.mixer", f"{LAY
 
 def latent_rules(gate: bool) -> tuple[Rule, ...]:
     """Of latent attention; :func:`prepared` has made one name of q_proj and q_a_proj."""
-    inputs, rows = ("q_proj", "kv_a_proj_with_mqa"), ("first", "compressed")
-    if gate:
-        inputs, rows = (*inputs, "g_proj"), (*rows, "heads")
+    inputs = ("q_proj", "kv_a_proj_with_mqa", "g_proj") if gate else ("q_proj", "kv_a_proj_with_mqa")
+    rows = ("first", "compressed", "heads") if gate else ("first", "compressed")
     names = {"query_norm": "q_a_layernorm", "query": "q_b_proj", "norm": "kv_a_layernorm", "expand": "kv_b_proj", "out": "o_proj"}
     own = "latent-attention"
     return (

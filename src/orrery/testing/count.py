@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from orrery.nn.contract import Part
 
 _ELEMENTWISE = {
     "add", "sub", "rsub", "mul", "div", "addcmul", "addcdiv", "lerp", "exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt",
@@ -75,6 +78,12 @@ class Counter(TorchDispatchMode):
 
 def _numel(value: Any) -> int:
     return max((leaf.numel() for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)), default=0)
+
+
+def step_flops(module: nn.Module, length: int) -> int:
+    """What a mixer or model declares for `length` tokens one at a time: its `flops`, with its parts' own forms for a step."""
+    parts = [part for part in module.modules() if isinstance(part, Part)]
+    return int(cast(Any, module).flops(length)) + sum(part.step_flops(length) - part.flops(length) for part in parts)
 
 
 @contextmanager

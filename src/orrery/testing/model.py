@@ -26,6 +26,7 @@ from orrery.models.wrap import wrap
 from orrery.nn.contract import Context
 from orrery.nn.state import state_bytes
 from orrery.testing.check import Check, run_all
+from orrery.testing.count import step_flops
 from orrery.testing.encoder import ENCODER_CHECKS, PAIR_CHECKS
 from orrery.testing.subject import perturb
 from orrery.testing.tags import disabled
@@ -209,7 +210,7 @@ def costs(subject: ModelSubject) -> None:
             state = out.state
             assert out.logits is not None
 
-    check_flops(read, model.flops(24), 24)
+    check_flops(read, step_flops(model, 24), 24)
     check_parameters(model, (model.embed, model.head, model.position_embed))
 
 
