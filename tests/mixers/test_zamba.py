@@ -30,6 +30,13 @@ CASES = {
     ),
     "zamba2-grouped": ("Zamba2Config", "MHH", {"num_mem_blocks": 2, "num_key_value_heads": 2, **ZAMBA2, "time_step_min": 0.4}),
 }  # fmt: skip
+ZAMBA = {**SIZES, "n_mamba_heads": 2, "mamba_dt_rank": 3, "use_associative_scan": False}
+CASES["zamba"] = ("ZambaConfig", "MMHMH", {"num_key_value_heads": 4, **ZAMBA})
+CASES["zamba-other"] = (
+    "ZambaConfig",
+    "HMH",
+    {"num_key_value_heads": 2, "mamba_proj_bias": True, "mamba_conv_bias": False, "hidden_act": "silu", **ZAMBA, "n_mamba_heads": 4},
+)
 X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
@@ -81,7 +88,7 @@ def test_in_float64_logits_are_equal_to_rounding(case):
     close(own(X).logits, expected, 1e-8)
 
 
-@pytest.mark.parametrize("case", ["zamba2", "zamba2-one"])
+@pytest.mark.parametrize("case", ["zamba2", "zamba2-one", "zamba"])
 def test_decoding_equals_their_cached_generation(case):
     hf = theirs(case)
     own = orrery.from_transformers(hf).eval()
@@ -96,7 +103,7 @@ def test_decoding_equals_their_cached_generation(case):
         close(torch.cat(found, 1), hf(X).logits)
 
 
-@pytest.mark.parametrize("case", ["zamba2", "zamba2-one"])
+@pytest.mark.parametrize("case", ["zamba2", "zamba2-one", "zamba"])
 def test_gradients_of_shared_weights_are_theirs(case):
     hf = theirs(case)
     own = orrery.from_transformers(hf)
@@ -111,10 +118,13 @@ def test_gradients_of_shared_weights_are_theirs(case):
         assert (ours - right).abs().max() <= 1e-3 * right.abs().max(), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"zamba2.attention_rank": 2, "zamba2.rope": 1.0}, {"zamba2.rank": 0, "canon": "b"}], ids=str)
+PREPARED = [("zamba2", {}), ("zamba2", {"zamba2.attention_rank": 2, "zamba2.rope": 1.0}), ("zamba2", {"zamba2.rank": 0, "canon": "b"}), ("zamba", {})]
+
+
+@pytest.mark.parametrize(("name", "settings"), PREPARED, ids=str)
 @torch.no_grad()
-def test_a_prepared_token_is_one_program_and_equals_a_call(settings):
-    model = orrery.create_model("zamba2", width=32, depth=4, vocab_size=61, seed=0, **settings).eval()
+def test_a_prepared_token_is_one_program_and_equals_a_call(name, settings):
+    model = orrery.create_model(name, width=32, depth=4, vocab_size=61, seed=0, **settings).eval()
     before = model(X)
     stepper = model.stepper(model(X).state, 40)
     assert isinstance(stepper.ahead, Program) and not stepper.run.general
@@ -163,11 +173,13 @@ def test_without_tied_embeddings_transformers_shares_no_block_either(tmp_path):
 
 def test_published_sizes():
     with torch.device("meta"):
-        models = [orrery.create_model(name) for name in ("zamba2-1.2b", "zamba2-2.7b")]
+        models = [orrery.create_model(name) for name in ("zamba2-1.2b", "zamba2-2.7b", "zamba-7b-v1")]
     sizes = [model.num_parameters(embedding=True) for model in models]
     assert sizes[0] == 1_215_064_704  # what their file holds
     assert sizes[1] / 1e9 == pytest.approx(2.69, rel=0.015)  # theirs holds 26 M more: maps beside blocks that do not use them
     assert [layer for layer, block in enumerate(models[1].blocks) if block.guide] == [6, 12, 18, 24, 30, 36, 42, 47, 51]
+    assert 2 * sizes[2] / 1e9 == pytest.approx(14.47, rel=0.001)  # gigabytes of their files
+    assert [layer for layer, block in enumerate(models[2].blocks) if block.guide] == [2, *range(7, 76, 6)]
 
 
 def test_what_has_no_counterpart_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import orrery
 from orrery.core.errors import ConfigError
 
 TOKENS = torch.randint(0, 61, (2, 15), generator=torch.Generator().manual_seed(0))
-EVERYTHING = {"common": ("*",)}
+EVERYTHING = {"common": "all"}
 
 
 def build(name="transformer", depth=3, **settings):
@@ -43,7 +43,7 @@ def test_layers_of_another_kind_have_their_own():
 
 
 def test_gradients_are_the_sum_over_uses():
-    shared = build(common=("mixer.*", "channel.wide.*")).double()
+    shared = build(common="mixer.* channel.wide.*").double()
     apart = build(common=()).double()
     apart.load_state_dict(shared.state_dict())
     for model in (shared, apart):
@@ -98,3 +98,9 @@ def test_encoders_share_too():
 def test_a_pattern_that_names_nothing_is_an_error():
     with pytest.raises(ConfigError, match="no parameter of the layer is called 'attention"):
         build(common=("attention.*",))
+
+
+def test_a_layer_of_a_pattern_may_be_the_one_that_is_shared():
+    model = orrery.create_model("mamba2 + transformer(common=all)", width=32, depth=4, vocab_size=61)
+    assert model.blocks[1].mixer.out.weight is model.blocks[3].mixer.out.weight
+    assert model.blocks[0].mixer.out.weight is not model.blocks[2].mixer.out.weight

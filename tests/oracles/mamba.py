@@ -20,7 +20,7 @@ def mamba(parameters, config, x, segments=None):
     p = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
     E, N = p["A_log"].shape
     K, eps = config["conv"], config["norm_eps"]
-    R = p["dt.weight"].shape[1]
+    R, H = p["dt.weight"].shape[1], config["heads"]
     batch, time, width = x.shape
     out = np.zeros((batch, time, width))
     for b in range(batch):
@@ -34,14 +34,14 @@ def mamba(parameters, config, x, segments=None):
             u, z = projected[:E], projected[E:]
             taps = np.concatenate([taps[1:], u[None]])
             u = _silu(sum(p["conv.weight"][:, j] * taps[j] for j in range(K)) + p.get("conv.bias", 0.0))
-            selected = p["select.weight"] @ u
-            raw, B, C = (
-                _normed(part, eps) * p.get(f"gains.{i}", 1.0) for i, part in enumerate((selected[:R], selected[R : R + N], selected[R + N :]))
-            )
-            raw = p["dt.weight"] @ raw + p["dt.bias"]
             s = np.zeros(E)
             for e in range(E):
-                delta = math.log1p(math.exp(raw[e]))
+                own = slice(e // (E // H) * (E // H), (e // (E // H) + 1) * (E // H))
+                selected = np.split(p["select.weight"], H)[e // (E // H)] @ u[own]
+                low, B, C = (
+                    _normed(part, eps) * p.get(f"gains.{i}", 1.0) for i, part in enumerate((selected[:R], selected[R : R + N], selected[R + N :]))
+                )
+                delta = math.log1p(math.exp(p["dt.weight"][e] @ low + p["dt.bias"][e]))
                 for n in range(N):
                     h[e, n] = math.exp(-delta * math.exp(p["A_log"][e, n])) * h[e, n] + delta * u[e] * B[n]
                     s[e] += C[n] * h[e, n]

@@ -103,6 +103,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     require(mamba is not None, "Jamba has at least one Mamba layer")
     assert mamba is not None
     hidden = mamba.get("hidden") or 2 * width
+    require(mamba.get("heads", 1) == 1, "Jamba's Mamba has one head")
     require(hidden % width == 0, f"Jamba needs an inner size that is a multiple of the width {width}")
     require(mamba.get("norm_gain", False) and mamba.get("norm_eps") == own["eps"], "Jamba's Mamba has norms with weights inside, of the same eps")
     heads = width // 64 or 1

@@ -42,13 +42,15 @@ from orrery.ops.fused.rms_norm import rms_norm
 from orrery.ops.selective_scan import selective_scan, selective_scan_matrix
 from orrery.ops.steps.diagonal import conv_step, selective_step
 from orrery.ops.steps.row_linear import RowNorm, row_linear
+from orrery.ops.steps.row_steps import copy_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class MambaConfig(PartConfig):
     """hidden: E (None: 2 D). state: N. rank: R (None: D / 16, rounded up). conv: K. norm_eps: B, C and the step size's input go
     through an RMSNorm with this eps (None: none); norm_gain: with weights. dt_init, dt_floor, dt_scale: range and least of the initial step
-    sizes (log-uniform), and the scale of W_dt. bias: of the way in and out."""
+    sizes (log-uniform), and the scale of W_dt. bias: of the way in and out. heads: groups of channels, each with B, C and step sizes
+    from its own channels (Zamba, 2405.16712); 1 in the paper."""
 
     hidden: int | None = None
     state: int = 16
@@ -61,14 +63,16 @@ class MambaConfig(PartConfig):
     dt_scale: float = 1.0
     bias: bool = False
     conv_bias: bool = True
+    heads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("state", "conv", "dt_floor", "dt_scale"):
+        for name in ("state", "conv", "dt_floor", "dt_scale", "heads"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("hidden", "rank", "norm_eps"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be positive, not {value}")
         require(self.norm_eps is not None or not self.norm_gain, "norm_gain needs norm_eps")
+        require(self.norm_eps is None or self.heads == 1, "norms of B, C and step sizes (norm_eps) go with one head")
         low, high = self.dt_init
         require(0 < low <= high, f"dt_init must be a range of positive numbers, not {low} to {high}")
 
@@ -91,6 +95,7 @@ class Mamba(Mixer):
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"state": 4, "hidden": 40},
         {"state": 3, "hidden": 24, "rank": 5, "norm_eps": 1e-3, "norm_gain": True, "bias": True, "conv_bias": False, "conv": 3},
+        {"state": 3, "hidden": 24, "rank": 4, "heads": 2},
     )
 
     def __init__(self, config: MambaConfig, place: Place) -> None:
@@ -99,7 +104,8 @@ class Mamba(Mixer):
         self.rank = config.rank or math.ceil(place.width / 16)
         self.inputs = Projection(place, 2 * self.inner, bias=config.bias, canon=False)
         self.conv = ShortConv(self.inner, config.conv, activation="silu", bias=config.conv_bias)
-        self.select = nn.Linear(self.inner, self.rank + 2 * config.state, bias=False)
+        require(self.inner % config.heads == 0, f"heads {config.heads} must divide the {self.inner} channels")
+        self.select = nn.Linear(self.inner // config.heads, config.heads * (self.rank + 2 * config.state), bias=False)
         sizes = (self.rank, config.state, config.state) if config.norm_gain else ()
         self.gains = nn.ParameterList([torch.empty(size) for size in sizes])  # of the norms of r, B and C
         self.dt = nn.Linear(self.rank, self.inner, bias=True)
@@ -132,20 +138,21 @@ class Mamba(Mixer):
     def mix(self, x: Tensor, state: MambaState | None, ctx: Context) -> tuple[Tensor, MambaState]:
         time = ctx.timeline
         u, z, conv = self._inputs(x, None if state is None else state.conv, ctx)
-        dt, b, c = self._selected(u)
-        y, ssm = selective_scan(  # 2312.00752 section 3.2
-            u,
-            dt,
-            self._rates(),
-            b,
-            c,
-            self.D,
-            z,
-            self.dt.bias,
-            None if state is None else state.ssm,
-            time.starts,
-            time.lengths,
-        )
+        ssm = None if state is None else state.ssm
+        if self.config.heads == 1:
+            dt, b, c = self._selected(u)
+            y, ssm = selective_scan(  # 2312.00752 section 3.2
+                u, dt, self._rates(), b, c, self.D, z, self.dt.bias, ssm, time.starts, time.lengths
+            )
+            return self.out(y), MambaState(conv, ssm, time.clock)
+        states = (None,) * self.config.heads if ssm is None else ssm.chunk(self.config.heads, -1)
+        found = [
+            selective_scan(own, dt, rates, b, c, skip, gate, bias, held, time.starts, time.lengths)
+            for (own, dt, b, c), (rates, skip, bias), gate, held in zip(
+                self._selected_by_heads(u), self._by_heads(), z.chunk(self.config.heads, -1), states, strict=True
+            )
+        ]
+        y, ssm = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
         return self.out(y), MambaState(conv, ssm, time.clock)
 
     def _inputs(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,26 +170,49 @@ class Mamba(Mixer):
         dt, b, c = parts
         return F.linear(dt, self.dt.weight), b, c
 
+    def _selected_by_heads(self, u: Tensor) -> list[tuple[Tensor, ...]]:
+        """The same for every head from its own channels (B,T,E/H): these, step sizes, B and C."""
+        found: list[tuple[Tensor, ...]] = []
+        sizes = [self.rank, self.config.state, self.config.state]
+        parts = (t.chunk(self.config.heads, dim) for t, dim in ((u, -1), (self.select.weight, 0), (self.dt.weight, 0)))
+        for own, select, widen in zip(*parts, strict=True):
+            dt, b, c = F.linear(own, select).split(sizes, -1)
+            found.append((own, F.linear(dt, widen), b, c))
+        return found
+
+    def _by_heads(self) -> list[tuple[Tensor, ...]]:
+        """Every head's rates (E/H,N), D and bias of step sizes (E/H,)."""
+        return list(zip(*(each.chunk(self.config.heads) for each in (self._rates(), self.D, self.dt.bias)), strict=True))
+
     def _rates(self) -> Tensor:
         return -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float())
 
     def stepper(self, norm: RowNorm, state: MambaState, run: Stepping) -> Step | None:
         if self.config.norm_eps is not None or not plain_linear(self.inputs.linear, self.select, self.dt, self.out):
             return None
-        batch, inner = len(run.x), self.inner
-        p, u, dt, y = (run.x.new_empty(batch, size) for size in (2 * inner, inner, inner, inner))
-        low, selected = run.x.new_empty(batch, self.rank), run.x.new_empty(batch, 2 * self.config.state)
-        window, ssm = (held.float().contiguous().clone() for held in (state.conv, state.ssm))
-        steps = (
-            linear_step(run.x, self.inputs.linear, p, norm),
-            conv_step(p, window, self.conv.weight, self.conv.bias, u, 0, True),
-            row_linear(u, self.select.weight[: self.rank], None, low),
-            row_linear(u, self.select.weight[self.rank :], None, selected),
-            linear_step(low, self.dt, dt),
-            selective_step(u, dt, selected, p, inner, self._rates(), self.D, ssm, y),
-            linear_step(y, self.out, run.x, add=True),
-        )
-        return in_order(*steps)
+        p, y = run.x.new_empty(len(run.x), 2 * self.inner), run.x.new_empty(len(run.x), self.inner)
+        recur = [step for head in range(self.config.heads) for step in self._head_steps(head, p, state, y)]
+        return in_order(linear_step(run.x, self.inputs.linear, p, norm), *recur, linear_step(y, self.out, run.x, add=True))
+
+    def _head_steps(self, head: int, p: Tensor, state: MambaState, y: Tensor) -> list[Step]:
+        """From what the way in leaves, p (B,2E), the columns of y (B,E) that are a head's channels."""
+        heads, size = self.config.heads, self.inner // self.config.heads
+        u, dt, out = (y.new_empty(len(y), size) for _ in range(3))
+        low, selected = y.new_empty(len(y), self.rank), y.new_empty(len(y), 2 * self.config.state)
+        out = y if heads == 1 else out
+        window, ssm = (held.chunk(heads, -1)[head].float().contiguous().clone() for held in (state.conv, state.ssm))
+        taps, select, widen = (each.weight.chunk(heads)[head] for each in (self.conv, self.select, self.dt))
+        rates, skip, dt_bias = self._by_heads()[head]
+        shift = None if self.conv.bias is None else self.conv.bias.chunk(heads)[head]
+        begin = head * size
+        steps = [
+            conv_step(p, window, taps, shift, u, begin, True),
+            row_linear(u, select[: self.rank], None, low),
+            row_linear(u, select[self.rank :], None, selected),
+            row_linear(low, widen, dt_bias, dt),
+            selective_step(u, dt, selected, p, self.inner + begin, rates, skip, ssm, out),
+        ]
+        return steps if heads == 1 else [*steps, copy_rows(out, y[:, begin : begin + size])]
 
     @torch.no_grad()
     def forget_more(self, decay: float, insertion: float) -> None:
@@ -197,8 +227,12 @@ class Mamba(Mixer):
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices (B,E,T,T) that map u to s, channel by channel, for a whole sequence; D is on their diagonals."""
         u, _, _ = self._inputs(x, None, ctx)
-        dt, b, c = self._selected(u)
-        return selective_scan_matrix(dt, self._rates(), b, c, self.D, self.dt.bias, ctx.timeline.starts)
+        selected = [(u, *self._selected(u))] if self.config.heads == 1 else self._selected_by_heads(u)
+        found = [
+            selective_scan_matrix(dt, rates, b, c, skip, bias, ctx.timeline.starts)
+            for (_, dt, b, c), (rates, skip, bias) in zip(selected, self._by_heads(), strict=True)
+        ]
+        return torch.cat(found, 1)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> MambaState:
         """Nothing seen; the states are float32 unless `dtype` is float64."""
@@ -250,6 +284,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "Mamba has one eps for all of its norms, none behind the embedding",
     )
     config = MambaConfig.from_dict({key: value for key, value in block["mixer"].items() if key != "name"})
+    require(config.heads == 1, "Mamba in transformers has one head")
     inner = config.hidden or 2 * own["width"]
     require(
         inner % own["width"] == 0,

@@ -39,9 +39,20 @@ from orrery.nn.feedforward import GLU, FeedForwardConfig
 from orrery.nn.low_rank import LowRankLinear
 from orrery.nn.norms import RMSNorm
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
-from orrery.nn.zamba import COMMON, MOST, hybrid_names, kinds_of, own_places, pattern_of, shared_blocks, their_places
+from orrery.nn.zamba import (
+    ACTIVATIONS,
+    COMMON,
+    MOST,
+    hybrid_names,
+    kinds_of,
+    own_places,
+    pattern_of,
+    shared_blocks,
+    their_places,
+)
 from orrery.ops.steps.canon import activate_step
-from orrery.ops.steps.row_linear import ACTIVATIONS, RowNorm, row_linear, row_norm_into
+from orrery.ops.steps.row_linear import ACTIVATIONS as ACTIVATION_CODES
+from orrery.ops.steps.row_linear import RowNorm, row_linear, row_norm_into
 from orrery.ops.steps.row_steps import copy_rows, multiply_rows
 
 
@@ -144,7 +155,7 @@ class Zamba2(Mixer):
         code = {"identity": ""}.get(self.config.activation, self.config.activation)
         known = all(type(each) in (nn.Linear, LowRankLinear) for each in (self.attention.inputs.linear, self.mlp.wide))
         plain = plain_linear(self.attention.out, self.mlp.out, self.back)
-        if not (known and plain) or code not in ACTIVATIONS or "embedding" not in run.shared:
+        if not (known and plain) or code not in ACTIVATION_CODES or "embedding" not in run.shared:
             return None
         (batch, width), hidden = run.x.shape, self.mlp.hidden
         both, s, y = (run.x.new_empty(batch, size) for size in (2 * width, width, width))
@@ -187,7 +198,6 @@ class Zamba2(Mixer):
         return int(self.attention.flops(length)) + self.mlp.flops(length) + beside + 2 * self.place.width**2 * length
 
 
-_ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
 _LEAST = 1e-30  # a step size that bounds nothing: they need a positive one
 _HOME = "shared_transformer"
 
@@ -195,7 +205,7 @@ _HOME = "shared_transformer"
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
     rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
     require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
-    require(hf.get("hidden_act", "gelu") in _ACTIVATIONS, f"no counterpart for activation {hf.get('hidden_act')}")
+    require(hf.get("hidden_act", "gelu") in ACTIVATIONS, f"no counterpart for activation {hf.get('hidden_act')}")
     width, kinds, least, most = hf["hidden_size"], kinds_of(hf), hf.get("time_step_min", 1e-3), hf.get("time_step_max", 0.1)
     inner, heads = hf["mamba_expand"] * width, hf["n_mamba_heads"]
     rank = hf.get("adapter_rank", 128)
@@ -203,7 +213,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "zamba2.heads": hf["num_attention_heads"],
         "zamba2.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
         "zamba2.hidden": hf.get("intermediate_size") or 4 * width,
-        "zamba2.activation": _ACTIVATIONS[hf.get("hidden_act", "gelu")],
+        "zamba2.activation": ACTIVATIONS[hf.get("hidden_act", "gelu")],
         "zamba2.rope": 1.0 if hf.get("use_mem_rope") else 0.0,
         "zamba2.rope_theta": rope.get("rope_theta", 10000.0),
         "zamba2.rank": rank,
@@ -247,7 +257,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     shared = Zamba2Config.from_dict({key: value for key, value in guide.items() if key != "name"})
     require(shared.rank > 0 and shared.attention_rank in (0, shared.rank), "Zamba2 has maps of one rank beside the MLP and perhaps the attention")
     require(shared.eps == own["eps"] and shared.rope in (0.0, 1.0), "Zamba2 has one eps, and heads that are rotated whole or not at all")
-    names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     require(shared.activation in names, f"no counterpart for activation {shared.activation}")
     least, most = mamba.get("dt_limit") or (_LEAST, math.inf)
     alike = mamba.get("eps", 1e-5) == 1e-5 and mamba.get("gate_norm", "after") == "after" and mamba.get("conv_bias", True)

@@ -324,7 +324,7 @@ def _count_block(block: BlockConfig, place: Place, known: dict[str, Any]) -> tup
     if key not in known:
         with shapes_only():
             made = Block(block, place)
-        shared = {name: made.get_parameter(name).numel() for name in common_names(made, block.common)} if block.common else {}
+        shared = {name: made.get_parameter(name).numel() for name in common_names(made, block.common)}
         known[key] = sum(p.numel() for p in made.parameters()) - sum(shared.values()), shared
     return cast("tuple[int, dict[str, int]]", known[key])
 

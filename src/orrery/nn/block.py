@@ -48,7 +48,7 @@ class BlockConfig(Config):
     scales: a, b, c, d of the placement "normed"; 1 elsewhere. gate, gate_bias: of the placement "gated"
     (:mod:`orrery.nn.residual_gate`). cross: a mixer that reads `ctx.memory`, or None. first_norm: False takes the norm before the
     mixer from the model's first layer, whose input has been normed (ModernBERT). guide: a mixer whose output is added to what
-    the main mixer sees, or None. common: patterns of the names of parameters that all layers of this kind have in common
+    the main mixer sees, or None. common: patterns of the names of parameters that all layers of this kind have in common, or "all"
     (:mod:`orrery.nn.sharing`).
     """
 
@@ -65,7 +65,7 @@ class BlockConfig(Config):
     cross: dict[str, Any] | None = None
     first_norm: bool = True
     guide: dict[str, Any] | None = None
-    common: tuple[str, ...] = ()
+    common: tuple[str, ...] | str = ()
 
     def __post_init__(self) -> None:
         require(

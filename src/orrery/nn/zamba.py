@@ -19,6 +19,8 @@ from orrery.core.config import require
 MOST = 4  # shared blocks by turns
 COMMON = ("guide.*norm.weight", "guide.attention.*.weight", "guide.mlp.*.[wb]*")
 """What the layers with one shared block have in common: everything but maps of low rank and the way back."""
+ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
+"""Their names of activations, and ours."""
 
 _KINDS = {  # their names of a layer, with those of older files
     **dict.fromkeys(("linear_attention", "mamba"), "mamba"),
