@@ -83,6 +83,9 @@ EXCHANGED = {  # model types that an architecture's default settings do not lead
     "recurrent_gemma": {"softcap": 30.0},
     "nemotron_h": {"tied": False},  # their class has a head of its own, so that a tied one's gradient stands in two places
     "qwen3_5_moe_text": {"pattern": "linear-moe*3 + full-moe"},
+    "kimi_linear": {"pattern": "linear + linear-moe*2 + full-moe", "tied": False},  # a head of its own, as nemotron_h
+    "bailing_hybrid": {"pattern": "linear + linear-moe*2 + full-moe", "tied": False},
+    "deepseek_v3": {"pattern": "full + full-moe*3", "tied": False},
 }
 EXCHANGE = [
     "## Against transformers",
