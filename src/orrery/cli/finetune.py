@@ -192,15 +192,39 @@ def predict(
     import json
 
     from orrery.data.records import read_table
+    from orrery.data.text import Tally
     from orrery.methods.fitted import load_fitted
 
-    fitted = load_fitted(model)
+    fitted, tally = load_fitted(model), Tally()
+    rows: Any = list(text) or None
     if table is not None:
-        rows: Any = read_table(table, header=header)
-    else:
-        rows = list(text) or [line.rstrip("\n") for line in sys.stdin]
-    for answer in fitted.predict(rows, truncate, quiet=False):
+        rows = read_table(table, header=header)
+        tally = rows.tally
+    examples = fitted.read(_lines(tally) if rows is None else rows, truncate)
+    for answer in fitted.answers(examples, quiet=False):
         print(json.dumps(answer, ensure_ascii=False))
+    for note in _reading(tally, examples):
+        output.remark(f"note: {note}")
+
+
+def _lines(tally: Any) -> list[str]:
+    """The lines of standard input, whatever encoding the terminal is said to have: UTF-8, and what is not is replaced and counted."""
+    from orrery.data.text import stream_pieces
+
+    lines = "".join(stream_pieces(sys.stdin.buffer, "standard input", tally)).split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _reading(tally: Any, examples: Any) -> list[str]:
+    """What was lost of a table's or input's texts, in words."""
+    from orrery.core.progress import counted
+
+    found = []
+    if examples.cut:
+        found.append(f"{counted(examples.cut, 'row')} cut to {examples.spec.length} tokens")
+    if tally.replaced:
+        found.append(f"{counted(tally.replaced, 'character')} not UTF-8 and replaced, the first in '{tally.replaced_in}'")
+    return found
 
 
 def evaluate(
@@ -221,9 +245,10 @@ def evaluate(
 
     rows = read_table(table, header=header)
     fitted = load_fitted(model)
-    judged = fitted.judge(fitted.encode(rows, truncate=truncate), quiet=as_json)
+    examples = fitted.encode(rows, truncate=truncate)
+    judged = fitted.judge(examples, quiet=as_json)
     figures = {name: value.to_dict() for name, value in judged.measured().items()}
-    found: dict[str, Any] = {"rows": len(rows), "figures": figures, "notes": judged.notes}
+    found: dict[str, Any] = {"rows": len(rows), "figures": figures, "notes": [*judged.notes, *_reading(rows.tally, examples)]}
     if judged.spans is not None:
         found["spans"] = judged.spans.to_dict()
     if against is not None:
@@ -248,5 +273,5 @@ def evaluate(
             f"{gap_found['figure'].replace('_', ' ')} {gap_found['value']:+.4f} ({gap_found['low']:+.4f} to {gap_found['high']:+.4f}) "
             f"against {against}, paired by row"
         )
-    for note in judged.notes:
+    for note in found["notes"]:
         output.remark(f"note: {note}")

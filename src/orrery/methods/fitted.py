@@ -85,13 +85,8 @@ class Fitted:
         """The model's predictions judged by the table's answers."""
         return judge(self.spec, examples.answers, self.outputs(examples, quiet))
 
-    def predict(self, rows: Table | list[str], truncate: bool = False, quiet: bool = True) -> list[dict[str, Any]]:
-        """Answers for people: a dict for each row, by kind "label" and "probabilities", "labels", "value", "tags" or "text";
-        to a question "answer" ("" for none), its "start" in the text and the "probability" of its two ends.
-
-        Args:
-            rows: a table (labels are not needed), or texts.
-        """
+    def read(self, rows: Table | list[str], truncate: bool = False) -> Examples:
+        """Examples to be answered, of a table (labels are not needed) or of texts."""
         if isinstance(rows, list):
             if self.spec.pair:
                 does = "answers questions about a text" if self.spec.kind == "question-answering" else "compares two texts"
@@ -99,9 +94,17 @@ class Fitted:
             rows = Table(
                 "texts", (self.spec.text,), [Row(f"text {n}", {self.spec.text: text}) for n, text in enumerate(rows, 1)]
             )
-        examples = self.encode(rows, labelled=False, truncate=truncate)
+        return self.encode(rows, labelled=False, truncate=truncate)
+
+    def answers(self, examples: Examples, quiet: bool = True) -> list[dict[str, Any]]:
+        """Answers for people: a dict for each row, by kind "label" and "probabilities", "labels", "value", "tags" or "text";
+        to a question "answer" ("" for none), its "start" in the text and the "probability" of its two ends."""
         given = self.outputs(examples, quiet)
         return [self._say(given, number) for number in range(len(next(iter(given.values()))))]
+
+    def predict(self, rows: Table | list[str], truncate: bool = False, quiet: bool = True) -> list[dict[str, Any]]:
+        """The answers to a table's rows, or to texts."""
+        return self.answers(self.read(rows, truncate), quiet)
 
     def _answer(self, examples: Examples, index: np.ndarray) -> list[Any]:
         """One batch's raw answers, in its order."""

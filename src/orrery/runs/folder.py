@@ -32,6 +32,7 @@ from orrery.runs import lock
 
 FORMAT = 1
 RUN, LOG, RESULT = "run.json", "log.jsonl", "result.json"
+WRITTEN = (LOG, RESULT, "weights", "checkpoint", "checkpoint-next", "best", "words", "tasks", "task.json", "MODEL_CARD.md")  # beside RUN, by any run
 STATUS = ("running", "done", "failed", "oom", "interrupted")
 _REQUIRED = {"id": str, "name": str, "created": str, "config": dict, "config_hash": str, "status": str}
 
@@ -63,11 +64,13 @@ class Run:
             extra: further facts (data hash, backend), stored under "facts".
 
         Raises:
-            StorageError: when the folder already holds a run or cannot be made.
+            StorageError: when the folder already holds a run, or something of a name that runs write, or cannot be made.
         """
         folder = Path(path)
         if (folder / RUN).exists():
             raise StorageError(f"'{folder}' already holds a run; open it to resume, or choose another folder")
+        if theirs := next((each for each in WRITTEN if (folder / each).exists()), None):
+            raise StorageError(f"'{folder}' holds no run, but '{theirs}', which a run would write over; choose another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

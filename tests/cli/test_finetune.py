@@ -1,0 +1,64 @@
+"""`orrery finetune`, `predict` and `evaluate` as typed: what is lost of a text is counted, and nobody's files are written over."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from orrery.cli import main
+
+
+def typed(monkeypatch, capsys, *arguments, stdin=b""):
+    monkeypatch.setattr(sys, "argv", ["orrery", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return (ended.value.code or 0, *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of six words at most, and its table."""
+    folder = tmp_path_factory.mktemp("fitted")
+    rows = [f"the {'cat' if n % 2 else 'dog'} number {n} runs,{'ab'[n % 2]}" for n in range(40)]
+    (folder / "t.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [
+            "orrery", "finetune", "bert", "--train", str(folder / "t.csv"), "--tokenizer", "wordpiece:80", "--set", "epochs=1", "--set",
+            "model.width=16", "--set", "model.depth=1", "--out", str(folder / "run"), "--json", "--no-baseline",
+        ])  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    return folder
+
+
+def test_standard_input_is_utf_8_and_what_is_not_is_counted(folder, monkeypatch, capsys):
+    code, out, error = typed(monkeypatch, capsys, "predict", folder / "run", stdin=b"\xef\xbb\xbfthe dog\r\n\r\ncaf\xe9 cat")
+    assert code == 0 and len([json.loads(line) for line in out.splitlines()]) == 3
+    assert "note: 1 character not UTF-8 and replaced, the first in 'standard input'" in error
+    assert typed(monkeypatch, capsys, "predict", folder / "run")[:2] == (0, "")
+
+
+def test_what_is_cut_is_counted(folder, monkeypatch, capsys):
+    (folder / "long.csv").write_text("text,label\n" + "the cat runs " * 500 + ",a\nthe dog,b\n")
+    for command in (("predict", folder / "run", "--input", folder / "long.csv"), ("evaluate", folder / "run", folder / "long.csv")):
+        code, _, error = typed(monkeypatch, capsys, *command)
+        assert code == 2 and "long.csv, line 2 has 1502 tokens" in error and "--truncate" in error
+        code, out, error = typed(monkeypatch, capsys, *command, "--truncate")
+        assert code == 0 and out and "note: 1 row cut to " in error
+    found = json.loads(typed(monkeypatch, capsys, *command, "--truncate", "--json")[1])
+    assert any(note.startswith("1 row cut to ") for note in found["notes"])
+
+
+def test_a_folder_of_other_things_is_left_alone(folder, monkeypatch, capsys):
+    (folder / "mine" / "best").mkdir(parents=True)
+    (folder / "mine" / "best" / "letter.txt").write_text("mine")
+    train = ("finetune", "bert", "--train", folder / "t.csv", "--tokenizer", "bytes", "--set", "model.width=16", "--set", "model.depth=1")
+    code, _, error = typed(monkeypatch, capsys, *train, "--out", folder / "mine")
+    assert code == 2 and "holds no run, but 'best', which a run would write over" in error
+    assert [path.name for path in (folder / "mine").rglob("*")] == ["best", "letter.txt"]
