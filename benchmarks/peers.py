@@ -204,6 +204,13 @@ def _lfm2() -> tuple[nn.Module, nn.Module]:
     return orrery.from_transformers(hf), hf
 
 
+def _lfm3() -> tuple[nn.Module, nn.Module]:
+    """Convolutions, and layers of full and of windowed attention."""
+    layers = ["conv", "full_attention", "conv", "sliding_attention", "conv", "full_attention"]
+    hf = _hf("Lfm3Config", intermediate_size=688, head_dim=64, layer_types=layers, **_GROUPED)
+    return orrery.from_transformers(hf), hf
+
+
 def _kimi() -> tuple[nn.Module, nn.Module]:
     """The linear layers of Kimi-Linear with a dense channel mixer of the same size as ours."""
     hf = _hf(
@@ -269,6 +276,7 @@ PAIRS = (
     Pair("olmo-hybrid", "transformers olmo_hybrid", "hf", _olmo_hybrid, train=1.25, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
     Pair("kda", "transformers kimi_linear (linear layers)", "hf-train", _kimi, train=1.4, fraction=0.30, memory=0.65),
     Pair("lfm2", "transformers lfm2", "hf", _lfm2, train=1.15, prefill=1.15, decode=4.0, memory=0.65),
+    Pair("lfm3", "transformers lfm3", "hf", _lfm3, train=1.15, prefill=1.15, decode=4.0, memory=0.65),
     Pair("kimi-linear", "transformers kimi_linear", "hf", _kimi_hybrid, train=1.4, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),
     Pair("rwkv4", "transformers rwkv", "hf", _rwkv, train=4.5, decode=3.0, memory=0.65),
     Pair("xlstm-large", "transformers xlstm", "hf", _xlstm, train=1.25, prefill=1.15, decode=4.0, fraction=0.45, memory=0.65),

@@ -26,11 +26,17 @@ def double(model):
     """The model in float64, with the rates of its rotary positions computed anew: they are float32's there."""
     model = model.double()
     model.config._experts_implementation = "eager"  # the grouped product has no float64
-    theta = (model.config.to_dict().get("rope_parameters") or {}).get("rope_theta", 10000.0)
+    ropes = model.config.to_dict().get("rope_parameters") or {}
+    theta, layers = ropes.get("rope_theta", 10000.0), {kind: rope for kind, rope in ropes.items() if isinstance(rope, dict)}
     for module in model.modules():
         if hasattr(module, "mup_vector"):  # Falcon-H1's multipliers, of one decimal in the tests
             module.mup_vector = module.mup_vector.mul(1e6).round() / 1e6
         if hasattr(module, "inv_freq"):
             count = len(module.inv_freq)
             module.inv_freq = theta ** -(torch.arange(count, dtype=torch.float64) / count)
+        for kind, rope in layers.items():  # rates of each kind of layer, zero where nothing turns
+            if hasattr(module, f"{kind}_inv_freq"):
+                held = getattr(module, f"{kind}_inv_freq")
+                rates = rope["rope_theta"] ** -(torch.arange(len(held), dtype=torch.float64) / len(held))
+                setattr(module, f"{kind}_inv_freq", torch.where(held > 0, rates, 0.0))
     return model

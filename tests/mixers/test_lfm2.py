@@ -60,16 +60,6 @@ def theirs(case):
     return model
 
 
-def exact(model):
-    """In float64, LFM3's rates computed anew: they are float32's there, under two names."""
-    for module in double(model).modules():
-        for kind in ("full_attention", "sliding_attention") if hasattr(module, "sliding_attention_inv_freq") else ():
-            rope, held = model.config.rope_parameters[kind], getattr(module, f"{kind}_inv_freq")
-            rates = rope["rope_theta"] ** (-torch.arange(len(held), dtype=torch.float64) / len(held))
-            setattr(module, f"{kind}_inv_freq", torch.where(held > 0, rates, 0.0))
-    return model
-
-
 def close(ours, right, limit=1e-4):
     assert ours.shape == right.shape
     assert (ours - right).abs().max() <= limit * right.abs().max()
@@ -101,7 +91,7 @@ def test_logits_there_and_back_and_cached_generation(case, tmp_path):
 @torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
     with AllDouble():
-        hf = exact(theirs(case))
+        hf = double(theirs(case))
         expected = hf(X).logits
     assert expected.dtype == torch.float64
     close(orrery.from_transformers(hf).eval()(X).logits, expected, 1e-8)
