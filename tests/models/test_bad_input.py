@@ -14,6 +14,7 @@ from orrery.core.errors import ConfigError, NonFiniteError, OrreryError, StateEr
 from orrery.data.shards import write_tokens
 from orrery.evaluate.carried import read_carried
 from orrery.models.diagnose import find_broken
+from orrery.nn.state import state_tensors
 from orrery.optim.adamw import AdamW
 from orrery.train.engine import Engine, Pair
 
@@ -64,6 +65,10 @@ def test_what_cannot_be_read_is_said_in_one_sentence(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_state_of_another_width_is_refused(name):
+    one, other = ([tuple(t.shape) for t in state_tensors(build(name, width).init_state(2))] for width in (64, 128))
+    if one == other:  # what a latent attention keeps has the size of its latent vector, whatever the width
+        assert name in ("deepseek-v3",)
+        return
     for length in (12, 1):  # the step form reads a state without looking, so it must be looked at before
         with pytest.raises(StateError, match=r"another width|given (a )?state of shape") as caught:
             build(name, 128)(tokens(2, length), state=state(name))

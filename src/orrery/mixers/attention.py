@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_groups, count_heads, reset_projections, scored_heads, turns
 from orrery.nn.memory import distances
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
@@ -71,10 +72,7 @@ class AttentionConfig(PartConfig):
 
     def __post_init__(self) -> None:
         require(self.relative is None or self.window is None, "relative positions and a window do not go together")
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
-        for name in ("heads", "kv_heads"):
-            require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
+        check_heads(self)
         require(isinstance(self.qk_norm, bool) or self.qk_norm > 0, f"qk_norm is true, false or a positive eps, not {self.qk_norm}")
         require(self.gate in (True, False, "head"), f"gate is true, false or 'head', not {self.gate!r}")
         require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
@@ -117,13 +115,8 @@ class Attention(Mixer):
     def __init__(self, config: AttentionConfig, place: Place) -> None:
         super().__init__(config, place)
         self.head_dim = config.head_dim
-        self.heads = config.heads or place.width // config.head_dim
-        self.kv_heads = config.kv_heads or self.heads
-        require(
-            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
-        require(self.heads % self.kv_heads == 0, f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        self.heads = count_heads(config, place)
+        self.kv_heads = count_groups(config, self.heads)
         self.scale = self.head_dim**-0.5  # of the scores; whoever holds the part may set another
         self.rotated = 2 * int(config.rope * self.head_dim / 2)
         self.packs = type(self) is Attention and "b" not in place.canon
@@ -141,14 +134,7 @@ class Attention(Mixer):
 
     def reset_parameters(self) -> None:
         """Normal with std sqrt(2 / 5D) or as configured; the way out is scaled by 1/sqrt(2 depth) (GPT-2)."""
-        std = self.config.init_std or math.sqrt(2 / (5 * self.place.width))
-        nn.init.normal_(self.inputs.linear.weight, std=std)
-        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * self.place.depth))
-        for linear in (self.inputs.linear, self.out):
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-        if self.inputs.conv is not None:
-            self.inputs.conv.reset_parameters()
+        reset_projections(self.inputs, self.out, self.config.init_std, self.place)
         for part in (self.q_norm, self.k_norm, self.relative):
             if part is not None:
                 part.reset_parameters()
@@ -222,8 +208,7 @@ class Attention(Mixer):
     def scored(self, x: Tensor, ctx: Context) -> Scored:
         """What the scores of whole sequences are made of; distillation compares them, or what a softmax makes of them."""
         q, k, _, _, _ = self._project(x, None, ctx)
-        k = k.repeat_interleave(self.heads // self.kv_heads, 2)
-        return Scored(q * self.scale, k, None, None if self.config.window is None else self.config.window - 1)
+        return scored_heads(q * self.scale, k, None, None if self.config.window is None else self.config.window - 1)
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed; the raw gate (B,T,H*K); the last inputs of Canon-B."""
@@ -237,9 +222,7 @@ class Attention(Mixer):
             else:
                 q, k = self.q_norm(q), self.k_norm(k)
         if self.rotated:
-            time = ctx.timeline
-            length = int(ctx.positions.max()) + 1 if ctx.positions is not None else time.past + x.shape[1]
-            table = cached_table(time.positions, length, self.rotated, self.config.rope_theta, x.dtype)  # 2104.09864 eq. 34
+            table = turns(x, ctx, self.rotated, self.config.rope_theta)
             if self.q_norm is None:
                 heads = rotate(heads, table, self.heads + self.kv_heads)  # values pass: one tensor, one gradient
                 q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)

@@ -31,6 +31,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.document_attention import attend_documents, band, exporting, pairs_seen, short_attention
+from orrery.nn.heads import check_heads, count_groups, count_heads, reset_projections, scored_heads, turns
 from orrery.nn.packing import pack_timeline
 from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
@@ -62,10 +63,7 @@ class BidirectionalAttentionConfig(PartConfig):
     init_scaled: bool = True
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
-        for name in ("heads", "kv_heads"):
-            require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
+        check_heads(self)
         require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
         if self.relative is not None:
             buckets, most = self.relative
@@ -89,13 +87,8 @@ class BidirectionalAttention(Mixer):
     def __init__(self, config: BidirectionalAttentionConfig, place: Place) -> None:
         super().__init__(config, place)
         self.head_dim = config.head_dim
-        self.heads = config.heads or place.width // config.head_dim
-        self.kv_heads = config.kv_heads or self.heads
-        require(
-            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
-        require(self.heads % self.kv_heads == 0, f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        self.heads = count_heads(config, place)
+        self.kv_heads = count_groups(config, self.heads)
         self.rotated = 2 * int(config.rope * self.head_dim / 2)
         inner = self.heads * self.head_dim
         self.inputs = Projection(place, inner + 2 * self.kv_heads * self.head_dim, bias=config.bias, canon=False)
@@ -106,12 +99,7 @@ class BidirectionalAttention(Mixer):
 
     def reset_parameters(self) -> None:
         """Normal with std sqrt(2 / 5D) or as configured; the way out by 1/sqrt(2 depth) less, unless the config says otherwise."""
-        std = self.config.init_std or math.sqrt(2 / (5 * self.place.width))
-        nn.init.normal_(self.inputs.linear.weight, std=std)
-        nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * self.place.depth) if self.config.init_scaled else std)
-        for linear in (self.inputs.linear, self.out):
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        reset_projections(self.inputs, self.out, self.config.init_std, self.place, self.config.init_scaled)
         if self.relative is not None:
             self.relative.reset_parameters()
 
@@ -196,8 +184,7 @@ class BidirectionalAttention(Mixer):
         """What the scores are made of; distillation compares them, or what a softmax makes of them."""
         q, k, _ = self._project(x, ctx).split(self._sizes, 2)
         bias = self._bias(x, ctx)
-        k = k.repeat_interleave(self.heads // self.kv_heads, 2)
-        return Scored(q / math.sqrt(self.head_dim), k, None if bias is None else bias[0], self.config.window)
+        return scored_heads(q / math.sqrt(self.head_dim), k, None if bias is None else bias[0], self.config.window)
 
     def _project(self, x: Tensor, ctx: Context) -> Tensor:
         """Queries, keys and values (B,T,H+2G,K), the first two rotated."""
@@ -210,8 +197,7 @@ class BidirectionalAttention(Mixer):
         time = ctx.timeline
         if exporting():
             return rotate_by_reals(heads, time.positions, self.rotated, self.config.rope_theta, self.heads + self.kv_heads)
-        length = int(ctx.positions.max()) + 1 if ctx.positions is not None else x.shape[1]
-        table = cached_table(time.positions, length, self.rotated, self.config.rope_theta, x.dtype)  # 2104.09864 eq. 34
+        table = turns(x, ctx, self.rotated, self.config.rope_theta)
         return rotate(heads, table, self.heads + self.kv_heads)
 
     def _bias(self, x: Tensor, ctx: Context) -> Tensor | None:

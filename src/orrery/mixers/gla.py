@@ -32,6 +32,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import linear_of
@@ -59,8 +60,7 @@ class GLAConfig(PartConfig):
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0, f"head_dim must be positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        check_heads(self, even=False)
         require(self.gate_rank > 0, f"gate_rank must be positive, not {self.gate_rank}")
         require(self.gate_norm > 0, f"gate_norm must be positive, not {self.gate_norm}")
         key = self.expand_k * self.head_dim
@@ -90,11 +90,7 @@ class GLA(Mixer):
     def __init__(self, config: GLAConfig, place: Place) -> None:
         super().__init__(config, place)
         self.value, self.key = config.head_dim, int(config.expand_k * config.head_dim)
-        self.heads = config.heads or place.width // config.head_dim
-        require(
-            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
+        self.heads = count_heads(config, place)
         keys, values = self.heads * self.key, self.heads * self.value
         self._parts = [keys, keys, values, values, config.gate_rank]
         self.inputs = Projection(place, sum(self._parts))  # of q, k, v, z and the gate's rank, in this order

@@ -34,6 +34,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
@@ -65,8 +66,7 @@ class LightningConfig(PartConfig):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0, f"head_dim must be positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        check_heads(self, even=False)
         require(self.chunk is None or self.chunk > 0, f"chunk must be positive, not {self.chunk}")
         require(self.lrpe in LRPE, f"lrpe '{self.lrpe}' must be one of {', '.join(LRPE)}")
         require(self.output_gate in GATES, f"output_gate '{self.output_gate}' must be one of {', '.join(GATES)}")
@@ -94,11 +94,7 @@ class Lightning(Mixer):
 
     def __init__(self, config: LightningConfig, place: Place) -> None:
         super().__init__(config, place)
-        require(
-            config.heads is not None or place.width % config.head_dim == 0,
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
-        self.heads, self.head_dim = config.heads or place.width // config.head_dim, config.head_dim
+        self.heads, self.head_dim = count_heads(config, place), config.head_dim
         self.inner = self.heads * self.head_dim
         self.three_inner = 3 * self.inner
         placed = config.lrpe == "all" or (config.lrpe == "first" and place.layer == 0)

@@ -36,6 +36,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import recompute
 from orrery.nn.rotary import cached_table, rotate
@@ -71,8 +72,7 @@ class LizardConfig(PartConfig):
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        check_heads(self)
         require(self.features is None or self.features > 0, f"features must be positive, not {self.features}")
         require(self.window > 0, f"window must be positive, not {self.window}")
         require(self.sinks >= 0, f"sinks must not be negative, but is {self.sinks}")
@@ -105,11 +105,7 @@ class Lizard(Mixer):
 
     def __init__(self, config: LizardConfig, place: Place) -> None:
         super().__init__(config, place)
-        self.head_dim, self.heads = config.head_dim, config.heads or place.width // config.head_dim
-        require(
-            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
+        self.head_dim, self.heads = config.head_dim, count_heads(config, place)
         inner, self.features = self.heads * self.head_dim, config.features or config.head_dim
         self.inputs = Projection(place, 3 * inner)
         self.gate = nn.Linear(place.width, self.heads if config.gate_per_head else 1)

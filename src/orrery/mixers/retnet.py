@@ -30,6 +30,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import linear_of
 from orrery.nn.rotary import cached_table, rotate
@@ -56,8 +57,7 @@ class RetNetConfig(PartConfig):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        check_heads(self)
         require(self.expand_v > 0, f"expand_v must be positive, not {self.expand_v}")
         require(self.chunk is None or self.chunk > 0, f"chunk must be positive, not {self.chunk}")
         require(self.slowest is None or self.slowest > 0, f"slowest must be positive, not {self.slowest}")
@@ -84,11 +84,7 @@ class RetNet(Mixer):
 
     def __init__(self, config: RetNetConfig, place: Place) -> None:
         super().__init__(config, place)
-        require(
-            config.heads is not None or place.width % config.head_dim == 0,
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
-        self.heads = config.heads or place.width // config.head_dim
+        self.heads = count_heads(config, place)
         self.key, self.value = config.head_dim, config.head_dim * config.expand_v
         self.decays = retnet_decays(self.heads, config.slowest)
         keys, values = self.heads * self.key, self.heads * self.value

@@ -32,6 +32,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.memory import columns, distances, join, keep
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
@@ -56,8 +57,7 @@ class TransformerXLConfig(PartConfig):
 
     def __post_init__(self) -> None:
         require(self.memory > 0, f"memory must be positive, not {self.memory}")
-        require(self.head_dim > 0, f"head_dim must be positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        check_heads(self, even=False)
         require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
 
 
@@ -85,11 +85,7 @@ class TransformerXL(Mixer):
     def __init__(self, config: TransformerXLConfig, place: Place) -> None:
         super().__init__(config, place)
         self.head_dim = config.head_dim
-        self.heads = config.heads or place.width // config.head_dim
-        require(
-            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
+        self.heads = count_heads(config, place)
         require(place.width % 2 == 0, f"relative positions are pairs of sine and cosine; width {place.width} is odd")
         inner = self.heads * self.head_dim
         self.inputs = Projection(place, 3 * inner, bias=config.bias)

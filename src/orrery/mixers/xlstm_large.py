@@ -31,6 +31,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
@@ -56,8 +57,7 @@ class XLSTMLargeConfig(PartConfig):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0, f"head_dim must be positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        check_heads(self, even=False)
         require(self.key_dim is None or self.key_dim > 0, f"key_dim must be positive, not {self.key_dim}")
         require(self.gate_cap > 0, f"gate_cap must be positive, not {self.gate_cap}")
         require(self.chunk is None or self.chunk > 0, f"chunk must be positive, not {self.chunk}")
@@ -84,11 +84,7 @@ class XLSTMLarge(Mixer):
 
     def __init__(self, config: XLSTMLargeConfig, place: Place) -> None:
         super().__init__(config, place)
-        require(
-            config.heads is not None or place.width % config.head_dim == 0,
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
-        self.heads = config.heads or place.width // config.head_dim
+        self.heads = count_heads(config, place)
         self.key = config.key_dim or max(1, config.head_dim // 2)
         self.keys, self.values = self.heads * self.key, self.heads * config.head_dim
         self.parts = [self.keys, self.keys, self.values, self.values, self.heads, self.heads]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from orrery.core.config import require
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.memory import columns, distances
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
@@ -45,11 +46,9 @@ class GraphAttentionConfig(PartConfig):
     init_std: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
+        check_heads(self)
         require(self.hidden * self.head_dim >= 1, f"hidden {self.hidden} leaves a head of {self.head_dim} without a hidden unit")
         require(self.temperature > 0, f"temperature must be positive, not {self.temperature}")
-        require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
 
 
 class HeadMLP(nn.Module):
@@ -92,12 +91,8 @@ class GraphAttention(Mixer):
     def __init__(self, config: GraphAttentionConfig, place: Place, branches: int, aggregated: int) -> None:
         super().__init__(config, place)
         self.head_dim = config.head_dim
-        self.heads = config.heads or place.width // config.head_dim
+        self.heads = count_heads(config, place)
         inner = self.heads * self.head_dim
-        require(
-            config.heads is not None or (inner == place.width and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
         require(
             config.project or inner == place.width,
             f"without a projection {self.heads} heads of {self.head_dim} must make the width {place.width}; set project=true",

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from orrery.core.config import require
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import check_heads, count_heads
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
@@ -45,9 +46,7 @@ class KernelAttentionConfig(PartConfig):
     init_std: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, f"head_dim must be even and positive, not {self.head_dim}")
-        require(self.heads is None or self.heads > 0, f"heads must be positive, not {self.heads}")
-        require(0 <= self.rope <= 1, f"rope is the rotated part of a head, in [0, 1], not {self.rope}")
+        check_heads(self)
         require(self.eps > 0, f"eps must be positive, not {self.eps}")
 
 
@@ -75,11 +74,7 @@ class KernelAttention(Mixer):
     def __init__(self, config: KernelAttentionConfig, place: Place) -> None:
         super().__init__(config, place)
         self.head_dim = config.head_dim
-        self.heads = config.heads or place.width // config.head_dim
-        require(
-            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
+        self.heads = count_heads(config, place)
         self.rotated = 2 * int(config.rope * self.head_dim / 2)
         inner = self.heads * self.head_dim
         self.inputs = Projection(place, 3 * inner, bias=config.bias)
