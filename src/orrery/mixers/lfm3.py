@@ -53,7 +53,10 @@ def _rotation(hf: dict[str, Any], kind: str) -> tuple[float, float]:
     Their pair j of K/2 turns by base^(-2j/K), and only the first of them turn; here the rotated R numbers have pairs of
     their own, which turn by base^(-2j/R).
     """
-    own = {"full": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5}, "local": {"rope_theta": 1e4}}
+    own: dict[str, dict[str, Any]] = {
+        "full": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+        "local": {"rope_theta": 1e4},
+    }
     rope = (hf.get("rope_parameters") or {}).get(_NAMES[kind]) or own[kind]
     name, share = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
     require(name in ("default", "proportional") and rope.get("factor", 1.0) == 1.0, f"rotary scaling '{name}' has no counterpart")
@@ -127,7 +130,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     }
     if "conv" in parts:
         config |= {"conv_L_cache": parts["conv"].kernel, "conv_bias": parts["conv"].bias}
-    attention = {kind: parts[kind] for kind in ("full", "local") if kind in parts}
+    attention: dict[str, Any] = {kind: parts[kind] for kind in ("full", "local") if kind in parts}
     return {**config, **(_write_attention(attention, own) if attention else {"num_attention_heads": 1, "num_key_value_heads": 1})}
 
 
