@@ -165,6 +165,19 @@ def test_a_language_model_of_ours_becomes_a_classifier(tmp_path):
     assert result["pretrained"] and result["figures"]["test"]["accuracy"]["value"] >= 0.85
     fitted = load_fitted(tmp_path / "run")
     assert fitted.model.head.config.pool == "last"
+    wanted, settings = config("text-to-text", epochs=1), {"lm": str(tmp_path / "lm"), "frozen": True}
+    small = {"quiet": True, "compare_baseline": False}
+    told = finetune("lamate", table(16, kind="text-to-text"), tmp_path / "told", wanted, settings=settings, **small)
+    writer = load_fitted(tmp_path / "told")
+    assert told["pretrained"] and torch.equal(writer.model.lm.embed.weight, lm.embed.weight), "its encoder is that language model"
+    assert isinstance(writer.predict(["dog sits"])[0]["text"], str)
+    for kind, more, words in (
+        ("classification", settings, "lamate writes texts"),
+        ("text-to-text", {}, "begins with a trained language model"),
+        ("text-to-text", {"lm": str(tmp_path / "told" / "weights")}, "holds no decoder language model"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            finetune("lamate", table(16, kind=kind), tmp_path / "no", config(kind), settings=more, **small)
 
 
 def test_pairs_of_texts_are_told_apart(tmp_path):

@@ -88,6 +88,8 @@ def start(
             torch.manual_seed(seed)  # the head is drawn; what ran before in this process must not decide how
             return Source(name, _fit_head(model, spec, train, given), tokenizer, True)
     name = str(source)
+    if name == "lamate":
+        return _translator(spec, tokenizer, seed, given)
     if tokenizer is None or isinstance(tokenizer, str):
         default = DEFAULT_WRITER_TOKENIZER if spec.kind == "text-to-text" else reads(name) or DEFAULT_TOKENIZER
         tokenizer = build_tokenizer(tokenizer or default, texts_of(train, spec), quiet)
@@ -141,6 +143,25 @@ def _draw(
     if spec.pair and "types" not in given and spec.head != "pairs":
         given = {**given, "embedding.types": 2}
     return create_model(name, frame="encoder", head=spec.head, **common, **{**head, **given})
+
+
+def _translator(spec: TaskSpec, tokenizer: str | Tokenizer | None, seed: int, given: dict[str, Any]) -> Source:
+    """`lamate` about the language model in the folder `lm`, with whose tokenizer it reads and writes; half as wide, unless told."""
+    folder = given.pop("lm", None)
+    if spec.kind != "text-to-text":
+        raise ConfigError("lamate writes texts (--task text-to-text); for other tasks fine-tune its language model's folder itself")
+    if not isinstance(folder, str) or not is_folder(folder):
+        raise ConfigError("lamate begins with a trained language model: --set model.lm=FOLDER, such as `orrery train transformer` writes")
+    language, own = open_model(Path(folder))
+    if not isinstance(language, DecoderLM) or own is None:
+        raise ConfigError(f"'{folder}' holds no decoder language model with its tokenizer, which lamate begins with")
+    if tokenizer is not None:
+        raise ConfigError("lamate reads and writes with its language model's tokenizer; leave the tokenizer out")
+    ends = {"start": own.doc_id, "stop": frame_ids(own)[1]}
+    sizes = {"width": max(32, language.config.width // 32 * 16), "group": min(2, language.config.depth), "vocab_size": own.vocab_size}
+    model: Any = create_model("lamate", seed=seed, **{**ends, **sizes, "lm": language.config.to_dict(), **given})
+    model.take(language)
+    return Source(name="lamate", model=model, tokenizer=own, pretrained=True)
 
 
 def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, Any]) -> nn.Module:
