@@ -169,6 +169,9 @@ def evaluate(
             rule = ", state carried" if score.get("rule") else ""
             text = f"({score['bytes']:,} bytes, {score['tokens']:,} tokens of the validation split{rule})"
             print(f"{score['bits_per_byte']:.4f} bits per byte  {text}")
+            for row in score.get("activity", ()):
+                work = "" if row["work"] is None else f", {row['work']:.1%} of its multiply-adds are not with zeros"
+                print(f"layer {row['layer'] + 1}: {row['activity']:.1%} of the units fire{work}")
 
 
 def evaluate_pairs(model: Path, files: list[str], as_json: bool) -> None:
@@ -190,12 +193,14 @@ def evaluate_pairs(model: Path, files: list[str], as_json: bool) -> None:
 
 def _bits(model: Any, tokens: Any, sample: int, length: int, batch: int, carried: bool, policy: Any) -> dict[str, Any]:
     from orrery.data import validation_windows
+    from orrery.evaluate.activity import activity
     from orrery.evaluate.carried import carried_bits_per_byte
     from orrery.evaluate.language import bits_per_byte
 
     windows = validation_windows(tokens, length, batch, sample or None)
     if not carried:
-        return bits_per_byte(model, windows)
+        fired = activity(model, windows)
+        return {**bits_per_byte(model, windows), **({"activity": fired} if fired else {})}
     return carried_bits_per_byte(model, tokens, windows.documents, length, batch, policy)
 
 
@@ -223,7 +228,8 @@ def print_lengths(found: dict[str, Any], trained: int | None) -> None:
         for cells, plain, gap in zip(rows, found["without"]["rows"], found["difference"], strict=True):
             cells += [f"{plain['bits_per_byte']:.4f}", f"{gap['difference']:+.4f}", _span(gap)]
     output.say_table(headings, rows, right=range(1, len(headings)))
-    print(f"{found['documents']} documents, state carried through windows of {found['window']}; {found['method']}")
+    many = f"{found['documents']} document{'' if found['documents'] == 1 else 's'}"
+    print(f"{many}, state carried through windows of {found['window']}; {found['method']}")
 
 
 def _span(row: dict[str, Any]) -> str:
