@@ -216,11 +216,14 @@ def test_what_has_no_counterpart_here_is_named(change, message):
         find_map("lfm2")[0].read({**CASES["dense"][1], **change})
 
 
-def test_a_part_of_each_head_is_rotated_as_it_is_said():
-    """In files with code of their own 'default' turns a part; in transformers' class it turns all."""
+def test_a_share_of_each_head_has_one_meaning():
+    """Released files call "default" what transformers' defaults call "proportional"."""
+    read = find_map("lfm3")[0].read
     rope = {"full_attention": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}
-    with pytest.raises(ConfigError, match="does not say how it rotates a part"):
-        find_map("lfm3")[0].read({**THIRD, "rope_parameters": rope})
+    assert read({**THIRD, "rope_parameters": rope}) == read(THIRD)
+    assert read(THIRD)["full.mixer.rope"] == 0.5 and read(THIRD)["full.mixer.rope_theta"] == pytest.approx(1000.0)
+    with pytest.raises(ConfigError, match="rotary scaling 'yarn'"):
+        read({**THIRD, "rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}})
 
 
 def test_settings_that_cannot_be():

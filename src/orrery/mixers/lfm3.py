@@ -15,7 +15,8 @@ Cost: of four layers two are convolutions and one has a window, so that only the
     keys and values of all T tokens.
 
 Differs from the paper: initialised by width as `transformer` here. The rotated half is as fast as the first half of all pairs
-    ("proportional"); here that is a smaller base of the angles, and the pairs stand next to each other.
+    ("proportional"); here that is a smaller base of the angles, and the pairs stand next to each other. The released files say
+    "default" beside the share; transformers 5.23 turns whole heads then, here they are read as their authors' code reads them.
 
 Oracle: transformers' LFM3 (equal logits and cached generation through the exchange map); tests/oracles/gated_conv.py and
     attention.py for the mixers.
@@ -51,7 +52,8 @@ def _rotation(hf: dict[str, Any], kind: str) -> tuple[float, float]:
     """Share of a head that is rotated, and the base of its angles as it is meant here, for the layers of a kind.
 
     Their pair j of K/2 turns by base^(-2j/K), and only the first of them turn; here the rotated R numbers have pairs of
-    their own, which turn by base^(-2j/R).
+    their own, which turn by base^(-2j/R). The released files call this "default" beside a share, transformers' defaults call it
+    "proportional".
     """
     own: dict[str, dict[str, Any]] = {
         "full": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
@@ -60,9 +62,8 @@ def _rotation(hf: dict[str, Any], kind: str) -> tuple[float, float]:
     rope = (hf.get("rope_parameters") or {}).get(_NAMES[kind]) or own[kind]
     name, share = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
     require(name in ("default", "proportional") and rope.get("factor", 1.0) == 1.0, f"rotary scaling '{name}' has no counterpart")
-    require(name != "default" or share == 1.0, "rotary type 'default' does not say how it rotates a part of each head; 'proportional' does")
     rotated = 2 * int(share * hf["head_dim"] // 2)
-    return rotated / hf["head_dim"], float(rope.get("rope_theta", 1e4)) ** (rotated / hf["head_dim"])
+    return rotated / hf["head_dim"], float(rope.get("rope_theta", own[kind]["rope_theta"])) ** (rotated / hf["head_dim"])
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
