@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import orrery
-from orrery.core.errors import ConfigError, CorruptionError
+from orrery.core.errors import ConfigError, CorruptionError, DataError
 from orrery.generate.pairs import beam_search, target_steps
 from orrery.generate.sampling import Sampling
 
@@ -114,15 +114,25 @@ def test_the_next_sentence_is_a_class(tmp_path):
 
 
 @torch.no_grad()
-def test_a_choice_is_read_as_its_score(tmp_path):
+def test_choices_are_documents_of_one_row(tmp_path):
+    """Two questions, of three choices and of one; theirs wants rows of equally many."""
     hf, types = encoder("Bert", "ForMultipleChoice").double(), (torch.arange(12) > 2).long().expand(3, -1)
-    want = hf(TOKENS[None], attention_mask=MASK[None], token_type_ids=types[None]).logits[0]  # one question of three choices
+    want = hf(TOKENS[None], attention_mask=MASK[None], token_type_ids=types[None]).logits
     own = orrery.from_transformers(hf).eval()
-    assert own.config.head["name"] == "regression"
-    assert float((own(TOKENS, segments=SEGMENTS, types=types).logits[:, 0] - want).abs().max()) < 1e-8
+    assert own.config.head["name"] == "multiple-choice"
+    kept, marks = MASK.bool(), torch.full((2, int(MASK.sum())), -1)
+    tokens, sides = torch.zeros_like(marks), torch.zeros_like(marks)
+    tokens[0], sides[0], marks[0] = TOKENS[kept], types[kept], torch.arange(3).repeat_interleave(MASK.sum(1))
+    tokens[1, :7], sides[1, :7], marks[1, :7] = TOKENS[1, :7], types[1, :7], 0
+    found = own(tokens, segments=marks, types=sides).logits
+    assert found.shape == (2, 3) and float((found[0] - want[0]).abs().max()) < 1e-8 and abs(float(found[1, 0] - want[0, 1])) < 1e-8
+    assert found[1].softmax(-1).tolist() == [1, 0, 0] and own.head.predict(found).tolist() == [int(want.argmax()), 0]
+    assert float(own.head.loss(found, torch.tensor([2, 0])) * 2 + want.log_softmax(-1)[0, 2]) == pytest.approx(0, abs=1e-8)
     orrery.to_transformers(own, tmp_path / "hf")
-    back = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
-    assert float((back(TOKENS, attention_mask=MASK, token_type_ids=types).logits[:, 0] - want).abs().max()) < 1e-12
+    back = transformers.BertForMultipleChoice.from_pretrained(tmp_path / "hf").eval()
+    assert float((back(TOKENS[None], attention_mask=MASK[None], token_type_ids=types[None]).logits - want).abs().max()) < 1e-12
+    with pytest.raises(DataError, match="row 1 of the batch holds no choice"):
+        _ = own(tokens, segments=marks.masked_fill(torch.tensor([[False], [True]]), -1), types=sides).logits
 
 
 def test_what_has_no_counterpart_is_named(tmp_path):

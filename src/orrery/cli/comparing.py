@@ -117,6 +117,8 @@ def over_task(
     if not kind:
         kind = guess_kind(read[0], label)
         output.remark(f"the labels look like {kind}; --kind says otherwise")
+    if kind == "multiple-choice":
+        raise ConfigError("choices are not compared so; fine-tune each model with --choices, then `orrery evaluate ONE FILE --against OTHER`")
     spec = TaskSpec(kind=kind, text=text, pair=pair, label=label)
     command = "orrery " + shlex.join(sys.argv[1:])
     result = compare_tasks(

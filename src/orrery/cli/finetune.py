@@ -22,12 +22,13 @@ def finetune(
     text: str = typer.Option("text", "--text", help="The column of the texts (of CoNLL files a number)."),
     label: str = typer.Option("label", "--label", help="The column of the labels."),
     pair: str = typer.Option("", "--pair", help="The column of a second text, where two are compared; of questions."),
+    choices: str = typer.Option("", "--choices", help="The columns of choices, separated by commas, or one of lists; --label says which is right."),
     apart: bool = typer.Option(False, "--apart", help="Both texts are read by themselves and compared by their vectors (bi-encoder)."),
     words: bool = typer.Option(False, "--words", help="A bag of words answers with the model, in a share chosen on the validation rows."),
     task: str | None = typer.Option(
         None,
         "--task",
-        help="classification, multi-label, regression, ordinal, tagging, text-to-text, question-answering; guessed from the table otherwise.",
+        help="classification, multi-label, regression, ordinal, tagging, text-to-text, question-answering, multiple-choice; else guessed.",
     ),
     validation: str | None = typer.Option(None, "--validation", help="A table that chooses the epoch; else a tenth of --train."),
     test: str | None = typer.Option(None, "--test", help="A table that chooses nothing, for honest figures."),
@@ -69,7 +70,9 @@ def finetune(
         for side, source in (("train", train), ("validation", validation), ("test", test))
         if source is not None
     }
-    spec = _spec(tables["train"], task, (text, pair, label), as_json).replace(names=tuple(filter(None, names.split(","))), apart=apart, words=words)
+    chosen = tuple(filter(None, choices.split(",")))
+    spec = _spec(tables["train"], task, (text, pair, label), chosen, as_json)
+    spec = spec.replace(names=tuple(filter(None, names.split(","))), apart=apart, words=words)
     own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     distil = {key.removeprefix("distil."): value for key, value in given.items() if key.startswith("distil.")}
     if teacher is not None:
@@ -90,12 +93,13 @@ def finetune(
         print(f"model, task and card: {out}")
 
 
-def _spec(table: Any, task: str | None, columns: tuple[str, str, str], quiet: bool) -> Any:
+def _spec(table: Any, task: str | None, columns: tuple[str, str, str], choices: tuple[str, ...], quiet: bool) -> Any:
     """The task of a table: what was typed, or what its columns and labels look like, which is said."""
     from orrery.data.examples import TaskSpec
     from orrery.data.labelled import guess_kind
 
     (text, pair, label), there = columns, table.columns
+    task = task or ("multiple-choice" if choices else None)
     asks = task is None and text not in there and {"context", "question"} <= set(there)
     kind = task or ("question-answering" if asks else guess_kind(table, label))
     if task is None and not quiet:
@@ -103,7 +107,7 @@ def _spec(table: Any, task: str | None, columns: tuple[str, str, str], quiet: bo
     if kind == "question-answering":  # as SQuAD calls its columns, where nobody says otherwise
         usual = ("answers" if "answers" in there else "answer") if label not in there else label
         text, pair, label = text if text in there else "context", pair or "question", usual
-    return TaskSpec(kind=kind, text=text, pair=pair, label=label)
+    return TaskSpec(kind=kind, text=text, pair=pair, label=label, choices=choices)
 
 
 def _finetune_several(

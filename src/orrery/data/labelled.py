@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from orrery.core.errors import DataError
 from orrery.core.seeds import numpy_generator
 from orrery.data.answering import encode_answers, read_answers
+from orrery.data.choosing import join_documents, read_choice, read_choices, read_sides
 from orrery.data.examples import NAMED, Examples, TaskSpec
 from orrery.data.marks import frame_ids
 from orrery.data.records import Row, Table
@@ -54,7 +55,7 @@ def learn_names(table: Table, spec: TaskSpec) -> TaskSpec:
     Raises:
         DataError: a column is missing, a label is empty, or there is only one.
     """
-    for column in filter(None, (spec.text, spec.pair, spec.label)):
+    for column in filter(None, (spec.text, spec.pair, spec.label, *spec.choices)):
         table.check(column)
     if spec.kind == "question-answering":
         silent = sum(not read_answers(row, spec.label) for row in table.rows)
@@ -146,7 +147,7 @@ def encode(
     Raises:
         DataError: with the row that is wrong.
     """
-    for column in filter(None, (spec.text, spec.pair, spec.label if labelled else "")):
+    for column in filter(None, (spec.text, spec.pair, spec.label if labelled else "", *spec.choices)):
         table.check(column)
     if spec.kind == "question-answering":
         return encode_answers(table, spec, tokenizer, labelled=labelled, limit=limit, truncate=truncate)
@@ -155,6 +156,8 @@ def encode(
     else:
         end = frame_ids(tokenizer)[1] if end is None else end
         front = [] if bare or spec.kind == "text-to-text" else [frame_ids(tokenizer)[0]]
+        if spec.choices:
+            return _encode_choices(table, spec, tokenizer, labelled, limit, truncate, (front, end))
         examples = _encode_texts(table, spec, tokenizer, limit, truncate, (front, end))
         if labelled:
             _add_targets(examples, tokenizer, end)
@@ -195,6 +198,8 @@ def collate(examples: Examples, index: Sequence[int] | NDArray[np.int64]) -> dic
     batch: dict[str, Any] = {}
     tokens, segments = _padded([examples.ids[i] for i in chosen])
     batch["tokens"], batch["segments"] = tokens, segments
+    if examples.documents is not None:
+        batch["segments"] = torch.where(segments < 0, segments, _padded([examples.documents[i] for i in chosen])[0])
     if examples.types is not None and examples.spec.apart:
         batch["segments"] = torch.where(segments < 0, segments, _padded([examples.types[i] for i in chosen])[0])
     elif examples.types is not None:
@@ -278,6 +283,34 @@ def _encode_texts(
         ids.append(np.concatenate(pieces))
         types.append(np.concatenate(kinds))
     return Examples(spec, table.rows, ids, types if spec.pair else None, cut=cut)
+
+
+def _encode_choices(
+    table: Table, spec: TaskSpec, tokenizer: Tokenizer, labelled: bool, limit: int, truncate: bool, around: tuple[list[int], int]
+) -> Examples:
+    """One example for each row: a document for each choice, no longer than `limit`."""
+    front, frame = np.array(around[0], dtype=np.int64), len(around[0]) + 2
+    examples = Examples(spec, table.rows, [], types=[], targets=[] if labelled else None, documents=[])
+    for row in table.rows:
+        text, choices = read_sides(row, spec)
+        first, *rest = (ids.astype(np.int64) for ids in tokenizer.encode_batch([text, *choices]))
+        pairs = [(first, second) for second in rest]
+        longest = max(map(len, rest)) + len(first) + frame
+        if limit and longest > limit:
+            _refuse_long(row, longest, limit, truncate)
+            pairs, examples.cut = [_fitting(pair, limit - frame) for pair in pairs], examples.cut + 1
+        ids, types, numbers = join_documents([list(pair) for pair in pairs], front, around[1])
+        examples.ids.append(ids)
+        cast(list, examples.types).append(types)
+        cast(list, examples.documents).append(numbers)
+        if examples.targets is not None:
+            examples.targets.append(read_choice(row, spec, read_choices(row, spec)))
+    examples.answers = list(examples.targets or [])
+    return examples
+
+
+def _fitting(texts: Any, room: int) -> Any:
+    return texts if sum(map(len, texts)) <= room else _shortened(texts, room)
 
 
 def _encode_apart(

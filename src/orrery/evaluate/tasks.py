@@ -61,7 +61,8 @@ def judge(spec: TaskSpec, answers: Sequence[Any], given: Mapping[str, Any]) -> J
     Args:
         spec: of the task. answers: what the table says, one of each example.
         given: by kind: "probabilities" (N,C) and "predicted" (N,) for classes and grades; "probabilities" (N,C) for
-            several labels; "predicted" (N,) for numbers; "tags", a list for each sentence; "texts" (of questions too, "" for no answer).
+            several labels; "predicted" (N,) for numbers; "tags", a list for each sentence; "texts" (of questions too, "" for no answer);
+            "predicted" (N,) for choices, and if there are "shares", the probabilities of each row's.
 
     Raises:
         DataError: another number of predictions than of answers.
@@ -150,6 +151,17 @@ def _passages(spec: TaskSpec, answers: Sequence[Any], given: Mapping[str, Any]) 
     return Judged(spec.kind, figures, items)
 
 
+def _choices(spec: TaskSpec, answers: Sequence[Any], given: Mapping[str, Any]) -> Judged:
+    """How often the right choice was made; with probabilities, how likely it was held to be."""
+    items: Items = {"right": np.asarray(given["predicted"]) == np.asarray(answers)}
+    figures: dict[str, Figure] = {"accuracy": lambda held: float(held["right"].astype(float).mean())}
+    if "shares" in given:
+        held = [float(shares[answer]) for shares, answer in zip(given["shares"], answers, strict=True)]
+        items["surprise"] = -np.log(np.maximum(held, np.finfo(float).tiny))
+        figures["nats"] = lambda found: float(found["surprise"].astype(float).mean())
+    return Judged(spec.kind, figures, items)
+
+
 def _mean_where(items: Mapping[str, NDArray[np.generic]], answerable: bool) -> float:
     held = items["f1"][items["answerable"] == answerable]
     return float(held.astype(float).mean()) if len(held) else 0.0
@@ -180,4 +192,5 @@ _JUDGES = {
     "tagging": _tags,
     "text-to-text": _texts,
     "question-answering": _passages,
+    "multiple-choice": _choices,
 }

@@ -21,6 +21,7 @@ from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageE
 from orrery.core.files import read_json
 from orrery.core.progress import progress
 from orrery.data.answering import join_windows
+from orrery.data.choosing import read_choices
 from orrery.data.examples import Examples, TaskSpec
 from orrery.data.labelled import collate, encode, sorted_batches
 from orrery.data.records import Row, Table
@@ -88,6 +89,9 @@ class Fitted:
     def read(self, rows: Table | list[str], truncate: bool = False) -> Examples:
         """Examples to be answered, of a table (labels are not needed) or of texts."""
         if isinstance(rows, list):
+            if self.spec.choices:
+                columns = ", ".join(f"'{column}'" for column in (self.spec.text, *self.spec.choices))
+                raise DataError(f"this model chooses between a row's choices; give a table with the columns {columns}")
             if self.spec.pair:
                 does = "answers questions about a text" if self.spec.kind == "question-answering" else "compares two texts"
                 raise DataError(f"this model {does}; give a table with the columns '{self.spec.text}' and '{self.spec.pair}'")
@@ -125,6 +129,10 @@ class Fitted:
             return [tags[row][where[row].cpu()].tolist() for row in range(len(index))]
         if kind == "question-answering":
             return self._passages(examples, index, scores, batch["segments"])
+        if kind == "multiple-choice":
+            counts = (batch["segments"].amax(1) + 1).tolist()
+            shares = scores.double().softmax(-1).cpu().numpy()
+            return [row[:count] for row, count in zip(shares, counts, strict=True)]
         if kind == "regression":
             return (self.shift + self.scale * scores.flatten().double()).cpu().tolist()
         if kind == "multi-label":
@@ -184,6 +192,10 @@ class Fitted:
                 [names[tag] for tag in tags] for tags in found
             ]  # words that were cut off are outside of everything
             return {"tags": [tags + [outside] * (count - len(tags)) for tags, count in zip(named, words, strict=True)]}
+        if kind == "multiple-choice":
+            best = [int(np.argmax(shares)) for shares in found]
+            texts = [read_choices(row, self.spec)[number] for row, number in zip(examples.rows, best, strict=True)]
+            return {"predicted": np.array(best), "shares": found, "texts": texts}
         if kind == "regression":
             return {"predicted": np.array(found)}
         if kind == "multi-label":
@@ -199,12 +211,15 @@ class Fitted:
             return {"answer": answer, "start": given["starts"][number] if answer else None, "probability": score}
         if kind == "tagging":
             return {"tags": given["tags"][number]}
+        if kind == "multiple-choice":
+            shares = [float(share) for share in given["shares"][number]]
+            return {"choice": given["texts"][number], "number": int(given["predicted"][number]), "probabilities": shares}
         if kind == "regression":
             return {"value": float(given["predicted"][number])}
-        shares = dict(zip(names, map(float, given["probabilities"][number]), strict=True))
+        named = dict(zip(names, map(float, given["probabilities"][number]), strict=True))
         if kind == "multi-label":
-            return {"labels": [name for name, share in shares.items() if share > 0.5], "probabilities": shares}
-        return {"label": names[int(given["predicted"][number])], "probabilities": shares}
+            return {"labels": [name for name, share in named.items() if share > 0.5], "probabilities": named}
+        return {"label": names[int(given["predicted"][number])], "probabilities": named}
 
 
 def load_fitted(folder: str | Path) -> Fitted:

@@ -26,6 +26,7 @@ WORDS = {
     "tagging": "a tag for every word",
     "text-to-text": "a text",
     "question-answering": "a passage of the text",
+    "multiple-choice": "one of the choices of a row",
 }
 FEW = 200  # items below which a figure says little
 
@@ -36,6 +37,7 @@ def write_card(
     """The card as Markdown."""
     spec = fitted.spec
     reads = f"`{spec.text}`" + (f" and `{spec.pair}`" if spec.pair else "")
+    reads += f" and the choices in {', '.join(f'`{column}`' for column in spec.choices)}" if spec.choices else ""
     reads += " with its encoder and its decoder" if isinstance(fitted.model, PairReader) else ""
     lines = [
         f"# {result['source']}, fine-tuned for {spec.kind}",
@@ -55,7 +57,7 @@ def write_card(
         "",
         "```",
         'orrery predict FOLDER --text "..."           # FOLDER holds this card'
-        if not spec.pair
+        if not (spec.pair or spec.choices)
         else "orrery predict FOLDER --input FILE.csv",
         "orrery evaluate FOLDER FILE.csv",
         "```",

@@ -123,7 +123,7 @@ class _Tasks(Epochs):
             settings = {"frame": "encoder", **(settings or {})}  # one body serves all
         drawn = not isinstance(source, nn.Module) and not starting.is_folder(source)
         whole = drawn and starting.is_pair(str(source)) and (settings or {}).get("frame") != "encoder"
-        if any(part.spec.pair for part in parts) and drawn and not whole:
+        if any(part.spec.pair or part.spec.choices for part in parts) and drawn and not whole:
             settings = {"embedding.types": 2, **(settings or {})}
         self.jobs: dict[str, Job] = {}
         for part in parts:

@@ -35,7 +35,7 @@ from orrery.models.patterns import parse_pattern
 
 DEFAULT_TOKENIZER = "wordpiece:8192,lower"
 DEFAULT_WRITER_TOKENIZER = "bpe:4096"  # answers must come back as they were written
-WHOLE = ("classification", "multi-label", "regression", "ordinal", "span")  # heads that a whole encoder-decoder has by default
+WHOLE = ("classification", "multi-label", "regression", "ordinal", "multiple-choice", "span")  # heads that a whole encoder-decoder has by default
 READING = ("encoder", "encoder-decoder")  # frames that may be asked for
 
 
@@ -140,7 +140,7 @@ def _draw(
     if pair and frame == "encoder-decoder":  # texts of a pair are told apart by the mark between them
         ends = {"start": tokenizer.doc_id, "stop": frame_ids(tokenizer)[1]}
         return create_model(name, head=spec.head, **common, **{**ends, **head, **given})
-    if spec.pair and "types" not in given and spec.head != "pairs":
+    if spec.sided and "types" not in given:
         given = {**given, "embedding.types": 2}
     return create_model(name, frame="encoder", head=spec.head, **common, **{**head, **given})
 
@@ -200,7 +200,7 @@ def _frame(spec: TaskSpec, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def texts_of(table: Table, spec: TaskSpec) -> MemoryCorpus:
     """What a tokenizer is trained on: the texts of a table, its answers among them."""
-    columns = [spec.text, *([spec.pair] if spec.pair else []), *([spec.label] if spec.kind == "text-to-text" else [])]
+    columns = [spec.text, *([spec.pair] if spec.pair else []), *spec.choices, *([spec.label] if spec.kind == "text-to-text" else [])]
     texts = []
     for row in table.rows:
         for column in columns:

@@ -15,12 +15,12 @@ from orrery.nn.architecture import Architecture
 
 PLAIN_HEADS: dict[str, dict[str, Any]] = {
     "masked-lm": {},
-    **{name: {"pool": "mean"} for name in ("classification", "multi-label", "regression", "ordinal")},
+    **{name: {"pool": "mean"} for name in ("classification", "multi-label", "regression", "ordinal", "multiple-choice")},
 }
 """Settings of the heads of an architecture that names none of its own."""
 
 PAIR_HEADS: dict[str, dict[str, Any]] = {
-    **{name: {"pool": "last", "transform": "tanh"} for name in ("classification", "multi-label", "regression", "ordinal")},
+    **{name: {"pool": "last", "transform": "tanh"} for name in ("classification", "multi-label", "regression", "ordinal", "multiple-choice")},
     "tagging": {},
     "span": {},
 }

@@ -223,7 +223,7 @@ class PairReader(PairFrame):
     @property
     def reads_end(self) -> bool:
         """Whether the head takes the state at each document's last `config.stop`."""
-        return self.config.stop is not None and self.head.level == "document" and self.head.config.pool == "last"
+        return self.config.stop is not None and self.head.level in ("document", "choice") and self.head.config.pool == "last"
 
     def shifted(self, tokens: Tensor, segments: Tensor) -> Tensor:
         """What the decoder reads of tokens (B,T): in each document `config.start`, then all of its tokens but the last."""

@@ -17,9 +17,11 @@ A head is chosen by the config field `head` of an encoder: {"name": one of HEADS
     span            (B,T,2)       (N,2) first and last place   mean cross-entropy of both
     embedding       (N,E)         (none)                       (none: similarity objectives take the vectors)
     pairs           (B,C) or (B,) (B,) int64 or float          cross-entropy, or squared error of the cosine
+    multiple-choice (B,C)         (B,) int64                   cross-entropy over the row's documents, C at most
 
 N are the documents of the batch in order, B where no row holds several. A cross-encoder is `classification` or `regression`
-over two texts in one document; a bi-encoder is `pairs` over two documents in one row, which never see each other.
+over two texts in one document; a bi-encoder is `pairs` over two documents in one row, which never see each other. Choices are
+documents of one row, too.
 
 B batch, T time, D width, V vocabulary, C classes, N documents.
 """
@@ -73,7 +75,7 @@ class TaskHead(nn.Module):
     """Base of all heads; see the top of this file."""
 
     Config: ClassVar[type[HeadConfig]] = HeadConfig
-    level: ClassVar[str] = "document"  # of the scores: document | token | vocabulary | pair
+    level: ClassVar[str] = "document"  # of the scores: document | token | vocabulary | pair | choice
 
     def __init__(self, config: HeadConfig, frame: EncoderConfig, embed: nn.Embedding | None = None) -> None:
         super().__init__()
@@ -481,6 +483,45 @@ class Pairs(TaskHead):
         return scores if self.out is None else scores.argmax(-1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MultipleChoiceConfig(HeadConfig):
+    """labels: 1, the score of a choice."""
+
+    labels: int = 1
+    pool: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.labels == 1, f"a choice has one score: head.labels must be 1, not {self.labels}")
+
+
+class MultipleChoice(TaskHead):
+    """One of the documents of every row, which are its choices, by the softmax of their scores (SWAG, 1808.05326, as BERT learns it)."""
+
+    Config = MultipleChoiceConfig
+    level = "choice"
+
+    def forward(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Scores (B,C) in the order of the documents; where a row has fewer than C, a number whose probability is 0."""
+        scores = super().forward(hidden, segments)[:, 0]
+        if segments is None:
+            return scores[:, None]
+        last = documents(segments.shape, segments, segments.device)[0].amax(1)
+        if bool((last < 0).any()):
+            raise DataError(f"row {int((last < 0).nonzero()[0])} of the batch holds no choice")
+        counts = torch.diff(last, prepend=last.new_tensor([-1]))
+        there = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+        return scores.new_full(there.shape, torch.finfo(scores.dtype).min / 16).masked_scatter(there, scores)
+
+    def loss(self, scores: Tensor, targets: Tensor, segments: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Of the right choices' numbers. `weights` has no meaning here."""
+        return F.cross_entropy(scores, targets, ignore_index=IGNORE)
+
+    def predict(self, scores: Tensor, segments: Tensor | None = None) -> Tensor:
+        """The number of the best choice of every row, (B,) int64."""
+        return scores.argmax(-1)
+
+
 HEADS: dict[str, type[TaskHead]] = {
     "masked-lm": MaskedLM,
     "classification": Classification,
@@ -492,6 +533,7 @@ HEADS: dict[str, type[TaskHead]] = {
     "span": Span,
     "embedding": EmbeddingHead,
     "pairs": Pairs,
+    "multiple-choice": MultipleChoice,
 }
 
 

@@ -41,7 +41,7 @@ def bert_heads(pooled: str, *first: str) -> dict[str, Mapping[str, Any]]:
     """
     found: dict[str, Mapping[str, Any]] = {name: {"transform": "gelu"} for name in first}
     found["masked-lm"] = {"transform": "gelu", "norm": True}
-    documents = ("classification", "multi-label", "regression", "ordinal")
+    documents = ("classification", "multi-label", "regression", "ordinal", "multiple-choice")
     return {**found, **{name: {"pool": "first", "transform": pooled} for name in documents}}
 
 

@@ -453,7 +453,7 @@ def label_divergence(kind: str, own: Tensor, theirs: Tensor, targets: Tensor, te
         own, theirs = own.transpose(1, 2), theirs.transpose(1, 2)
     elif kind == "multi-label":
         own, theirs = (torch.stack([each, torch.zeros_like(each)], -1) for each in (own, theirs))
-    elif kind not in ("classification", "ordinal", "tagging", "pairs"):
+    elif kind not in ("classification", "ordinal", "tagging", "pairs", "multiple-choice"):
         raise ConfigError(f"the head '{kind}' has no answers that could be distilled")
     a, b = (torch.log_softmax(each / temperature, -1) for each in (own, theirs))
     divergence = temperature**2 * (b.exp() * (b - a)).sum(-1)

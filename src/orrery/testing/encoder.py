@@ -186,12 +186,12 @@ def heads(subject: Subject) -> None:
     targets: dict[str, Tensor] = {
         "masked-lm": tokens, "classification": torch.tensor([0, 2]), "multi-label": torch.tensor([[0, 1, 1], [1, 0, 0]]),
         "regression": torch.tensor([0.5, -1.0]), "ordinal": torch.tensor([2, 0]), "tagging": tags, "span": torch.tensor([[1, 3], [0, 0]]),
-        "pairs": torch.tensor([1, 0]), "replaced-tokens": tags.clamp(max=1),
+        "pairs": torch.tensor([1, 0]), "multiple-choice": torch.tensor([1, 0]), "replaced-tokens": tags.clamp(max=1),
     }  # fmt: skip
     for name in HEADS:
         settings: dict[str, Any] = {"labels": 3} if name in ("classification", "multi-label", "ordinal", "tagging", "pairs") else {}
         own = with_head(model, name, **settings)
-        marks = two if name == "pairs" else segments
+        marks = two if name in ("pairs", "multiple-choice") else segments
         with torch.no_grad():
             assert_same(own(tokens, segments=marks).hidden, model(tokens, segments=marks).hidden, f"hidden under the head '{name}'")
         out = own(tokens, segments=marks)
