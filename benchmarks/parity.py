@@ -86,6 +86,7 @@ EXCHANGED = {  # model types that an architecture's default settings do not lead
     "kimi_linear": {"pattern": "linear + linear-moe*2 + full-moe", "tied": False},  # a head of its own, as nemotron_h
     "bailing_hybrid": {"pattern": "linear + linear-moe*2 + full-moe", "tied": False},
     "deepseek_v3": {"pattern": "full + full-moe*3", "tied": False},
+    "zamba": {"pattern": "mamba + hybrid"},
 }
 EXCHANGE = [
     "## Against transformers",

@@ -158,6 +158,15 @@ def _bamba() -> tuple[nn.Module, nn.Module]:
     return orrery.from_transformers(hf), hf
 
 
+def _zamba2() -> tuple[nn.Module, nn.Module]:
+    """Every third layer has shared attention, one block of it in two places, with maps of rank 16 beside its MLP's."""
+    hf = _hf(
+        "Zamba2Config", hidden_size=D, num_hidden_layers=L, layers_block_type=["mamba", "mamba", "hybrid"] * 2, n_mamba_heads=8,
+        mamba_d_state=64, num_attention_heads=4, intermediate_size=688, adapter_rank=16, num_mem_blocks=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    return orrery.from_transformers(hf), hf
+
+
 def _mixtral() -> tuple[nn.Module, nn.Module]:
     hf = _hf("MixtralConfig", intermediate_size=344, num_local_experts=8, num_experts_per_tok=2, **_GROUPED)
     return orrery.from_transformers(hf), hf
@@ -270,6 +279,7 @@ PAIRS = (
     Pair("griffin", "transformers recurrent_gemma", "hf", _recurrent_gemma, train=2.5, prefill=1.15, decode=4.0, memory=0.65),
     Pair("falcon-h1", "transformers falcon_h1", "hf", _falcon_h1, train=1.6, prefill=1.15, decode=4.0, memory=0.65),
     Pair("bamba", "transformers bamba", "hf", _bamba, train=1.4, prefill=1.15, decode=4.0, memory=0.65),
+    Pair("zamba2", "transformers zamba2", "hf", _zamba2, train=1.4, prefill=1.15, decode=4.0, memory=0.65),
     Pair("mixtral", "transformers mixtral", "hf", _mixtral, train=1.1, prefill=1.0, decode=3.0, memory=0.65),
     Pair("gated-deltanet", "transformers qwen3_next (linear layers)", "hf-train", _qwen3_next, train=1.4, fraction=0.30, memory=0.65),
     Pair("qwen3-next", "transformers qwen3_next", "hf", _qwen3_hybrid, train=1.4, prefill=1.15, decode=4.0, fraction=0.30, memory=0.65),

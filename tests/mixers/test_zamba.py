@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 import orrery
 from all_double import AllDouble, double
 from orrery.core.errors import ConfigError, StateError
+from orrery.models.carry import check_streams
 from orrery.nn.contract import Context
 from orrery.nn.timeline import plan
 from orrery.ops.program import Program
@@ -118,7 +119,12 @@ def test_gradients_of_shared_weights_are_theirs(case):
         assert (ours - right).abs().max() <= 1e-3 * right.abs().max(), name
 
 
-PREPARED = [("zamba2", {}), ("zamba2", {"zamba2.attention_rank": 2, "zamba2.rope": 1.0}), ("zamba2", {"zamba2.rank": 0, "canon": "b"}), ("zamba", {})]
+PREPARED = [
+    ("zamba2", {}),
+    ("zamba2", {"zamba2.attention_rank": 2, "zamba2.rope": 1.0}),
+    ("zamba2", {"zamba2.rank": 0, "canon": "b"}),
+    ("zamba", {"window": 6}),
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), PREPARED, ids=str)
@@ -171,6 +177,12 @@ def test_without_tied_embeddings_transformers_shares_no_block_either(tmp_path):
         orrery.from_transformers(hf)
 
 
+def test_with_a_window_it_reads_an_endless_stream():
+    check_streams(orrery.create_model("zamba2", width=32, depth=4, vocab_size=61, window=8))
+    with pytest.raises(ConfigError, match="grows with the text"):
+        check_streams(orrery.create_model("zamba2", width=32, depth=4, vocab_size=61))
+
+
 def test_published_sizes():
     with torch.device("meta"):
         models = [orrery.create_model(name) for name in ("zamba2-1.2b", "zamba2-2.7b", "zamba-7b-v1")]
@@ -187,6 +199,8 @@ def test_what_has_no_counterpart_is_refused(tmp_path):
         orrery.to_transformers(orrery.create_model("zamba2", width=32, depth=6, vocab_size=61, common=()), tmp_path / "a")
     with pytest.raises(ConfigError, match="by turns"):
         orrery.to_transformers(orrery.create_model("zamba2", pattern="hybrid + hybrid-2*2", width=32, depth=3, vocab_size=61), tmp_path / "b")
+    with pytest.raises(ConfigError, match="two or more layers"):
+        orrery.to_transformers(orrery.create_model("zamba", width=32, depth=3, vocab_size=61), tmp_path / "c")
     with pytest.raises(ConfigError, match="cannot be an encoder"):
         orrery.create_model("zamba2", width=32, depth=4, vocab_size=61, frame="encoder")
     hf = theirs("zamba2")

@@ -1,6 +1,7 @@
 """Parameters that layers have in common: counted and stored once, gradients summed over uses, states apart."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 
 import orrery
 from orrery.core.errors import ConfigError
+from orrery.methods.forget_more import forget_more
 
 TOKENS = torch.randint(0, 61, (2, 15), generator=torch.Generator().manual_seed(0))
 EVERYTHING = {"common": "all"}
@@ -76,6 +78,14 @@ def test_an_optimizer_steps_them_once():
     model(TOKENS).logits.sum().backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     torch.testing.assert_close(weight, before - 0.1 * weight.grad)
+
+
+def test_a_recurrence_forgets_more_once():
+    shared = build("mamba2", common="mixer.A_log mixer.out.*")
+    changed = forget_more(shared, decay=1.5, insertion=0.5)
+    for block, before in zip(changed.blocks, shared.blocks, strict=True):
+        torch.testing.assert_close(block.mixer.A_log, before.mixer.A_log + math.log(1.5))
+        torch.testing.assert_close(block.mixer.D, before.mixer.D / 0.5)
 
 
 @torch.no_grad()

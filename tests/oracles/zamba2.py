@@ -8,7 +8,7 @@ import numpy as np
 
 from oracles.attention import attention
 
-PLAIN = {"window": None, "qk_norm": False, "norm_whole": False, "gate": False}
+PLAIN = {"qk_norm": False, "norm_whole": False, "gate": False}
 ACTS = {
     "gelu": lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2,
     "gelu-tanh": lambda v: v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / 2,
@@ -38,7 +38,7 @@ def zamba2(parameters, config, x, segments=None):
     weight[: heads * size] *= math.sqrt(2)  # q . k / sqrt(K / 2)
     out = parameters["attention.out.weight"]
     own = {"inputs.linear.weight": weight, "out.weight": np.concatenate([out, np.zeros_like(out)])}
-    settings = {key: config[key] for key in ("heads", "kv_heads", "rope", "rope_theta")}
+    settings = {key: config[key] for key in ("heads", "kv_heads", "rope", "rope_theta", "window")}
     s = attention(own, {**PLAIN, **settings, "head_dim": size, "width": 2 * width}, both, segments)[..., :width]
     if segments is not None:
         s[segments < 0] = 0.0

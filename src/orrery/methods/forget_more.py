@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from orrery.core.errors import ConfigError
@@ -43,8 +44,14 @@ def forget_more(model: M, decay: float = 1.0, insertion: float = 1.0) -> M:
     parts: list[Any] = [part for part in changed.modules() if hasattr(part, "forget_more")]
     if not parts:
         raise ConfigError(f"no mixer of '{model_name(model)}' offers forget_more(decay, insertion); mamba2, mamba, rwkv4, rwkv6 do")
+    done: set[int] = set()
     for part in parts:
+        shared = [(own, own.detach().clone()) for own in part.parameters() if id(own) in done]  # by an earlier layer
         part.forget_more(decay, insertion)
+        with torch.no_grad():
+            for own, after in shared:
+                own.copy_(after)
+        done.update(id(own) for own in part.parameters())
     return changed
 
 

@@ -88,9 +88,11 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     require(plain and all(block["mixer"] == mamba for block in blocks), "Zamba has pre-norm blocks of one kind of Mamba, with one eps")
     require(mamba["name"] == "mamba" and mamba.get("norm_eps") is None, "Zamba consists of Mamba without norms inside, and shared attention")
     require(shared_blocks(own) == 1, "Zamba has one shared block")
+    uses = sum(block["guide"] is not None for block in blocks)
+    require(uses > 1, "transformers builds a Zamba with two or more layers that share attention, not with one")
     guide = next(block["guide"] for block in blocks if block["guide"])
-    odd = any(guide.get(key) for key in ("rank", "attention_rank", "rope", "bias"))
-    require(guide["name"] == "zamba2" and not odd, "Zamba's shared attention has no maps of low rank, positions or biases")
+    odd = any(guide.get(key) for key in ("rank", "attention_rank", "rope", "bias", "window"))
+    require(guide["name"] == "zamba2" and not odd, "Zamba's shared attention has no maps of low rank, positions, biases or window")
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     require(guide.get("activation", "gelu") in names, f"no counterpart for activation {guide.get('activation')}")
     require(guide.get("eps", 1e-5) == own["eps"], "Zamba has one eps")

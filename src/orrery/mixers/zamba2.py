@@ -59,7 +59,8 @@ from orrery.ops.steps.row_steps import copy_rows, multiply_rows
 @dataclass(frozen=True, kw_only=True)
 class Zamba2Config(PartConfig):
     """heads H; kv_heads None: as many. hidden F (None: 4 D). activation: of the MLP's gate. rope: rotated part of a head (0: no
-    positions). rank, attention_rank: of the maps beside the MLP's and the attention's ways in; 0: none. bias: of the MLP."""
+    positions). window: tokens that attention sees; None: all. rank, attention_rank: of the maps beside the MLP's and the attention's
+    ways in; 0: none. bias: of the MLP."""
 
     heads: int = 4
     kv_heads: int | None = None
@@ -67,6 +68,7 @@ class Zamba2Config(PartConfig):
     activation: str = "gelu"
     rope: float = 0.0
     rope_theta: float = 10000.0
+    window: int | None = None
     rank: int = 0
     attention_rank: int = 0
     bias: bool = False
@@ -90,7 +92,7 @@ class Zamba2(Mixer):
     examples = (
         {"heads": 4, "hidden": 24},
         {"heads": 2, "hidden": 16, "rank": 3, "attention_rank": 2, "rope": 1.0, "bias": True, "activation": "silu"},
-        {"heads": 4, "kv_heads": 2, "hidden": 16, "rank": 2, "activation": "gelu-tanh"},
+        {"heads": 4, "kv_heads": 2, "hidden": 16, "rank": 2, "activation": "gelu-tanh", "window": 7},
     )
 
     def __init__(self, config: Zamba2Config, place: Place) -> None:
@@ -101,7 +103,7 @@ class Zamba2(Mixer):
         canon = "b" if "b" in place.canon else ""
         settings = {
             "heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim, "dropout": config.dropout,
-            "rope": config.rope, "rope_theta": config.rope_theta,
+            "rope": config.rope, "rope_theta": config.rope_theta, "window": config.window,
         }  # fmt: skip
         entry = place.replace(width=both, out=place.width, canon=canon)
         self.entry_norm, self.norm = RMSNorm(both, config.eps), RMSNorm(place.width, config.eps)
@@ -258,6 +260,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     require(shared.rank > 0 and shared.attention_rank in (0, shared.rank), "Zamba2 has maps of one rank beside the MLP and perhaps the attention")
     require(shared.eps == own["eps"] and shared.rope in (0.0, 1.0), "Zamba2 has one eps, and heads that are rotated whole or not at all")
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    require(shared.window is None, "Zamba2's attention sees all tokens")
     require(shared.activation in names, f"no counterpart for activation {shared.activation}")
     least, most = mamba.get("dt_limit") or (_LEAST, math.inf)
     alike = mamba.get("eps", 1e-5) == 1e-5 and mamba.get("gate_norm", "after") == "after" and mamba.get("conv_bias", True)
