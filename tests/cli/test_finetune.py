@@ -55,6 +55,19 @@ def test_what_is_cut_is_counted(folder, monkeypatch, capsys):
     assert any(note.startswith("1 row cut to ") for note in found["notes"])
 
 
+def test_one_row_has_no_interval_and_is_json(folder, monkeypatch, capsys):
+    (folder / "one.csv").write_text("text,label\nthe dog,b\n")
+    out = typed(monkeypatch, capsys, "evaluate", folder / "run", folder / "one.csv", "--json")[1]
+    found = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert found["figures"]["accuracy"]["low"] is None
+
+
+def test_another_tokenizer_than_the_model_s_is_refused(folder, monkeypatch, capsys):
+    typed_in = ("finetune", folder / "run", "--train", folder / "t.csv", "--tokenizer", "wordpiece:64", "--out", folder / "other")
+    code, _, error = typed(monkeypatch, capsys, *typed_in)
+    assert code == 2 and "was trained with the tokenizer wordpiece:80, not with this wordpiece:64" in error
+
+
 def test_a_folder_of_other_things_is_left_alone(folder, monkeypatch, capsys):
     (folder / "mine" / "best").mkdir(parents=True)
     (folder / "mine" / "best" / "letter.txt").write_text("mine")

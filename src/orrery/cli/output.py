@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def say_json(value: Any) -> None:
-    """One JSON document."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    """One JSON document; numbers that are not finite, which JSON has no word for, are null."""
+    print(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say_table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> None:

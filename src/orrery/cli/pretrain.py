@@ -73,13 +73,17 @@ def pretrain(
         raise typer.Exit(130)
     if result.get("domains"):
         cells = [
-            (d["role"], d["corpus"], f"{d['before']:.4f}", f"{d['after']:.4f}", f"{d['difference']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})")
+            (d["role"], d["corpus"], f"{d['before']:.4f}", f"{d['after']:.4f}", f"{d['difference']:+.4f} {_between(d['low'], d['high'])}")
             for d in result["domains"]
         ]
         heads = ("", "held-out text of", "before", "after", "difference, 95 % over windows")
         output.say_table(heads, cells, right=(2, 3))
         print("nats per target; less is better")
     print(f"fine-tune it:  orrery finetune {out} --train FILE.csv --text COLUMN --label COLUMN --out FOLDER")
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "(too little text for an interval)" if low is None or high is None else f"({low:+.4f} to {high:+.4f})"
 
 
 def _numbers(text: str) -> list[int]:

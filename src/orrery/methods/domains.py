@@ -34,7 +34,7 @@ def domain_losses(
 
     Returns:
         For each corpus "role", "corpus", "before", "after" (nats per target), "difference" and its 95 % interval "low", "high"
-        over groups of windows.
+        over groups of windows; None of a corpus so small that there is one group.
     """
     found = []
     for role, corpus in corpora.items():
@@ -46,7 +46,8 @@ def domain_losses(
             items.append(_items(pair, Loader(file, ROWS, length, SEED), count))
         gap = paired_interval(_mean, items[1], items[0])
         values = {"before": _mean(items[0]), "after": _mean(items[1])}
-        found.append({"role": role, "corpus": corpus, **values, "difference": gap.estimate, "low": gap.low, "high": gap.high})
+        low, high = (gap.low, gap.high) if count > 1 else (None, None)
+        found.append({"role": role, "corpus": corpus, **values, "difference": gap.estimate, "low": low, "high": high})
     return found
 
 

@@ -79,6 +79,8 @@ def start(
         if isinstance(tokenizer, str):
             tokenizer = build_tokenizer(tokenizer, texts_of(train, spec), quiet)
         tokenizer = tokenizer or own or _beside(model)
+        if own is not None and tokenizer.hash != own.hash and tokenizer.vocab_size <= int(getattr(model, "vocab_size", 0)):
+            raise DataError(f"the model in '{name}' was trained with the tokenizer {own.name}, not with this {tokenizer.name}; leave it out")
         if tokenizer.vocab_size > int(getattr(model, "vocab_size", 0)):
             raise DataError(
                 f"the tokenizer makes {tokenizer.vocab_size} ids, but the model in '{name}' knows "
