@@ -135,7 +135,7 @@ def test_a_domain_of_a_few_words_has_no_interval(corpus, tmp_path):
     small = settings(corpus, **{"model.size": None, "model.width": 16, "model.depth": 1, "budget": "2steps"})
     pretrain("bert", tmp_path / "a", small, quiet=True)
     (tmp_path / "few.txt").write_text("a few words about law. " * 60)
-    more = settings(tmp_path / "few.txt", **{"budget": "2steps"})
+    more = settings(tmp_path / "few.txt", budget="2steps")
     found = pretrain(str(tmp_path / "a"), tmp_path / "b", more, quiet=True)["domains"][0]
     assert found["low"] is None and found["after"] > 0
 
