@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def exact(x: Tensor) -> Any:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-def exactly(backward: Callable[..., Any]) -> Callable[..., Any]:
+def exactly(backward: Any) -> Any:
     """The `backward` of a :class:`torch.autograd.Function` with autocast off."""
 
     @functools.wraps(backward)
