@@ -70,8 +70,7 @@ def finetune(
         for side, source in (("train", train), ("validation", validation), ("test", test))
         if source is not None
     }
-    chosen = tuple(filter(None, choices.split(",")))
-    spec = _spec(tables["train"], task, (text, pair, label), chosen, as_json)
+    spec = _spec(tables["train"], task, (text, pair, label), choices, as_json)
     spec = spec.replace(names=tuple(filter(None, names.split(","))), apart=apart, words=words)
     own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     distil = {key.removeprefix("distil."): value for key, value in given.items() if key.startswith("distil.")}
@@ -93,7 +92,7 @@ def finetune(
         print(f"model, task and card: {out}")
 
 
-def _spec(table: Any, task: str | None, columns: tuple[str, str, str], choices: tuple[str, ...], quiet: bool) -> Any:
+def _spec(table: Any, task: str | None, columns: tuple[str, str, str], choices: str, quiet: bool) -> Any:
     """The task of a table: what was typed, or what its columns and labels look like, which is said."""
     from orrery.data.examples import TaskSpec
     from orrery.data.labelled import guess_kind
@@ -107,7 +106,7 @@ def _spec(table: Any, task: str | None, columns: tuple[str, str, str], choices: 
     if kind == "question-answering":  # as SQuAD calls its columns, where nobody says otherwise
         usual = ("answers" if "answers" in there else "answer") if label not in there else label
         text, pair, label = text if text in there else "context", pair or "question", usual
-    return TaskSpec(kind=kind, text=text, pair=pair, label=label, choices=choices)
+    return TaskSpec(kind=kind, text=text, pair=pair, label=label, choices=tuple(filter(None, choices.split(","))))
 
 
 def _finetune_several(
