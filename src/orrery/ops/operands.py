@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from orrery.core.errors import ConfigError, StateError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def sizes(op: str, name: str, x: Tensor, letters: str) -> tuple[int, ...]:
@@ -77,14 +80,14 @@ def exact(x: Tensor) -> Any:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-def exactly(backward: Any) -> Any:
+def exactly(backward: Callable[_P, _R]) -> Callable[_P, _R]:
     """The `backward` of a :class:`torch.autograd.Function` with autocast off."""
 
     @functools.wraps(backward)
-    def run(ctx: Any, *slopes: Tensor | None) -> Any:
-        given = next((slope for slope in slopes if slope is not None), None)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        given = next((slope for slope in args[1:] if isinstance(slope, Tensor)), None)
         with contextlib.nullcontext() if given is None else exact(given):
-            return backward(ctx, *slopes)
+            return backward(*args, **kwargs)
 
     return run
 
