@@ -15,9 +15,9 @@ over a pass through the batches above what it held with the model alone.
 Medians of one run on two cores of a shared machine (the tenth and ninetieth percentile of the rounds' ratios):
 
                  ours  transformers                        ours  transformers
-    bert       123 ms        235 ms   1.84x [1.26, 2.51]   184 MB       503 MB   0.37x
-    modernbert 169 ms        311 ms   1.84x [0.97, 2.85]   223 MB       684 MB   0.33x
-    t5         621 ms      1,019 ms   1.56x [1.24, 1.89]   878 MB     3,170 MB   0.28x
+    bert       101 ms        195 ms   1.81x [1.45, 3.81]   183 MB       532 MB   0.34x
+    modernbert 124 ms        270 ms   1.96x [1.71, 4.21]   215 MB       697 MB   0.31x
+    t5         490 ms      1,035 ms   2.13x [1.50, 4.14]   504 MB     3,143 MB   0.16x
 """
 
 from __future__ import annotations
