@@ -14,6 +14,7 @@ from orrery.evaluate.tasks import judge
 from orrery.methods.finetune import FinetuneConfig, finetune
 from orrery.methods.fitted import load_fitted
 from orrery.methods.plain_choices import plain_choices
+from orrery.methods.starting import start
 from orrery.models.encoder_decoder import PairReader
 
 SOUNDS = {"cat": "meows", "dog": "barks", "bird": "sings"}
@@ -31,17 +32,17 @@ def table(count, seed):
     return Table("t", ("text", "options", "label"), rows)
 
 
-@pytest.mark.parametrize(("name", "depth"), [("bert", 1), ("bart", 2)])
-def test_choices_are_learnt(tmp_path, name, depth):
-    settings = {"width": 32, "depth": depth, "head.pool": "mean"}
+def test_choices_are_learnt(tmp_path):
+    settings = {"width": 32, "depth": 1, "head.pool": "mean"}
     config = FinetuneConfig(task=SPEC, epochs=12, batch=8, lr=4e-3, patience=0)
     run = {"validation": table(40, 1), "test": table(40, 2), "tokenizer": "wordpiece:64", "settings": settings, "quiet": True}
-    result = finetune(name, table(160, 0), tmp_path / "run", config, **run)
+    result = finetune("bert", table(160, 0), tmp_path / "run", config, **run)
     assert result["main"] == "accuracy" and result["figures"]["test"]["accuracy"]["value"] >= 0.9
     assert result["baseline"]["name"] in ("the longest choice", "choice 1, always", "choice 2, always",
                                           "the choice that shares most words with its text") and result["baseline"]["beaten"]  # fmt: skip
     fitted = load_fitted(tmp_path / "run")
-    assert isinstance(fitted.model, PairReader) == (name == "bart")
+    whole = start("bart", SPEC, table(8, 0), tokenizer="bytes", settings={"width": 32, "depth": 1}).model
+    assert isinstance(whole, PairReader) and whole.reads_end
     asked = Table("u", ("text", "options"), [Row("u, line 1", {"text": "the dog", "options": ["sings", "barks"]})])
     (answer,) = fitted.predict(asked)
     assert (answer["choice"], answer["number"]) == ("barks", 1) and sum(answer["probabilities"]) == pytest.approx(1)
