@@ -58,7 +58,7 @@ class Config:
         In a mapping that is kept as it comes (settings of a model that is built later) the rest of a path is one key, dots and all,
         unless a mapping stands at its first part.
         """
-        return type(self).from_dict(apply_overrides(self.to_dict(), changes, _mappings(type(self))))
+        return type(self).from_dict(apply_overrides(self.to_dict(), changes, _mappings(type(self))))  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         """Subclasses check what types cannot say; they call :func:`require`."""
@@ -132,7 +132,7 @@ def _mappings(cls: type) -> frozenset[str]:
         if typing.get_origin(kind) is dict or kind is dict:
             found.add(name)
         elif isinstance(kind, type) and issubclass(kind, Config):
-            found |= {f"{name}.{inner}" for inner in _mappings(kind)}
+            found |= {f"{name}.{inner}" for inner in _mappings(kind)}  # type: ignore[arg-type]
     return frozenset(found)
 
 
