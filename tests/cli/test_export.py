@@ -42,7 +42,7 @@ def test_a_folder_becomes_a_file_with_equal_answers(tmp_path, monkeypatch, capsy
 def test_what_is_no_encoder_or_no_file_is_one_sentence(tmp_path, monkeypatch, capsys):
     save(orrery.create_model("transformer", width=32, depth=1, vocab_size=30, seed=1), tmp_path / "lm")
     for arguments, words in (
-        ((tmp_path / "lm", "--onnx", tmp_path / "lm.onnx"), "DecoderLM is no encoder; ONNX export takes encoders and their heads"),
+        ((tmp_path / "lm", "--onnx", tmp_path / "lm.onnx"), "DecoderLM is no encoder; ONNX export takes encoders, and encoder-decoders with a head"),
         ((tmp_path / "none", "--onnx", tmp_path / "a.onnx"), "is no folder"),
         ((tmp_path / "lm", "--onnx", tmp_path), "is a folder; name a file, such as"),
     ):
