@@ -10,7 +10,7 @@ from orrery.core.errors import ConfigError
 from orrery.mixers.attention import Attention, AttentionConfig
 from orrery.mixers.latent_attention import LatentAttention, LatentAttentionConfig
 from orrery.nn.contract import Context, Place
-from orrery.nn.state import map_state
+from orrery.nn.state import map_state, reserve
 from orrery.testing.count import counting
 
 WIDTH = 32
@@ -116,6 +116,18 @@ def test_a_donated_buffer_is_written_in_place_and_gives_the_same():
         assert torch.allclose(own, y, rtol=1e-12)
         assert after.latent.data_ptr() == given.latent.data_ptr()
         given = after
+
+
+def test_the_last_token_alone_of_rows_that_go_on_at_different_places():
+    """In a donated buffer, whose columns are positions."""
+    torch.manual_seed(0)
+    model = orrery.create_model("deepseek-v3", width=WIDTH, depth=2, vocab_size=20, seed=0, **{"mixer.head_dim": 8}).eval()
+    tokens, more = torch.randint(0, 20, (2, 5)), torch.randint(0, 20, (2, 4))
+    with torch.no_grad():
+        before = model(tokens, segments=torch.tensor([[0] * 5, [0, 0, 0, -1, -1]])).state
+        expected = model(more, state=before).logits[:, -1:]
+        found = model(more, state=reserve(before, 12), ctx=Context(last=True, donate=True)).logits
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

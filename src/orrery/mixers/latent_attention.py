@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.heads import count_heads, turns
 from orrery.nn.memory import distances, join, keep
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
@@ -109,11 +110,7 @@ class LatentAttention(Mixer):
         self.head_dim, self.value_dim = config.head_dim, config.value_dim or config.head_dim
         self.rank = config.rank or 4 * config.head_dim
         self.shared = 2 * (config.head_dim // 4) if config.shared is None else config.shared
-        self.heads = config.heads or place.width // config.head_dim
-        require(
-            config.heads is not None or (place.width % config.head_dim == 0 and self.heads > 0),
-            f"width {place.width} is not a multiple of head_dim {config.head_dim}; set heads or another head_dim",
-        )
+        self.heads = count_heads(config, place)
         asking = self.heads * (self.shared + self.head_dim)
         self.first, self.compressed = config.query_rank or asking, self.rank + self.shared
         self._parts = [self.first, self.compressed, self.heads if config.gate else 0]
@@ -170,9 +167,7 @@ class LatentAttention(Mixer):
         q = low.unflatten(-1, (self.heads, -1))
         c, r = compressed.split([self.rank, self.shared], -1)
         if self.config.rope and self.shared:
-            time = ctx.timeline
-            length = int(ctx.positions.max()) + 1 if ctx.positions is not None else time.past + x.shape[1]
-            table = cached_table(time.positions, length, self.shared, self.config.rope_theta, x.dtype)
+            table = turns(x, ctx, self.shared, self.config.rope_theta)
             q, r = rotate(_paired(q), table[..., queries, :]), rotate(_paired(r[:, :, None]), table)[:, :, 0]  # 2405.04434 eq. 14, 15
         return q, torch.cat([self.norm(c), r], -1), gate if self.config.gate else None, conv
 
@@ -225,7 +220,7 @@ class LatentAttention(Mixer):
             if time.past == 0:
                 return "causal"
         if write and not time.even:
-            return (torch.arange(time.past + length, device=time.clock.device) <= time.positions[..., None])[:, None]
+            return (torch.arange(time.past + length, device=time.clock.device) <= time.positions[:, queries, None])[:, None]
         return (distances(time, clock, length, memory, queries) >= 0)[:, None]
 
     def _fits(self, state: LatentState, time: Timeline, length: int) -> bool:
