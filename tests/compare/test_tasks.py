@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import re
 import xml.etree.ElementTree as ET
@@ -11,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from orrery.cli import main
 from orrery.compare import task_result, task_worker
 from orrery.compare.task_page import lead, task_page, write_task_report
 from orrery.compare.task_report import markdown, picture, table
@@ -265,3 +267,38 @@ def test_the_plainest_answer_by_kind():
     several = Table("t", ("text", "label"), [Row("", {"text": "a", "label": v}) for v in ("x;y", "x", "x")])
     given = simplest(TaskSpec(kind="multi-label", names=("x", "y")), several, several)[1]["probabilities"]
     assert given == pytest.approx(np.tile([1.0, 1 / 3], (3, 1)))
+    asked = [Row("r", {"text": "a b", "question": "q", "label": a}) for a in ("a", "b", "b")]
+    spec = TaskSpec(kind="question-answering", pair="question")
+    assert simplest(spec, Table("t", (), asked), Table("t", (), asked[:2])) == ("the commonest answer, always", {"texts": ["b", "b"]})
+    silent = [Row("r", {**row.values, "label": ""}) for row in asked]
+    assert simplest(spec, Table("t", (), silent), Table("t", (), asked)) == ("never an answer", {"texts": [""] * 3})
+    held = [Row("r", {"text": "a", "c": ["x", "y", "z"][:n], "label": k}) for n, k in ((3, 2), (3, 2), (2, 0))]
+    name, given = simplest(TaskSpec(kind="multiple-choice", choices=("c",)), Table("t", (), held), Table("t", (), held))
+    assert name == "choice 3, always" and given["predicted"].tolist() == [2, 2, 1]
+
+
+QUESTIONS = [{"context": f"{a} saw {b}", "question": q, "answer": a if q == "who" else b} for a in WORDS for b in WORDS for q in ("who", "whom")]
+CHOICES = [{"text": a, "first": a + a, "second": b + b, "label": "A"} for a in WORDS for b in WORDS if a != b]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "floor"),
+    [
+        (QUESTIONS, [], ("the words nearest to the question's", "the commonest answer, always")),
+        (CHOICES, ["--choices", "first,second"], (None, "choice 1, always")),
+    ],
+    ids=["question-answering", "multiple-choice"],
+)
+def test_questions_and_choices_are_compared(tmp_path, monkeypatch, capsys, rows, columns, floor):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = ["tokenizer=wordpiece:64", "model.width=16", "model.depth=1", "batch=8", "isolate=false", "lr=0.01"]
+    words = ["compare", "gru", "--task", source, *columns, "--seeds", 1, "--budget", "1epochs", "--out", tmp_path / "out", "--json"]
+    monkeypatch.setattr("sys.argv", ["orrery", *map(str, words), *(word for each in settings for word in ("--set", each))])
+    monkeypatch.setattr(Judged.measured, "__defaults__", (50,))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    found = json.loads(capsys.readouterr().out)
+    assert not ended.value.code and found["status"] == "complete", found["runs"]
+    assert found["runs"][0]["figures"].keys() >= ({"f1", "exact_match"} if floor[0] else {"accuracy", "nats"})
+    assert found["trivial"]["label"] == floor[1] and floor[0] in (None, found["floor"]["label"])

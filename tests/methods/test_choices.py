@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from orrery.core.errors import ConfigError, DataError
+from orrery.core.errors import DataError
 from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.evaluate.tasks import judge
@@ -69,10 +69,3 @@ def test_figures_and_the_plain_choice():
     assert name == "the longest choice" and given["predicted"].tolist() == [1, 0, 1]
     same = rows(("x", ["pp", "q", "r"], 1), ("y", ["pp", "q"], 1))
     assert plain_choices(SPEC, same, same)[0] == "choice 2, always"
-
-
-def test_choices_are_not_compared_by_seeds(tmp_path):
-    from orrery.compare.tasks import compare_tasks
-
-    with pytest.raises(ConfigError, match="choices are not compared so"):
-        compare_tasks(["bert", "lstm"], table(8, 0), SPEC, tmp_path / "run")

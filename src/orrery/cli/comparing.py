@@ -17,7 +17,8 @@ def compare(
     task: str = typer.Option("", "--task", help="FILE.csv, .jsonl, ...: compare over a task, fine-tuned on this table (see `orrery finetune`)."),
     text: str = typer.Option("text", "--text", help="With --task: the column of the texts."),
     label: str = typer.Option("label", "--label", help="With --task: the column of the labels."),
-    pair: str = typer.Option("", "--pair", help="With --task: the column of a second text."),
+    pair: str = typer.Option("", "--pair", help="With --task: the column of a second text; of questions."),
+    choices: str = typer.Option("", "--choices", help="With --task: the columns of choices, separated by commas, or one of lists."),
     kind: str = typer.Option("", "--kind", help="With --task: classification, regression, tagging, ...; guessed otherwise."),
     validation: str = typer.Option("", "--validation", help="With --task: a table that chooses the epoch; else held out."),
     test: str = typer.Option("", "--test", help="With --task: a table that chooses nothing; else held out."),
@@ -51,7 +52,7 @@ def compare(
     if task:
         asked = {"jobs": jobs, "max-params": max_params, "max-state": max_state, "max-ms-per-token": max_ms_per_token}
         how = (budget, seeds, size or "micro", baseline, settings, tune is not False)
-        over_task(architectures or [], (task, validation, test), (kind, text, pair, label), how, asked, out or root / "task", as_json)
+        over_task(architectures or [], (task, validation, test), (kind, text, pair, label, choices), how, asked, out or root / "task", as_json)
         return
     size = size or "nano"
     from orrery.compare.conduct import Parts
@@ -91,35 +92,29 @@ def compare(
 
 
 def over_task(
-    architectures: list[str], tables: tuple[str, str, str], columns: tuple[str, str, str, str], how: tuple[str, int, str, str, list[str], bool],
+    architectures: list[str], tables: tuple[str, str, str], columns: tuple[str, str, str, str, str], how: tuple[str, int, str, str, list[str], bool],
     foreign: dict[str, Any], out: Path, as_json: bool,
 ) -> None:
     """`orrery compare ... --task`.
 
     Args:
         tables: training, validation and test; empty where there is none.
-        columns: kind, text, pair, label. how: budget, seeds, size, baseline, settings, whether rates are swept.
+        columns: kind, text, pair, label, choices. how: budget, seeds, size, baseline, settings, whether rates are swept.
         foreign: options that only comparisons on text know.
     """
+    from orrery.cli.finetune import task_of
     from orrery.compare.task_page import write_task_report
     from orrery.compare.task_report import sentences, table
     from orrery.compare.tasks import compare_tasks
     from orrery.core.errors import ConfigError
-    from orrery.data.examples import TaskSpec
-    from orrery.data.labelled import guess_kind
     from orrery.data.records import read_table
 
     if given := next((name for name, value in foreign.items() if value), None):
         raise ConfigError(f"--{given} belongs to comparisons on text; leave it out with --task")
     read = [read_table(name) if name else None for name in tables]
     assert read[0] is not None
-    kind, text, pair, label = columns
-    if not kind:
-        kind = guess_kind(read[0], label)
-        output.remark(f"the labels look like {kind}; --kind says otherwise")
-    if kind == "multiple-choice":
-        raise ConfigError("choices are not compared so; fine-tune each model with --choices, then `orrery evaluate ONE FILE --against OTHER`")
-    spec = TaskSpec(kind=kind, text=text, pair=pair, label=label)
+    kind, text, pair, label, choices = columns
+    spec = task_of(read[0], kind or None, (text, pair, label), choices, "--kind")
     command = "orrery " + shlex.join(sys.argv[1:])
     result = compare_tasks(
         architectures, read[0], spec, out, how[1], task_settings(*how), validation=read[1], test=read[2], command=command, tell=output.remark

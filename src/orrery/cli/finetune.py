@@ -70,7 +70,7 @@ def finetune(
         for side, source in (("train", train), ("validation", validation), ("test", test))
         if source is not None
     }
-    spec = _spec(tables["train"], task, (text, pair, label), choices, as_json)
+    spec = task_of(tables["train"], task, (text, pair, label), choices, "" if as_json else "--task")
     spec = spec.replace(names=tuple(filter(None, names.split(","))), apart=apart, words=words)
     own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     distil = {key.removeprefix("distil."): value for key, value in given.items() if key.startswith("distil.")}
@@ -92,8 +92,13 @@ def finetune(
         print(f"model, task and card: {out}")
 
 
-def _spec(table: Any, task: str | None, columns: tuple[str, str, str], choices: str, quiet: bool) -> Any:
-    """The task of a table: what was typed, or what its columns and labels look like, which is said."""
+def task_of(table: Any, task: str | None, columns: tuple[str, str, str], choices: str, option: str) -> Any:
+    """The task of a table: what was typed, or what its columns and labels look like.
+
+    Args:
+        columns: text, pair, label. choices: names of columns, separated by commas.
+        option: with which another task is asked for, to be said of a guess; "": nothing is said.
+    """
     from orrery.data.examples import TaskSpec
     from orrery.data.labelled import guess_kind
 
@@ -101,8 +106,8 @@ def _spec(table: Any, task: str | None, columns: tuple[str, str, str], choices: 
     task = task or ("multiple-choice" if choices else None)
     asks = task is None and text not in there and {"context", "question"} <= set(there)
     kind = task or ("question-answering" if asks else guess_kind(table, label))
-    if task is None and not quiet:
-        output.remark(f"the {'columns' if asks else 'labels'} look like {kind}; --task says otherwise")
+    if task is None and option:
+        output.remark(f"the {'columns' if asks else 'labels'} look like {kind}; {option} says otherwise")
     if kind == "question-answering":  # as SQuAD calls its columns, where nobody says otherwise
         usual = ("answers" if "answers" in there else "answer") if label not in there else label
         text, pair, label = text if text in there else "context", pair or "question", usual

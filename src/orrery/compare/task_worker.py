@@ -64,7 +64,7 @@ def perform(job: Job) -> dict[str, Any]:
     given: list[dict[str, Any]] = []
     timing = timed(lambda: given.append(fitted.outputs(examples)), float(job["seconds"]), least=1, most=5, warm=1)
     record = {
-        "examples": len(examples),
+        "examples": len(tables["test"]),
         "seconds": timing.median,
         "idle_bytes": idle,
         "given": {name: _plain(value) for name, value in given[0].items()},
@@ -87,6 +87,8 @@ def attempt(job: Job) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 

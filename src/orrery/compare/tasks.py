@@ -147,8 +147,6 @@ def compare_tasks(
     numbers = list(range(1, seeds + 1)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ConfigError("give at least one seed, and each only once")
-    if spec.kind == "multiple-choice":
-        raise ConfigError("choices are not compared so; fine-tune each model with --choices, then `orrery evaluate ONE FILE --against OTHER`")
     sweep = _Sweep(
         train, spec, Path(out), settings or TaskSettings(), validation, test, tell or (lambda sentence: None)
     )

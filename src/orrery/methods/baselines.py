@@ -5,6 +5,8 @@ regression                             ridge regression on the same
 tagging                                the commonest tag of every word (of all words, for a word never seen)
 text-to-text                           the answer to the training source nearest by tf-idf, or the source itself: which of
                                        the two does better on the validation table
+question-answering                     :mod:`orrery.methods.nearest_words`
+multiple-choice                        :mod:`orrery.methods.plain_choices`
 
 :func:`simplest` gives what any of these must beat in its turn: one answer for every row.
 
@@ -28,10 +30,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orrery.data.answering import read_answers
+from orrery.data.choosing import read_choice, read_choices
 from orrery.data.examples import TaskSpec
 from orrery.data.labelled import read_label
 from orrery.data.records import Row, Table
 from orrery.evaluate.tasks import judge
+from orrery.methods.nearest_words import nearest_words
+from orrery.methods.plain_choices import plain_choices
 
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FEATURES = 200_000
@@ -127,18 +133,30 @@ def baseline(
         return "the commonest tag of every word", {"tags": _commonest_tags(spec, train, target)}
     if spec.kind == "text-to-text":
         return _texts(spec, train, validation, target)
+    if spec.kind == "question-answering":
+        return nearest_words(spec, train, validation, target)
+    if spec.kind == "multiple-choice":
+        return plain_choices(spec, train, validation, target)
     name = "ridge regression" if spec.kind == "regression" else "logistic regression"
     linear = fitted or fit_linear(spec, train, validation)
     return f"{name} on a bag of words", _predict(spec, linear.scores(target))
 
 
 def simplest(spec: TaskSpec, train: Table, other: Table) -> tuple[str, dict[str, Any]]:
-    """One answer for every row of `other`: the commonest label, tag or text, the mean number, the middle grade.
+    """One answer for every row of `other`: the commonest label, tag, text or choice, the mean number, the middle grade.
 
     Returns:
         As :func:`baseline`.
     """
-    count, answers = len(other), _answers(spec, train)
+    count = len(other)
+    if spec.kind == "multiple-choice":
+        usual = Counter(read_choice(row, spec, read_choices(row, spec)) for row in train.rows).most_common(1)[0][0]
+        numbers = [min(usual, len(read_choices(row, spec)) - 1) for row in other.rows]
+        return f"choice {usual + 1}, always", {"predicted": np.array(numbers)}
+    answers = _answers(spec, train)
+    if spec.kind == "question-answering":
+        usual = _commonest(answers)
+        return "the commonest answer, always" if usual else "never an answer", {"texts": [usual] * count}
     if spec.kind == "regression":
         return "the mean, always", {"predicted": np.full(count, float(np.mean(answers)))}
     if spec.kind == "tagging":
@@ -200,6 +218,9 @@ class _Nearest:
 def _answers(spec: TaskSpec, table: Table) -> list[Any]:
     if spec.kind == "text-to-text":
         return [_joined(value) for value in table.column(spec.label)]
+    if spec.kind == "question-answering":
+        found = [read_answers(row, spec.label) for row in table.rows]
+        return [each[0].text if each else "" for each in found]
     if spec.kind == "regression":
         return [float(value) for value in table.column(spec.label)]
     labels = [read_label(row, spec) for row in table.rows]

@@ -42,8 +42,6 @@ from orrery.methods.epochs import Epochs
 from orrery.methods.fitted import TASK, Fitted, position_limit
 from orrery.methods.lessons import check_task, task_teacher
 from orrery.methods.model_card import write_card
-from orrery.methods.nearest_words import nearest_words
-from orrery.methods.plain_choices import plain_choices
 from orrery.methods.words import fit_words
 from orrery.models.encoder import Encoder
 from orrery.models.storage import describe, read_weights, save
@@ -393,8 +391,7 @@ class Job(Epochs):
         side = list(judged)[-1]
         own = judged[side]
         spec, tables = self.fitted.spec, (self.tables["train"], self.tables["validation"], self.tables[side])
-        special = {"question-answering": nearest_words, "multiple-choice": plain_choices}.get(spec.kind)
-        name, given = special(spec, *tables) if special is not None else baseline(spec, *tables, self.linear)
+        name, given = baseline(spec, *tables, self.linear)
         other = judge(self.fitted.spec, self.examples[side].answers, given)
         figure = own.figures[own.main]
         difference = paired_interval(figure, own.items, other.items)
