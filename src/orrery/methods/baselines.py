@@ -155,8 +155,8 @@ def simplest(spec: TaskSpec, train: Table, other: Table) -> tuple[str, dict[str,
         return f"choice {usual + 1}, always", {"predicted": np.array(numbers)}
     answers = _answers(spec, train)
     if spec.kind == "question-answering":
-        usual = _commonest(answers)
-        return "the commonest answer, always" if usual else "never an answer", {"texts": [usual] * count}
+        text = _commonest(answers)
+        return "the commonest answer, always" if text else "never an answer", {"texts": [text] * count}
     if spec.kind == "regression":
         return "the mean, always", {"predicted": np.full(count, float(np.mean(answers)))}
     if spec.kind == "tagging":
