@@ -54,6 +54,14 @@ def test_a_window_as_long_as_the_text_is_softmax_attention():
         torch.testing.assert_close(far - mixer(x)[0], whole, rtol=0, atol=1e-12)
 
 
+def test_softmax_features_are_shares_of_either_sign():
+    """Hedgehog's map as LoLCATs has it: one softmax of x A, another of -x A."""
+    mixer = build(feature_map="softmax", features=5)
+    phi = mixer._features(torch.randn(2, 7, mixer.heads, 8, dtype=torch.float64), 1).detach().unflatten(-1, (2, 5))
+    torch.testing.assert_close(phi.sum(-1), torch.ones_like(phi[..., 0]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(phi.prod(-2), phi.prod(-2)[..., :1].expand_as(phi[..., 0, :]), rtol=0, atol=1e-12)  # e^u e^-u
+
+
 def test_features_of_any_size_stay_finite():
     mixer = build().float()
     x = (1e4 * torch.randn(1, 300, 32)).requires_grad_()

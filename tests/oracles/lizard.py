@@ -19,8 +19,8 @@ def turned(x, position, theta):
 
 def features(x, matrix, kind):
     u = x @ matrix
-    phi = np.exp(np.concatenate([u, -u]))
-    return phi if kind == "exp" else phi / phi.sum()
+    above, below = np.exp(u), np.exp(-u)
+    return np.concatenate([above, below] if kind == "exp" else [above / above.sum(), below / below.sum()])
 
 
 def lizard(parameters, config, x, segments=None):

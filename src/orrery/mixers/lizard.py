@@ -14,9 +14,13 @@ Shapes: B batch, T time, D width, H heads, K head dimension, F features of a hea
 Cost: train and prefill O(T W) for the window and 4 F (K + 1) for the memory, a token and head; decode the same,
     independent of T; state H F (K + 1) + 2 (W - 1) D numbers.
 
-Differs from the paper: exponents of features are clamped to +-20, where the paper leaves them to overflow. No rotary
-    positions, as the paper; `rope` brings them into the window, which an independent reproduction found better, and
-    norm="joint" divides both branches by one denominator, so that weights sum to 1 as in the attention they replace.
+Differs from the paper: exponents of features are clamped to +-20, where the paper leaves them to overflow. Every head has
+    maps A and sinks b of its own (the paper has one set of sinks for a layer, and leaves open whose the maps are); the gate
+    has a bias. The sinks' part of the denominator is a sum of exponentials, where the paper writes the logits themselves, which
+    could make it 0. Of the paper's two forms of l_t, with and without its denominator, norm="row" is the first and norm="none" the
+    second; of its two feature maps, "exp" stands in section 4 and "softmax" in table 13. No rotary positions, as the paper; `rope`
+    brings them into the window, which an independent reproduction found better, and norm="joint" divides both branches by one
+    denominator, without alpha, so that weights and sinks sum to 1 as in the attention they replace.
 
 Oracle: tests/oracles/lizard.py (float64 loops over pairs of tokens).
 """
@@ -57,7 +61,7 @@ class LizardConfig(PartConfig):
     """heads None: width / head_dim. features: columns of A (F is twice that; None: head_dim). window: W. sinks: M.
 
     norm: "row" as above; "joint": one denominator for both branches; "none": the memory's own denominator is left out.
-    feature_map: "exp" as above, or "softmax" over the F exponents. gate_per_head: a gamma for each head. rope: in the window.
+    feature_map: "exp" as above, or "softmax": softmax(x A) beside softmax(-x A). gate_per_head: a gamma for each head. rope: in the window.
     """
 
     heads: int | None = None
@@ -163,8 +167,9 @@ class Lizard(Mixer):
 
     def _phi(self, x: Tensor, maps: Tensor) -> Tensor:
         u = torch.einsum("bthk,hkf->bthf", x, maps.to(x.dtype)).clamp(-_HIGHEST, _HIGHEST)
-        u = torch.cat([u, -u], -1)
-        return u.exp() if self.config.feature_map == "exp" else u.softmax(-1)
+        if self.config.feature_map == "softmax":
+            return torch.cat([u.softmax(-1), (-u).softmax(-1)], -1)  # 2507.09025 table 13
+        return torch.cat([u, -u], -1).exp()
 
     def _join(self, read: Tensor, near: Tensor, total: Tensor | None) -> Tensor:
         """From the memory's numerators and denominator (B,T,H,K+1) and the window's output (B,T,H,K)."""

@@ -1,6 +1,6 @@
 """One token of Lizard's mixer (arXiv 2507.09025) between its projections, in one compiled pass: decoding on a CPU, in float32.
 
-    phi(x) = [exp(x A), exp(-x A)], or the softmax of [x A, -x A];  S = sigmoid(g) S + phi(k) [v, 1]^T;  [far, w] = phi(q) S
+    phi(x) = [exp(x A), exp(-x A)], or [softmax(x A), softmax(-x A)];  S = sigmoid(g) S + phi(k) [v, 1]^T;  [far, w] = phi(q) S
     near = softmax attention to the last W tokens and the sinks, whose logarithm of the denominator is t
     y = near + sigmoid(log w - t) (far / w - near),  or far / w + alpha near,  or far + alpha near
 
@@ -77,20 +77,24 @@ def _phi(x, maps, softmax, highest, out):  # type: ignore[no-untyped-def]
         row, value = maps[i], x[i]
         for f in range(features):
             u[f] += value * row[f]
-    most = np.float64(0.0)
+    high, low = np.float64(0.0), np.float64(0.0)
     for f in range(features):
         u[f] = min(max(u[f], -highest), highest)
-        if softmax:
-            most = max(most, abs(np.float64(u[f])))
+    if softmax:
+        high, low = np.float64(u[0]), np.float64(u[0])
+        for f in range(1, features):
+            high, low = max(high, np.float64(u[f])), min(low, np.float64(u[f]))
     for f in range(features):
         v = np.float64(u[f])
-        out[f], out[features + f] = np.float32(exp(v - most)), np.float32(exp(-v - most))
+        out[f], out[features + f] = np.float32(exp(v - high)), np.float32(exp(low - v))
     if softmax:
-        mass = np.float32(0.0)
-        for f in range(2 * features):
-            mass += out[f]
-        for f in range(2 * features):
-            out[f] /= mass
+        above, below = np.float32(0.0), np.float32(0.0)
+        for f in range(features):
+            above += out[f]
+            below += out[features + f]
+        for f in range(features):
+            out[f] /= above
+            out[features + f] /= below
 
 
 @inlined
