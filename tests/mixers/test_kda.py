@@ -65,6 +65,15 @@ def test_initialisation_is_the_paper_s():
     assert step.min() >= 0.00099 and step.max() <= 0.101
 
 
+def test_bounded_decays_start_where_they_can_be_learned():
+    """Every channel's decay moves with its bias: the sigmoid's slope, which at A = 16 would be below 1e-15."""
+    mixer = KDA(KDAConfig(heads=100, head_dim=2, low_rank=False, bound=-5.0), Place(width=64))
+    bias = mixer.decay_bias.detach().unflatten(0, (100, 2)).requires_grad_()
+    g_log = -5.0 * torch.sigmoid(mixer.decay_log.detach().exp()[:, None] * bias)
+    assert torch.autograd.grad(g_log.sum(), bias)[0].abs().min() > 1e-3
+    assert g_log.min() > -0.6 and g_log.max() < -0.004
+
+
 @pytest.mark.parametrize("settings", [{"head_dim": 0}, {"heads": -1}, {"conv": 0}])
 def test_impossible_settings(settings):
     with pytest.raises(ConfigError, match=f"{next(iter(settings))} must be"):

@@ -14,8 +14,9 @@ Cost: train and prefill 2 D (4 H K + 2 K + H) + 4 H K^2 + 7 H K^2 a token; decod
     state H K^2 + 3 E numbers.
 
 Differs from the paper: one convolution over q, k, v side by side, which is the same as three; W_z2 has no bias (as in
-    transformers' Kimi-Linear). Kimi Linear itself puts one layer of latent attention behind every three of these
-    (`kimi-linear`).
+    transformers' Kimi-Linear; fla's has one). With a bound A starts at 1, as in fla; transformers' Ling 3.0 draws it as
+    without one, which leaves most heads no gradient to their decays. Kimi Linear itself puts one layer of latent attention
+    behind every three of these (`kimi-linear`).
 
 Oracle: tests/oracles/kda.py (float64 loops); transformers' KimiLinearDeltaAttention with the same weights.
 """
@@ -112,13 +113,16 @@ class KDA(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Linear maps uniform +-1/sqrt(fan in); A uniform in [1, 16]; softplus(dt_bias) log-uniform in [0.001, 0.1]."""
+        """Linear maps uniform +-1/sqrt(fan in); A uniform in [1, 16], or 1 with a bound; softplus(dt_bias) log-uniform in
+        [0.001, 0.1]."""
         for linear in self._maps:
             nn.init.uniform_(linear.weight, -(linear.in_features**-0.5), linear.in_features**-0.5)
         self.conv.reset_parameters()
         self.norm.reset_parameters()
         with torch.no_grad():
             self.decay_log.uniform_(1, 16).log_()
+            if self.config.bound is not None:  # an A of 16 would hold the sigmoid at its flat end
+                self.decay_log.zero_()
             step = self.decay_bias.uniform_(math.log(1e-3), math.log(1e-1)).exp_()
             self.decay_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
