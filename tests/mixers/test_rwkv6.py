@@ -11,6 +11,7 @@ from orrery.mixers.rwkv6 import ARCHITECTURE, EAGLE, RWKV6, RWKV6Config
 from orrery.models.build import build as build_model
 from orrery.models.build import create_model, resolve
 from orrery.nn.contract import Place
+from orrery.optim.groups import parameter_groups
 
 
 def build(layer=0, depth=4, width=32, **settings):
@@ -33,6 +34,19 @@ def test_initialisation_is_the_published_one(layer):
     for linear, gain in ((mixer.receptance, 1.0), (mixer.keys, 0.1), (mixer.values, 1.0), (mixer.gate, 0.1)):
         assert torch.allclose(linear.weight @ linear.weight.t(), gain**2 * eye, atol=1e-5)
     assert torch.allclose(mixer.norm.weight, torch.tensor(((1 + layer) / 4) ** 0.7))
+
+
+@pytest.mark.parametrize("name", ["rwkv5", "rwkv6"])
+def test_keys_of_the_channel_mix_start_as_long_as_the_token(name):
+    key = create_model(name, width=64, depth=1, vocab_size=8).blocks[0].channel.key.weight
+    assert key.shape == (224, 64)
+    torch.testing.assert_close(key.t() @ key, torch.eye(64), rtol=0, atol=1e-5)
+
+
+def test_only_the_five_projections_decay():
+    groups = parameter_groups(build(mix_rank=4, decay_rank=4), weight_decay=0.1)
+    decaying = {name for group in groups if group["weight_decay"] for name in group["names"]}
+    assert decaying == {f"{name}.weight" for name in ("receptance", "keys", "values", "gate", "out")}
 
 
 def test_the_shift_sees_one_token_back_and_no_further():

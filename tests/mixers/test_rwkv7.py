@@ -14,6 +14,7 @@ from orrery.mixers.rwkv7 import RWKV7, RWKV7Channel, RWKV7ChannelConfig, RWKV7Co
 from orrery.models.build import build, resolve
 from orrery.nn.contract import Context, Place
 from orrery.nn.timeline import plan
+from orrery.optim.groups import parameter_groups
 
 SEGMENTS = torch.tensor([[0] * 5 + [1] * 8, [3] * 11 + [-1] * 2])
 
@@ -37,6 +38,12 @@ def test_channel_mix_is_the_loop():
         y, _ = mixer(x, None, Context(segments=segments))
         expected = channel_oracle(arrays(mixer), {}, x.numpy(), None if segments is None else segments.numpy())
         assert np.abs(y.detach().numpy() - expected).max() < 1e-12
+
+
+def test_only_the_four_projections_decay():
+    groups = parameter_groups(RWKV7(RWKV7Config(head_dim=8), Place(width=16, layer=1, depth=2)), weight_decay=0.1)
+    decaying = {name for group in groups if group["weight_decay"] for name in group["names"]}
+    assert decaying == {f"{name}.weight" for name in ("receptance", "key", "value", "out")}
 
 
 def test_later_layers_read_the_values_of_the_first():

@@ -93,6 +93,14 @@ def test_mlstm():
 
 
 @torch.no_grad()
+def test_xlstm_large():
+    mixer, x, context = build("xlstm-large", head_dim=8, key_dim=4)
+    _, _, v, o, _, _ = mixer._split(mixer.inputs(x, None, context)[0])
+    h = torch.einsum("bhts,bshv->bthv", mixer.transfer(x, context), v)
+    close(mixer.out(mixer._read(h, o, mixer.norm)), mixer(x, None, context)[0])
+
+
+@torch.no_grad()
 def test_slstm_given_its_gates():
     mixer, x, context = build("slstm", heads=2)
     from orrery.ops.slstm import slstm_reference

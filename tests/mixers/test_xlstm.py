@@ -12,6 +12,7 @@ from orrery.mixers.slstm import SLSTM, SLSTMConfig
 from orrery.models.build import build as build_model
 from orrery.models.build import resolve
 from orrery.nn.contract import Place
+from orrery.optim.groups import parameter_groups
 
 
 def test_initial_biases():
@@ -23,6 +24,12 @@ def test_initial_biases():
         bias = SLSTM(SLSTMConfig(heads=2), Place(width=34, layer=layer, depth=4)).bias.detach().unflatten(1, (4, 17))
         assert bias[:, 1, 0].tolist() == pytest.approx([5, 5]) and bias[:, 1, -1].tolist() == pytest.approx([-7, -7])
         assert bias[0, 1, 8].item() == pytest.approx(middle) and not bias[:, (0, 2, 3)].any()
+
+
+def test_biases_of_a_head_are_no_matrix_that_decays():
+    groups = parameter_groups(SLSTM(SLSTMConfig(), Place(width=32)), weight_decay=0.1)
+    free = {name for group in groups if group["weight_decay"] == 0 for name in group["names"]}
+    assert free == {"bias", "recurrent", "norm", "conv.bias"}
 
 
 @pytest.mark.parametrize(

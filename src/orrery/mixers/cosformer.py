@@ -13,6 +13,7 @@ Cost: train and prefill O(T) in chunks, decode O(1): 4 D^2 + 4 H K (K + 1) multi
 Differs from the paper: M is a setting, not the length of the sequence at hand, since a token must not depend on how much
     follows it. Beyond M positions stand still: all later tokens count as equally far from each other (weight 1), and what
     stood at position p < M keeps the weight cos(pi/2 (1 - p/M)), so weights never become negative and any length continues.
+    No bias in the projections (bias=True: with).
 
 Oracle: tests/oracles/cosformer.py (float64, comparing all pairs).
 """

@@ -11,8 +11,9 @@ Shapes: B batch, T time, D width, E inner size (2 D), H heads, K = E / H, C taps
 Cost: train and prefill O(T) in chunks, decode O(1): 2 E (K+1) multiply-adds a token for the memory; state E (K+1) + H numbers
     and the convolution's.
 
-Differs from the paper: the norms before the parts have a bias; in xLSTM[7:1] each eighth block is an sLSTM, where the paper
-    places them by hand.
+Differs from the paper: the norms before the parts and the head have a bias; in xLSTM[7:1] each eighth block is an sLSTM,
+    where the paper places them by hand; embedding and head are drawn as the frame draws them (normal with deviation 0.02;
+    D^-1/2), where the published code has sqrt(2 / 5D) for both.
 
 Oracle: tests/oracles/mlstm.py (float64 loops).
 """

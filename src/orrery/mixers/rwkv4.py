@@ -15,7 +15,8 @@ Cost: train and prefill O(T), decode O(1): 4 D E + 2 D F + D^2 multiply-adds a t
 Differs from the paper: the embedding is drawn from a normal distribution with deviation 1e-4, not from a uniform one; the
     head with deviation D^-1/2, twice that of the published code. transformers' copy initialises time_first with ones;
     here it has the paper's zigzag around log 0.3. The rescaling by 1/2 every 6 layers that keeps float16 inference in
-    range is left out, so a checkpoint must be read before transformers has run it in evaluation mode.
+    range is left out, so a checkpoint must be read before transformers has run it in evaluation mode. All parameters
+    learn at one rate; the published code trains time_decay at twice and time_first at three times the rate.
 
 Oracle: tests/oracles/rwkv4.py (float64 loops); transformers' RWKV with the same weights.
 """
@@ -59,12 +60,15 @@ class RWKV4Config(PartConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RWKV4ChannelConfig(PartConfig):
-    """hidden: F (None: 4 D)."""
+    """hidden: F (None: 4 D). key_gain: of the keys' orthogonal start (None: sqrt(F / D), RWKV-4's; RWKV-5 and 6 have 1)."""
 
     hidden: int | None = None
+    key_gain: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.hidden is None or self.hidden > 0, f"channel.hidden must be positive, not {self.hidden}")
+        for name in ("hidden", "key_gain"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"channel.{name} must be positive, not {value}")
 
 
 @state
@@ -195,6 +199,9 @@ class RWKV4Channel(Part):
     def reset_parameters(self) -> None:
         """Mixtures as in the time mix; gate and way out start at zero."""
         reset_channel_mix(self)
+        if self.config.key_gain is not None:
+            with torch.no_grad():
+                self.key.weight.mul_(self.config.key_gain / max(1.0, math.sqrt(self.hidden / self.place.width)))
 
     def mix(self, x: Tensor, state: RWKV4ChannelState | None, ctx: Context) -> tuple[Tensor, RWKV4ChannelState]:
         time = ctx.timeline

@@ -17,7 +17,9 @@ Shapes: B batch, T time, D width, H heads, K dimension of a head (D = H K), R ra
 Cost: train and prefill 10 D^2 + 20 D R + 4 D S + 5 D K a token; decode the same, independent of T; state D K + D numbers.
 
 Differs from the paper: the embedding is drawn from a normal distribution with deviation 1e-4, not from a uniform one; the
-    ranks are 32 and 64 at every width (the paper doubles the latter at width 4096, as does that preset).
+    head with deviation D^-1/2, twice that of the published code; the ranks are 32 and 64 at every width (the paper doubles
+    them at width 4096, as does that preset). All parameters learn at one rate; the published code trains omega at twice the
+    rate.
 
 Oracle: tests/oracles/rwkv6.py (float64 loops).
 """
@@ -114,7 +116,8 @@ class RWKV6(Mixer):
 
     def reset_parameters(self) -> None:
         """Mixtures, decays and bonus spread over channels and shifted with depth; low-rank parts and the way out start at
-        zero; keys and gates are orthogonal with gain 0.1, receptance and values with gain 1 (the published code)."""
+        zero; keys and gates are orthogonal with gain 0.1, receptance and values with gain 1; weight decay is for these four
+        and the way out alone (the published code)."""
         place, width = self.place, self.place.width
         last, fill = depth_ratios(place)
         share, along = torch.arange(width) / width, torch.arange(width) / max(1, width - 1)
@@ -136,6 +139,9 @@ class RWKV6(Mixer):
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.norm.weight, ((1 + place.layer) / place.depth) ** 0.7)
         nn.init.zeros_(self.norm.bias)
+        for free in (self.mixture, self.bonus, self.mix_in, self.mix_out, self.decay_in, self.decay_out):
+            if free is not None:
+                free.no_decay = True  # type: ignore[attr-defined]
 
     def mix(self, x: Tensor, state: RWKV6State | None, ctx: Context) -> tuple[Tensor, RWKV6State]:
         time = ctx.timeline
@@ -251,10 +257,11 @@ def _published(width: int, depth: int, **more: Any) -> dict[str, Any]:
     return {"width": width, "depth": depth, "vocab_size": 65536, "channel.hidden": int(3.5 * width) // 32 * 32, **more}
 
 
+_CHANNEL = {"name": "rwkv4", "key_gain": 1.0}
 _FRAME = {"tied": False, "norm": "layernorm", "eps": 1e-5, "embed_norm": True, "embed_std": 1e-4}
 
 ARCHITECTURE = Architecture(
-    block=BlockConfig(mixer={"name": "rwkv6"}, channel={"name": "rwkv4"}, norm="layernorm", eps=1e-5),
+    block=BlockConfig(mixer={"name": "rwkv6"}, channel=_CHANNEL, norm="layernorm", eps=1e-5),
     frame=_FRAME,
     head="mixer.head_dim",
     fine_ratio=3.5,
@@ -267,7 +274,7 @@ ARCHITECTURE = Architecture(
 
 EAGLE = Architecture(
     block=BlockConfig(
-        mixer={"name": "rwkv6", "mix_rank": 0, "decay_rank": 0}, channel={"name": "rwkv4"}, norm="layernorm", eps=1e-5
+        mixer={"name": "rwkv6", "mix_rank": 0, "decay_rank": 0}, channel=_CHANNEL, norm="layernorm", eps=1e-5
     ),
     frame=_FRAME,
     head="mixer.head_dim",

@@ -22,7 +22,7 @@ Cost: train and prefill O(T), decode O(1): 8 D^2 + 4 D (ranks) + 8 H K^2 a token
 
 Differs from the paper: embedding and head are drawn as the frame draws them (normal with deviation 1e-4; D^-1/2). The ranks
     follow the published code's rule, max(32, 32 round(c sqrt(D) / 32)) with c = 2.5, 2.5, 1.7, 5; the presets have the
-    published ones.
+    published ones. All parameters learn at one rate; the published code trains the decay's c at twice the rate.
 
 Oracle: tests/oracles/rwkv7.py (float64 loops), and the published parameter counts.
 """
@@ -136,7 +136,8 @@ class RWKV7(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Decays spread over channels, mixtures over channels and depth; low-rank maps and the way out start at zero."""
+        """Decays spread over channels, mixtures over channels and depth; low-rank maps and the way out start at zero. Weight
+        decay is for the four square matrices alone (the published code)."""
         width, head = self.place.width, self.head_dim
         deep, fill = depth_ratios(self.place)
         channel = torch.arange(width)
@@ -163,6 +164,9 @@ class RWKV7(Mixer):
         for linear, size in ((self.receptance, 0.5), (self.key, 0.05), (self.value, 0.5)):
             nn.init.uniform_(linear.weight, -size * width**-0.5, size * width**-0.5)
         nn.init.zeros_(self.out.weight)
+        pairs = [pair for pair in starts if pair is not None]
+        for free in (self.mix_ratios, *(linear.weight for pair in pairs for linear in (pair.down, pair.up))):
+            free.no_decay = True  # type: ignore[attr-defined]
 
     def mix(self, x: Tensor, state: RWKV7State | None, ctx: Context) -> tuple[Tensor, RWKV7State]:
         time = ctx.timeline

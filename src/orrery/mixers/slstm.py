@@ -9,7 +9,9 @@ Shapes: B batch, T time, D width, H heads, K = D / H, width of a head, C taps of
 
 Cost: sequential over T: 4 D K multiply-adds a token for the recurrence and as many for the gates; state 4 D + (C-1) D numbers.
 
-Differs from the paper: the norms before the parts have a bias.
+Differs from the paper: the norms before the parts and the head have a bias; embedding and head are drawn as the frame draws
+    them (normal with deviation 0.02; D^-1/2), where the published code has sqrt(2 / 5D) for both, and the feed-forward's way
+    out with 1 / sqrt(5 D L), where it has 2 / (L sqrt(D)).
 
 Oracle: tests/oracles/slstm.py (float64 loops).
 """
@@ -86,7 +88,8 @@ class SLSTM(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Gates normal with std sqrt(2 / 5D), R zero, forget biases from 5 down to -7, more bent in later layers."""
+        """Gates normal with std sqrt(2 / 5D), R zero, forget biases from 5 down to -7, more bent in later layers; neither R nor
+        the biases decay (the published code's choices)."""
         nn.init.normal_(self.gates, std=math.sqrt(2 / (5 * self.place.width)))
         nn.init.zeros_(self.recurrent)
         nn.init.zeros_(self.bias)
@@ -96,6 +99,8 @@ class SLSTM(Mixer):
         with torch.no_grad():
             falling = 5.0 - 12.0 * torch.linspace(0, 1, self.head) ** power
             self.bias[:, self.head : 2 * self.head] = falling.to(self.bias.device)
+        for free in (self.recurrent, self.bias):
+            free.no_decay = True  # type: ignore[attr-defined]
 
     def mix(self, x: Tensor, state: SLSTMState | None, ctx: Context) -> tuple[Tensor, SLSTMState]:
         time = ctx.timeline

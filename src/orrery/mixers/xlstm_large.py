@@ -10,7 +10,9 @@ Shapes: B batch, T time, D width, H heads, K key dimension, V value dimension of
 
 Cost: train and prefill O(T) in chunks, decode O(1): 2 H K (V+1) multiply-adds a token; state H (K (V+1) + 1) numbers.
 
-Differs from the paper: nothing known.
+Differs from the paper: embedding and head are drawn as the frame draws them (normal with deviation 0.02; D^-1/2), where
+    the published code has sqrt(2 / 5D) for both, and the feed-forward's way out with 1 / sqrt(5 D L), where it has 2 / (L
+    sqrt(D)). transformers' copy starts output gates and the feed-forward's gates at zero, too.
 
 Oracle: tests/oracles/xlstm_large.py (float64 loops); transformers' xLSTM with the same weights.
 """
@@ -146,6 +148,14 @@ class XLSTMLarge(Mixer):
         cap = self.config.gate_cap
         i_log, f = (torch.tanh((gates.to(wide) + self.gate_bias) / cap) * cap).chunk(2, -1)  # 2503.13427 eq. 8
         return q, k, v, o, i_log, F.logsigmoid(f)
+
+    def transfer(self, x: Tensor, ctx: Context) -> Tensor:
+        """The matrices M (B,H,T,T) with h = M v, before norm and gate: the recurrence, given unit vectors as values."""
+        q, k, _, _, i_log, f_log = self._split(self.inputs(x, None, ctx)[0])
+        batch, length = x.shape[:2]
+        units = torch.eye(length, dtype=k.dtype, device=x.device)[None, :, None].expand(batch, -1, self.heads, -1)
+        h, _ = mlstm(q, k, units, i_log, f_log, None, ctx.timeline.starts, None, self.key**-0.5, self.config.eps, self.config.chunk)
+        return h.transpose(1, 2)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> XLSTMLargeState:
         """Nothing seen; float32 unless `dtype` is float64."""
