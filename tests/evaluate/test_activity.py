@@ -30,6 +30,8 @@ def test_rows_are_means_over_valid_tokens():
     assert tokens < 2 * 36 and found[0]["activity"] == pytest.approx(share) and 0 < share < 1
     own, inner = 3 * mixer.hidden * 32, mixer.hidden * (3 * mixer.hidden + (0 if mixer.out is None else 32))
     assert found[0]["work"] == pytest.approx((own + share * inner) / (own + inner))
+    assert found[1]["work"] is None, "astro-snn does not tell its products, whoever stands beside it"
+    assert activity(model, []) == []
 
 
 def test_who_sends_no_events_has_no_rows():

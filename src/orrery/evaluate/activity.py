@@ -30,7 +30,7 @@ def firing_layers(model: nn.Module) -> list[int]:
 
 
 def activity(model: nn.Module, windows: Any) -> list[dict[str, Any]]:
-    """A row for every layer whose mixer sends events: {"layer", "activity", "work"}; work None where it is not told.
+    """A row for every layer whose mixer sends events: {"layer", "activity", "work"}; work None where it is not told. No rows without text.
 
     Args:
         model: a decoder, evaluated in eval mode and left in the mode it was in.
@@ -39,23 +39,27 @@ def activity(model: nn.Module, windows: Any) -> list[dict[str, Any]]:
     layers = firing_layers(model)
     if not layers:
         return []
-    sums, tokens = {layer: [0.0, 0.0] for layer in layers}, 0
-    training, told = model.training, False
+    fired, used = dict.fromkeys(layers, 0.0), dict[int, float]()  # `used` only of those that tell
+    training, tokens, device = model.training, 0, next(model.parameters()).device
     model.eval()
     try:
         with torch.no_grad():
             for batch in islice(windows, BATCHES):
-                aux, segments = Aux("activity", "macs"), batch["segments"][:, :-1]
-                cast(Any, model)(batch["tokens"][:, :-1], ctx=Context(aux=aux, segments=segments))
+                aux, segments = Aux("activity", "macs"), batch["segments"][:, :-1].to(device)
+                cast(Any, model)(batch["tokens"][:, :-1].to(device), ctx=Context(aux=aux, segments=segments))
                 count = int((segments >= 0).sum())
-                tokens, told = tokens + count, told or "macs" in aux.reports
-                for layer, row in sums.items():
-                    row[0] += count * aux.reports["activity"][layer]
-                    row[1] += count * aux.reports.get("macs", {}).get(layer, 0.0)
+                tokens += count
+                for layer in layers:
+                    fired[layer] += count * aux.reports["activity"][layer]
+                for layer, macs in aux.reports.get("macs", {}).items():
+                    used[layer] = used.get(layer, 0.0) + count * macs
     finally:
         model.train(training)
+    if not tokens:
+        return []
     rows = []
-    for layer, (fired, used) in sums.items():
+    for layer in layers:
         dense = cast(Any, model).blocks[layer].mixer.flops(1) / 2
-        rows.append({"layer": layer, "activity": fired / tokens, "work": used / tokens / dense if told else None})
+        work = used[layer] / tokens / dense if layer in used else None
+        rows.append({"layer": layer, "activity": fired[layer] / tokens, "work": work})
     return rows
