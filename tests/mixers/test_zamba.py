@@ -201,6 +201,10 @@ def test_what_has_no_counterpart_is_refused(tmp_path):
         orrery.to_transformers(orrery.create_model("zamba2", pattern="hybrid + hybrid-2*2", width=32, depth=3, vocab_size=61), tmp_path / "b")
     with pytest.raises(ConfigError, match="two or more layers"):
         orrery.to_transformers(orrery.create_model("zamba", width=32, depth=3, vocab_size=61), tmp_path / "c")
+    with pytest.raises(ConfigError, match="reads the embedding again needs a decoder"):
+        orrery.create_model("transformer", width=32, depth=1, vocab_size=9, frame="encoder", **{"mixer.name": "zamba2"})
+    with pytest.raises(ConfigError, match="qk_norm is true, false or an eps between 0 and 1, not 1"):
+        orrery.create_model("transformer", width=32, depth=1, vocab_size=9, **{"mixer.qk_norm": 1})
     with pytest.raises(ConfigError, match="cannot be an encoder"):
         orrery.create_model("zamba2", width=32, depth=4, vocab_size=61, frame="encoder")
     hf = theirs("zamba2")

@@ -151,6 +151,7 @@ def test_it_does_not_depend_on_the_batch_beside_it():
         ({"score": "softmin"}, "softmax or sigmoid"),
         ({"shared_gate": True}, "needs shared experts"),
         ({"capacity": 0.0}, "capacity must be positive"),
+        ({"normalise": 1}, "between 0 and 1 that is added"),
         ({"experts": 0}, "experts must be positive"),
         ({"balance": -1.0}, "must be 0 or more"),
         ({"group_count": 2}, "must divide the 5 experts"),

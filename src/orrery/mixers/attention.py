@@ -50,10 +50,9 @@ from orrery.ops.steps.row_linear import RowNorm
 class AttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
     of each head that is rotated. qk_norm: RMSNorm of every query and key (a number is its eps; True: 1e-6), with norm_whole over
-    all heads together (OLMo 2). gate: a sigmoid gate on what comes out, before the way out ("head": one number for
-    each head). bias: of the projections; out_bias:
-    of the way out alone (None: as bias). init_std None: sqrt(2 / 5D). relative: buckets and greatest distance of T5's position
-    bias (1910.10683), whose table the first layer holds for all; None: no bias."""
+    all heads together (OLMo 2). gate: a sigmoid gate on what comes out, before the way out ("head": one number for each head).
+    bias: of the projections; out_bias: of the way out alone (None: as bias). init_std None: sqrt(2 / 5D). relative: buckets and
+    greatest distance of T5's position bias (1910.10683), whose table the first layer holds for all; None: no bias."""
 
     heads: int | None = None
     kv_heads: int | None = None
@@ -73,7 +72,7 @@ class AttentionConfig(PartConfig):
     def __post_init__(self) -> None:
         require(self.relative is None or self.window is None, "relative positions and a window do not go together")
         check_heads(self)
-        require(isinstance(self.qk_norm, bool) or self.qk_norm > 0, f"qk_norm is true, false or a positive eps, not {self.qk_norm}")
+        require(isinstance(self.qk_norm, bool) or 0 < self.qk_norm < 1, f"qk_norm is true, false or an eps between 0 and 1, not {self.qk_norm}")
         require(self.gate in (True, False, "head"), f"gate is true, false or 'head', not {self.gate!r}")
         require(self.window is None or self.window > 0, f"window must be positive, not {self.window}")
 

@@ -151,7 +151,7 @@ def _write_glu(channel: Any, width: int) -> dict[str, Any]:
 def _write_moe(channel: Any, width: int) -> dict[str, Any]:
     routed = channel.score == "softmax" and isinstance(channel.normalise, bool) and channel.scale == 1.0
     require(routed and channel.bias_rate is None and channel.gated, "Qwen3-Next has plain softmax routing to gated experts")
-    require( channel.shared > 0 and channel.shared_gate, "Qwen3-Next has gated shared experts")
+    require(channel.shared > 0 and channel.shared_gate, "Qwen3-Next has gated shared experts")
     return {
         "num_experts": channel.experts,
         "num_experts_per_tok": channel.top_k,

@@ -63,6 +63,8 @@ class Encoder(nn.Module):
             )
         if any(block.guide for block in config.blocks):
             raise ConfigError(f"a layer with a guide reads forward only and cannot be an encoder's; {config.architecture} has some")
+        if any(getattr(part, "recalls", False) for part in self.modules()):
+            raise ConfigError(f"a mixer that reads the embedding again needs a decoder, which hands it on; {config.architecture} has one")
         self.packs = all(cast(Block, block).packs for block in self.blocks)
         tie_layers(self.blocks, config.layout)
         self._reset_frame()

@@ -76,7 +76,8 @@ class MoEConfig(PartConfig):
             self.top_k > 1 or self.experts == 1 or not self.normalise,
             "one chosen expert with normalised gates leaves the router without gradient; set normalise=False",
         )
-        require(isinstance(self.normalise, bool) or self.normalise > 0, f"normalise is true, false or a positive number, not {self.normalise}")
+        known = isinstance(self.normalise, bool) or 0 < self.normalise < 1
+        require(known, f"normalise is true, false or a number between 0 and 1 that is added to the sum, not {self.normalise}")
         require(self.shared >= 0, f"shared must be 0 or more, not {self.shared}")
         require(self.shared > 0 or not self.shared_gate, "shared_gate needs shared experts")
         require(min(self.balance, self.router_z, self.bias_rate or 0.0) >= 0, "balance, router_z and bias_rate must be 0 or more")
