@@ -45,6 +45,22 @@ def test_the_forget_bias_and_a_layer_without_a_way_out():
     assert layer.out is None and qrnn(hidden=8).out is not None
 
 
+def test_the_opposite_gate_of_salesforce_s_library():
+    """Its recurrence, f z_t + (1 - f) c_{t-1} on [x_t, x_{t-1}] with c_1 = f z_1, by weights carried over."""
+    layer, linear, x = qrnn(), torch.nn.Linear(16, 24), torch.randn(2, 12, 8)
+    c, outs, before = torch.zeros(2, 8), [], torch.zeros(2, 8)
+    with torch.no_grad():
+        sign = torch.tensor([1.0, -1.0, 1.0]).repeat_interleave(8)
+        layer.inputs.weight.copy_(sign[:, None] * linear.weight.roll(8, 1))
+        layer.inputs.bias.copy_(sign * linear.bias)
+        for t in range(12):
+            z, f, o = linear(torch.cat([x[:, t], before], 1)).chunk(3, 1)
+            c = f.sigmoid() * z.tanh() + (1 - f.sigmoid()) * c
+            outs.append(o.sigmoid() * c)
+            before = x[:, t]
+        torch.testing.assert_close(layer(x)[0], torch.stack(outs, 1), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_a_shut_and_an_open_gate(cell):
     """minGRU with z = 0 keeps its state bit by bit, with z = 1 forgets it; so does minLSTM with the gates' ratio."""

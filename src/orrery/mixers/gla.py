@@ -12,8 +12,9 @@ Shapes: B batch, T time, D width, H heads, K key dimension of a head (V / 2), V 
 Cost: train and prefill 2 D H (2 K + 3 V) + 5 H K V a token; decode the same, independent of T; state H K V numbers. With
     K = V / 2 that is 4 D^2 parameters.
 
-Differs from the paper: RMSNorm instead of LayerNorm on the heads, as in the authors' later code; heads of 64 values by
-    default where the paper has four heads whatever the width (the presets have four).
+Differs from the paper: RMSNorm instead of LayerNorm on the heads, queries divided by sqrt(K), no bias in the output gate, all as
+    in the authors' later code; heads of 64 values by default where the paper has four heads whatever the width (the presets
+    have four).
 
 Oracle: tests/oracles/gla.py (float64 loops).
 """

@@ -11,7 +11,8 @@ Shapes: B batch, T time, D width, W window, F hidden size 3 D.
 Cost: train O(T W) in every third layer, else O(T); decode constant in T once W tokens are seen.
 
 Differs from the paper: the embedding is not multiplied by sqrt(D); a checkpoint's factor goes into its weights when they are
-    read, and comes out when they are written. Attention is initialised as everywhere here.
+    read, and comes out when they are written. Attention and feed-forward are initialised as everywhere here, and logits are
+    capped in the presets alone, as in RecurrentGemma.
 
 Oracle: transformers' RecurrentGemma (equal logits through the exchange map); tests/oracles/rg_lru.py and attention.py.
 """

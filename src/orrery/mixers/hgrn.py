@@ -10,8 +10,9 @@ Shapes: B batch, T time, D width, H complex channels (D unless set).
 Cost: train and prefill O(T) in parallel but for the scan, decode O(1): 7 D H multiply-adds a token; state 2 H numbers.
 
 Differs from the paper: it ties the bounds of all layers, gamma_l = sum_{m<=l} softmax(beta)_m. Here every layer but the first,
-    whose bound is 0, has a bound of its own that begins at l / L, the paper's initial value. In the frame that turns by theta a
-    token the recurrence is real, so that the real diagonal scan serves it.
+    whose bound is 0, has a bound of its own that begins at l / L, the paper's initial value. Angles end at 1 / theta, as of rotary
+    positions of 2 H dimensions; the published code's end at the square of that, and its maps to f and g may be of low rank. In
+    the frame that turns by theta a token the recurrence is real, so that the real diagonal scan serves it.
 
 Oracle: tests/oracles/hgrn.py (float64 loops over complex numbers).
 """

@@ -11,8 +11,9 @@ Cost: train and prefill 8 D^2 + 5 D K a token; decode the same, independent of T
 
 Differs from the paper: the paper ties the bounds of all layers, gamma_l = sum_{m=1..l} softmax(beta)_m over the L layers. Here
     every layer but the first, whose bound is 0, has a bound of its own, gamma = l e^b / (l e^b + L - l) with b = 0 at the
-    start, which is the paper's initial l / L; any trained bounds can be expressed. Matrices are normal with deviation
-    sqrt(2 / 5D), which is the published code's 0.02 at width 1000.
+    start, which is the paper's initial l / L; any trained bounds can be expressed. Queries through silu, values as they are,
+    RMSNorm and no biases as in flash-linear-attention; the authors' first code has sigmoid(q), silu(v), LayerNorm and biases.
+    Matrices are normal with deviation sqrt(2 / 5D), which is the published code's 0.02 at width 1000.
 
 Oracle: tests/oracles/hgrn2.py (float64 loops).
 """

@@ -12,7 +12,8 @@ Cost: train and prefill O(T) in parallel but for the average, decode O(1): G K D
     H + (K-1) D numbers.
 
 Differs from the paper: the stack around it (x += qrnn(norm(x)), tied embedding) is of our time, in place of dense connections;
-    the forget gate starts with a bias of 1. Salesforce's library has the opposite gate (f is 1 - f here).
+    the forget gate starts with a bias of 1. Salesforce's library has the opposite gate (f is 1 - f here) and x_t before x_{t-1}:
+    its weights come over with W_f and b_f negated and the halves of the window exchanged.
 
 Oracle: tests/oracles/qrnn.py (float64 loops).
 """

@@ -12,7 +12,8 @@ Shapes: B batch, T time, D width, R width of the recurrence (D unless set), H bl
 Cost: train and prefill O(T), decode O(1): 3 D R + 2 R K multiply-adds a token; state R + (C-1) R numbers.
 
 Differs from the paper: a document's first token is not scaled by sqrt(1 - a^2), and P is drawn so that a at r = 1/8 (a^(1/c)
-    in the paper's letters), not at r = 1, lies between 0.9 and 0.999, both as in the published code.
+    in the paper's letters), not at r = 1, lies between 0.9 and 0.999, both as in the published code. The convolution's taps
+    start with variance 1 / C, which keeps the size of its inputs; the published code has a hundredth of that.
 
 Oracle: tests/oracles/rg_lru.py (float64 loops); transformers' RecurrentGemma with the same weights.
 """
@@ -98,7 +99,7 @@ class RGLRU(Mixer):
 
     def reset_parameters(self) -> None:
         """Normal with deviation fan-in^-1/2 (gates and taps too), the way out with sqrt(2 / (depth R)); biases 0; squares of
-        decays uniform (the published code's choices)."""
+        decays uniform (the published code's choices, but for the taps)."""
         nn.init.normal_(self.inputs.linear.weight, std=self.place.width**-0.5)
         nn.init.normal_(self.out.weight, std=math.sqrt(2 / (self.place.depth * self.hidden)))
         nn.init.normal_(self.conv.weight, std=self.config.conv**-0.5)
