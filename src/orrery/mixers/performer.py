@@ -14,8 +14,8 @@ Cost: train and prefill O(T) in chunks, decode O(1): 4 D^2 + 2 H F K + 2 H F (K 
 
 Differs from the paper: features are drawn once and kept (buffers `directions`, and `seed`, from which they were drawn), not
     redrawn in training; exponents are taken relative to the greatest key exponent of the document so far, which is exact
-    and causal, where the paper's code takes the maximum over all keys of the batch and adds 1e-6; q and k are rotated by
-    their positions first (rope=0: not); no bias in the projections (bias=True: with).
+    and causal, where the paper's code takes the maximum over all keys of the sequence and adds 1e-4 (in JAX) or 1e-6 (in
+    TensorFlow); q and k are rotated by their positions first (rope=0: not); no bias in the projections (bias=True: with).
 
 Oracle: tests/oracles/performer.py (float64, comparing all pairs).
 """
