@@ -36,6 +36,8 @@ def test_a_label_is_a_text_a_column_a_letter_or_a_number():
         ({"label": " "}, SPEC, "'label' is empty"),
         ({"b": ""}, SPEC, "has 2 choices, with gaps"),
         ({"b": "", "c": ""}, SPEC, "has 1 choices, with gaps or fewer than two"),
+        ({"b": float("nan")}, SPEC, "has 2 choices, with gaps"),
+        ({"a": "blue", "label": "blue"}, SPEC, "'blue' stands 2 times among its choices; say by a letter"),
         ({"a": ["x"]}, SPEC, "a choice is a text, not"),
         ({"options": "x,y"}, LISTS, "'options' is no list of choices"),
         ({"text": None}, SPEC, "has no text in 'text'"),

@@ -254,10 +254,12 @@ def test_a_column_of_a_table_is_a_corpus(tmp_path):
     assert contents(f"{file}:review") == {"reviews.csv, line 2": 'one\n"two"', "reviews.csv, line 5": "drei ü"}
     facts = open_corpus(f"{file}:review").facts(quiet=True)
     assert (facts.name, facts.documents, facts.empty) == ("reviews.csv:review", 2, 1)
-    with pytest.raises(DataError, match=r"'reviews.csv' has no column 'reveiw'\. Did you mean 'review'"):
+    with pytest.raises(DataError, match=r"reviews.csv, line 2: no column 'reveiw'\. Did you mean 'review'"):
         contents(f"{file}:reveiw")
     with pytest.raises(DataError, match="no corpus, file or folder"):
         open_corpus(f"{tmp_path}/none.csv:review")
+    gaps = _write(tmp_path / "gaps.json", '[{"text": "one"}, {"text": "two"}, {"text": NaN}, {"text": null}]')
+    assert list(contents(f"{gaps}:text").values()) == ["one", "two"] and open_corpus(f"{gaps}:text").facts(quiet=True).empty == 2
     sentences = tmp_path / "s.conllu"
     sentences.write_text("1\tAla\n2\tma\n\n1\tkota\n", encoding="utf-8")
     assert list(contents(f"{sentences}:2").values()) == ["Ala ma", "kota"]

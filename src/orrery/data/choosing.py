@@ -36,7 +36,7 @@ def read_choices(row: Row, spec: TaskSpec) -> list[str]:
         cells = cells[0]
     if wrong := next((cell for cell in cells if isinstance(cell, list | dict)), None):
         raise DataError(f"{row.where}: a choice is a text, not {wrong!r}")
-    found = ["" if cell is None else str(cell).strip() for cell in cells]
+    found = ["" if cell is None or cell != cell else str(cell).strip() for cell in cells]  # JSON's null and NaN
     while found and not found[-1]:
         found.pop()
     if len(found) < 2 or not all(found):
@@ -56,6 +56,8 @@ def read_choice(row: Row, spec: TaskSpec, choices: list[str]) -> int:
         raise DataError(f"{row.where}: '{spec.label}' is empty; say which choice is right, or leave the row out")
     if choices.count(name) == 1:
         return choices.index(name)
+    if name in choices:
+        raise DataError(f"{row.where}: '{name}' stands {choices.count(name)} times among its choices; say by a letter from A on which is right")
     if len(spec.choices) > 1 and name in spec.choices[: len(choices)]:
         return spec.choices.index(name)
     if len(name) == 1 and name.upper() in string.ascii_uppercase:

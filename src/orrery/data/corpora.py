@@ -203,13 +203,14 @@ class TableCorpus(Corpus):
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """One document per row whose cell is not empty; words of a sentence are joined by spaces."""
         tally = tally if tally is not None else self.tally()
-        name, _, rows = open_rows(self.path, tally)
+        rows = open_rows(self.path, tally)[2]
         for row in rows:
             if self.column not in row.values:
                 listed = ", ".join(f"'{column}'" for column in list(row.values)[:12])
-                raise DataError(f"'{name}' has no column '{self.column}'.{suggest(self.column, row.values)} Its columns: {listed}")
+                raise DataError(f"{row.where}: no column '{self.column}'.{suggest(self.column, row.values)} There are {listed}")
             value = row.values[self.column]
-            text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+            missing = value is None or value != value  # JSON's null and NaN
+            text = " ".join(map(str, value)) if isinstance(value, list) else "" if missing else str(value)
             if text:
                 yield memory_document(row.where, text)
             else:
