@@ -144,6 +144,11 @@ def test_which_stacks_a_task_reads_with(tmp_path):
         assert torch.equal(body.blocks[0].channel.wide.weight, writer.encoder.blocks[0].channel.wide.weight)
     with pytest.raises(ConfigError, match="a task is read in the frame encoder or encoder-decoder, not 'decoder'"):
         start("bart", cases[0][0], table(8), tokenizer="bytes", settings={"frame": "decoder"})
+    with pytest.raises(ConfigError, match="needs a model with both stacks; take t5 or bart"):
+        start("bert", cases[0][0], table(8), tokenizer="bytes", settings={**SMALL, "frame": "encoder-decoder"})
+    for source in ("bart", str(tmp_path / "w")):
+        with pytest.raises(ConfigError, match="text-to-text writes with both stacks"):
+            start(source, TaskSpec(kind="text-to-text"), table(8), tokenizer="bytes", settings={"frame": "encoder"})
 
 
 def test_recurrent_layers_read_both_ways_and_a_crf_tags(tmp_path):

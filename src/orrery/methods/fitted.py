@@ -102,7 +102,8 @@ class Fitted:
 
     def answers(self, examples: Examples, quiet: bool = True) -> list[dict[str, Any]]:
         """Answers for people: a dict for each row, by kind "label" and "probabilities", "labels", "value", "tags" or "text";
-        to a question "answer" ("" for none), its "start" in the text and the "probability" of its two ends."""
+        to a question "answer" ("" for none), its "start" in the text and the "probability" of its two ends; of choices "choice", its
+        "number" from 0 and the "probabilities" of all."""
         given = self.outputs(examples, quiet)
         return [self._say(given, number) for number in range(len(next(iter(given.values()))))]
 

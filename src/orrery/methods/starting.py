@@ -130,7 +130,8 @@ def _draw(
     name: str, spec: TaskSpec, train: Table, tokenizer: Tokenizer, size: str | None, seed: int, given: dict[str, Any]
 ) -> nn.Module:
     common: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "seed": seed}
-    pair, (frame, given) = is_pair(name), _frame(spec, given)
+    pair = is_pair(name)
+    frame, given = _frame(spec, given, pair)
     if not {"width", "depth"} & given.keys():
         common["size"] = size
     if spec.kind == "text-to-text":
@@ -168,13 +169,13 @@ def _translator(spec: TaskSpec, tokenizer: str | Tokenizer | None, seed: int, gi
 
 def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, Any]) -> nn.Module:
     """The same body with the head that the task needs."""
+    frame, given = _frame(spec, given, isinstance(model, PairFrame))
     if spec.kind == "text-to-text":
         if not isinstance(model, EncoderDecoder):
             if isinstance(model, PairFrame):
                 raise ConfigError(f"this {model.config.architecture} lost what it writes with to a head; text-to-text needs one without")
             raise ConfigError(f"{type(model).__name__} is no encoder-decoder, which text-to-text needs; take t5 or bart")
         return model
-    frame, given = _frame(spec, given)
     settings = {**head_settings(spec, train), **{key.removeprefix("head."): value for key, value in given.items()}}
     if isinstance(model, DecoderLM):
         return as_encoder(model, spec.head, **settings)
@@ -192,11 +193,19 @@ def is_pair(name: str) -> bool:
     return bool({"architecture", "mixer"} & set(entry.kinds)) and find_architecture(lead).kind == "encoder-decoder"
 
 
-def _frame(spec: TaskSpec, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The frame that an encoder-decoder reads in, by its task or as asked for, and the other settings."""
+def _frame(spec: TaskSpec, given: dict[str, Any], pair: bool) -> tuple[str, dict[str, Any]]:
+    """The frame that an encoder-decoder (`pair`) reads in, by its task or as asked for, and the other settings.
+
+    Raises:
+        ConfigError: for a frame that there is not, or that the model or the task cannot have.
+    """
     frame = given.get("frame", "encoder-decoder" if spec.head in WHOLE else "encoder")
     if frame not in READING:
         raise ConfigError(f"a task is read in the frame {' or '.join(READING)}, not '{frame}'")
+    if not pair and given.get("frame") == "encoder-decoder":
+        raise ConfigError("frame=encoder-decoder needs a model with both stacks; take t5 or bart, or leave frame out")
+    if spec.kind == "text-to-text" and given.get("frame") == "encoder":
+        raise ConfigError("text-to-text writes with both stacks; leave frame=encoder out")
     return frame, {key: value for key, value in given.items() if key != "frame"}
 
 
