@@ -174,6 +174,10 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(DataError, match="word 2: the tag breaks the scheme bio"):
         compare_tasks(["bert"], tagged, TaskSpec(kind="tagging"), tmp_path / "out", 1, TaskSettings())
     assert not (tmp_path / "out" / "runs").exists()
+    chosen = Table("t", ("text", "a", "b", "label"), [Row(f"line {n}", {"text": "x", "a": "y", "b": "z", "label": "ABC"[n // 9]}) for n in range(20)])
+    with pytest.raises(DataError, match="line 18: 'C' is none of its 2 choices"):
+        compare_tasks(["bert"], chosen, TaskSpec(kind="multiple-choice", choices=("a", "b")), tmp_path / "new", 1, TaskSettings())
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def learn_names(table: Table, spec: TaskSpec) -> TaskSpec:
     """The spec with the names of the labels, from the training table.
 
     Raises:
-        DataError: a column is missing, a label is empty, or there is only one.
+        DataError: a column is missing, a label is empty or none of its row's choices, or there is only one.
     """
     for column in filter(None, (spec.text, spec.pair, spec.label, *spec.choices)):
         table.check(column)
@@ -62,6 +62,8 @@ def learn_names(table: Table, spec: TaskSpec) -> TaskSpec:
         if silent == len(table):
             raise DataError(f"no question of '{table.name}' has an answer in '{spec.label}'; there is nothing to learn")
         return spec.replace(empty=silent > 0)
+    for row in table.rows if spec.kind == "multiple-choice" else ():
+        read_choice(row, spec, read_choices(row, spec))
     if spec.kind == "regression" and len(set(first := _numbers(table.rows, spec))) == 1:
         raise DataError(f"column '{spec.label}' of '{table.name}' holds only the number {first[0]:g}; there is nothing to learn")
     if spec.kind not in NAMED:
