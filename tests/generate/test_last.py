@@ -12,7 +12,7 @@ from orrery.nn.state import state_tensors
 
 NAMES = [
     "transformer", "transformer(window=5)", "transformer(mixer.gate=True,kv_heads=1)", "griffin", "minimax", "xlstm-large", "mamba2", "rwkv4",
-    "transformer(canon=abcd)", "mixtral", "falcon-h1", "gtrxl",
+    "rwkv6", "rwkv7", "transformer(canon=abcd)", "mixtral", "falcon-h1", "gtrxl",
 ]  # fmt: skip
 
 
@@ -38,6 +38,16 @@ def test_only_the_last_layer_leaves_tokens_out() -> None:
     with torch.inference_mode():
         model(torch.zeros(1, 7, dtype=torch.int64), ctx=Context(last=True))
     assert seen == [7, 1]
+
+
+def test_a_channel_mixer_that_looks_back_is_given_what_it_looks_at() -> None:
+    model = orrery.create_model("rwkv4", width=64, depth=2, vocab_size=61, seed=1).eval()
+    seen = []
+    for block in model.blocks:
+        block.channel.register_forward_hook(lambda module, given, result: seen.append(result[0].shape[1]))
+    with torch.inference_mode():
+        model(torch.zeros(1, 7, dtype=torch.int64), ctx=Context(last=True))
+    assert seen == [7, 2]
 
 
 def test_what_needs_every_token_says_so() -> None:

@@ -91,7 +91,7 @@ def test_a_thread_that_never_comes_is_not_missed() -> None:
     program = Program(passes, 3)
 
     def comes(me: int, turn: int) -> None:
-        work(me, 1, turn * len(passes), program._table, program._flags, programs._yield_address())
+        work(me, 1, turn * (len(program._edges) - 1), program._table, program._edges, program._flags, programs._yield_address())
 
     comes(2, 0)  # alone
     comes(1, 1)
@@ -104,6 +104,32 @@ def test_a_thread_that_never_comes_is_not_missed() -> None:
     assert not any(thread.is_alive() for thread in together)
     for found, wanted in zip((x, y), expected(3), strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_neighbours_that_share_no_memory_are_one_stage(two_threads: object) -> None:
+    rows, y, z = np.arange(30.0).reshape(10, 3), np.zeros(4), np.zeros(4)
+
+    def passes() -> list[Pass]:
+        up, down = rows[:4], rows[5:9]  # apart, though of one array; row 4 is in neither
+        return [
+            prepare_blocks(_advance, 4, 1 << 20, up, 2.0, np.float32(0.5), True),
+            prepare_blocks(_advance, 4, 0, down, 1.0, np.float32(3.0), False),
+            prepare_blocks(_neighbours, 4, 1 << 20, up, y),
+            prepare_blocks(_neighbours, 4, 1 << 20, down, z),
+            prepare_blocks(_advance, 4, 1 << 20, rows[3:7], 1.0, np.float32(1.0), True),  # of both
+            prepare_blocks(_advance, 4, 0, rows[::3], 1.0, np.float32(1.0), True),  # reaches over all rows
+        ]
+
+    start = rows.copy()
+    for each in passes() * 3:
+        each()
+    wanted = rows.copy(), y.copy(), z.copy()
+    rows[:] = start
+    program = Program(passes(), 2)
+    assert program._edges.tolist() == [0, 2, 4, 5, 6]
+    program(3)
+    for found, known in zip((rows, y, z), wanted, strict=True):
+        np.testing.assert_array_equal(found, known)
 
 
 def test_what_is_no_pass_stays_between_programs() -> None:

@@ -125,6 +125,8 @@ class RWKV4(Mixer):
         before = None if state is None else (state.num, state.den, state.peak)
         w_log = -self.time_decay.exp()
         y, after = wkv4(k, v, w_log, self.time_first, before, time.starts, time.lengths)
+        if ctx.last:
+            r, y = r[:, -1:], y[:, -1:]
         return linear_of(sigmoid_gate, self.out, r, y), RWKV4State(shift, *after, time.clock)
 
     def _step(self, x: Tensor, state: RWKV4State, ctx: Context) -> tuple[Tensor, RWKV4State]:
@@ -185,6 +187,7 @@ class RWKV4Channel(Part):
     Config = RWKV4ChannelConfig
     State = RWKV4ChannelState
     config: RWKV4ChannelConfig
+    reach = 1
 
     def __init__(self, config: RWKV4ChannelConfig, place: Place) -> None:
         super().__init__(config, place)
@@ -216,8 +219,8 @@ class RWKV4Channel(Part):
         p, (gate, z) = run.x.new_empty(2, *run.x.shape), run.x.new_empty(2, *run.x.shape)
         h = run.x.new_empty(len(run.x), self.hidden)
         mix = _mix_step(norm, state.shift, torch.stack([self.mix_k, self.mix_r]).detach(), p, run)
-        wide, out = linear_step(p[0], self.key, h, activation="relu2"), linear_step(h, self.value, z)
-        return in_order(mix, wide, out, linear_step(p[1], self.receptance, gate, activation="sigmoid"), gate_step(gate, z, run.x))
+        wide, own = linear_step(p[0], self.key, h, activation="relu2"), linear_step(p[1], self.receptance, gate, activation="sigmoid")
+        return in_order(mix, wide, own, linear_step(h, self.value, z), gate_step(gate, z, run.x))
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV4ChannelState:
         """Nothing seen."""

@@ -187,9 +187,9 @@ class RWKV7(Mixer):
         lows = [(1, self.decay, "tanh", "", decay), (4, self.rate, "", "", rate), (5, self.gate, "sigmoid", "", gate)]
         if self.residual is not None:
             lows.append((3, self.residual, "", "sigmoid", share))
-        for n, pair, inner, outer, target in lows:
-            hidden = run.x.new_empty(len(run.x), pair.rank)
-            steps += [linear_step(mixed[n], pair.down, hidden, None, inner), linear_step(hidden, pair.up, target, None, outer)]
+        small = [run.x.new_empty(len(run.x), pair.rank) for _, pair, *_ in lows]  # first all of one kind, which need not wait for each other
+        steps += [linear_step(mixed[n], pair.down, low, None, inner) for low, (n, pair, inner, _, _) in zip(small, lows, strict=True)]
+        steps += [linear_step(low, pair.up, target, None, outer) for low, (_, pair, _, outer, target) in zip(small, lows, strict=True)]
         parts = (r, k, v, decay, rate, gate, *(() if self.residual is None else (share,)))
         fixed = (self.key_scale, self.key_rate, self.bonus, self.norm_weight, self.norm_bias)
         weights, memory = RWKV7Weights(*fixed, 1e-5 * self.head_dim), state.memory.float().contiguous().clone()
@@ -249,6 +249,7 @@ class RWKV7Channel(Part):
     Config = RWKV7ChannelConfig
     State = RWKV7ChannelState
     config: RWKV7ChannelConfig
+    reach = 1
 
     def __init__(self, config: RWKV7ChannelConfig, place: Place) -> None:
         super().__init__(config, place)

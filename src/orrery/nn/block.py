@@ -205,8 +205,9 @@ class Block(nn.Module):
         if self.canon_a is not None:
             h, a = self.canon_a(h, a, ctx)
         y, m = self.mixer(h, m, ctx)
-        if ctx.last:
-            x, y, h = x[:, -1:], y[:, -1:], h[:, -1:]
+        if ctx.last:  # with the tokens before it that the channel mixer looks at
+            wanted = 1 + (self._behind() or 0)
+            x, y, h = x[:, -wanted:], y[:, -wanted:], h[:, -wanted:]
         x = self._added(x, y, 0)
         if self.channel is not None:
             if self.channel_norm is not None:
@@ -215,7 +216,7 @@ class Block(nn.Module):
                 h, c = self.canon_c(h, c, ctx)
             y, f = self.channel(h, f, ctx)
             x = self._added(x, y, 1)
-        return x, (a, m, c, f, *g)
+        return x[:, -1:] if ctx.last else x, (a, m, c, f, *g)
 
     def _led(self, x: Tensor, state: list[Any], ctx: Context) -> tuple[Tensor, list[Any]]:
         """What the mixer's norm is given: x and what the guide makes of it."""
@@ -242,10 +243,16 @@ class Block(nn.Module):
         return x, tuple(after)
 
     def _last_alone(self, ctx: Context) -> bool:
-        """Whether what follows the mixer is needed for the last token only: no state behind it wants the others."""
+        """Whether what follows the mixer is needed for the last tokens only: no state behind it wants the others."""
         placed = self.cross is None and self.config.placement in ("pre", "parallel", "sandwich", "normed", "gated")
-        stateless = self.canon_c is None and (self.channel is None or self.channel.State is None)
-        return placed and stateless and ctx.cond is None
+        behind = self._behind()
+        near = behind == 0 or (behind is not None and self.config.placement == "pre")
+        return placed and self.canon_c is None and near and ctx.cond is None
+
+    def _behind(self) -> int | None:
+        """Tokens before the last that the channel mixer needs for it; None where that is all of them."""
+        channel = cast("Part | None", self.channel)
+        return 0 if channel is None or channel.State is None else channel.reach
 
     def _added(self, x: Tensor, y: Tensor, part: int) -> Tensor:
         """The residual x and the output y of the mixer (part 0) or the channel mixer (1), where the norm stands before it."""

@@ -132,6 +132,7 @@ class Part(nn.Module):
     Config: ClassVar[type[PartConfig]] = PartConfig
     State: ClassVar[Any] = None  # the NamedTuple that `mix` returns; None for a stateless part
     honours: ClassVar[frozenset[str]] = frozenset()  # of: positions, bias, memory, cond; others raise when set
+    reach: int | None = None  # of a channel mixer with a state: earlier tokens that an output and the state need; None for all
     recalls: bool = False  # reads ctx.shared["embedding"]
     packs: bool = False  # a row of many documents costs it no more than rows of one each (:mod:`orrery.nn.packing`)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()  # small settings (for width 32) that the contract checks run with

@@ -5,7 +5,9 @@ arguments take one and waking a second thread two; and between the passes of one
 out of the caches, so that it takes several times as long as in a loop by itself. Here the passes of a whole token are a list
 of addresses, which one compiled loop goes through on every thread.
 
-    piece c of pass s is claimed and done once: flag[c] goes from 2 s - 1 to 2 s to 2 s + 1;  s + 1 begins when all have gone there
+    piece c of stage s is claimed and done once: flag[c] goes from 2 s - 1 to 2 s to 2 s + 1;  s + 1 begins when all have gone there
+
+A stage is a pass, or several that follow one another and share no memory, so that nothing of one waits for another.
 
 A thread does its own piece, then those that nobody has claimed, then waits for the rest. So a thread that comes late, or
 not at all, costs nothing but its help, whatever the scheduler does; nobody ever waits for a piece that has not been begun.
@@ -24,7 +26,7 @@ import hashlib
 import platform
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,13 +92,35 @@ class Program:
         self._words = np.array(words, np.int64)
         table[:, 1] = self._words.ctypes.data + 8 * np.array(starts)
         self._table, self._flags = table, np.full((threads, _LINE), -1, np.int64)
+        self._edges = np.array(_stages(self.passes), np.int64)
         self._run = _loop(threads > 1)
         self._yield = _yield_address()
 
     def __call__(self, rounds: int = 1) -> None:
         """All passes, `rounds` times over."""
-        self._run(self.threads, rounds, self._turn, self._table, self._flags, self._yield)
-        self._turn += rounds * len(self.passes)
+        self._run(self.threads, rounds, self._turn, self._table, self._edges, self._flags, self._yield)
+        self._turn += rounds * (len(self._edges) - 1)
+
+
+def _stages(passes: Sequence[Pass]) -> list[int]:
+    """The number of the first pass of every stage, and behind them that of all passes."""
+    edges: list[int] = []
+    held: list[tuple[int, int]] = []  # memory of the passes of a stage, from and up to
+    for number, each in enumerate(passes):
+        own = [_bounds(arg) for arg in each.given if type(arg) is np.ndarray and arg.size]
+        if not edges or any(low < end and begin < high for low, high in own for begin, end in held):
+            edges.append(number)
+            held = []
+        held += own
+    return [*edges, len(passes)]
+
+
+def _bounds(arg: Any) -> tuple[int, int]:
+    """Where an array's memory begins, and where it has ended."""
+    begin = arg.__array_interface__["data"][0]
+    if arg.flags.c_contiguous:
+        return begin, begin + arg.nbytes
+    return begin, begin + arg.itemsize + sum((size - 1) * stride for size, stride in zip(arg.shape, arg.strides, strict=True))
 
 
 def _kinds(given: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -218,29 +242,30 @@ def _named(template: Callable[..., None], names: dict[str, Any]) -> types.Functi
     return renamed(own, sys.platform, platform.machine())
 
 
-def _alone(threads: int, rounds: int, turn: int, table: Any, flags: Any, give_way: int) -> None:
+def _alone(threads: int, rounds: int, turn: int, table: Any, edges: Any, flags: Any, give_way: int) -> None:
     for _ in range(rounds):
         for s in range(len(table)):
             invoke(table[s, 0], 0, table[s, 2], table[s, 1])  # type: ignore[name-defined]  # noqa: F821
 
 
-def _together(threads: int, rounds: int, turn: int, table: Any, flags: Any, give_way: int) -> None:
+def _together(threads: int, rounds: int, turn: int, table: Any, edges: Any, flags: Any, give_way: int) -> None:
     for n in prange(threads):  # type: ignore[name-defined]  # noqa: F821
-        work(n, rounds, turn, table, flags, give_way)  # type: ignore[name-defined]  # noqa: F821
+        work(n, rounds, turn, table, edges, flags, give_way)  # type: ignore[name-defined]  # noqa: F821
 
 
-def _work(me, rounds, turn, table, flags, give_way):  # type: ignore[no-untyped-def]
+def _work(me, rounds, turn, table, edges, flags, give_way):  # type: ignore[no-untyped-def]
     """What one thread does of a program: `flags` (threads, line) stand at 2 turn - 1 when it begins."""
-    pieces = len(flags)
-    for at in range(rounds * len(table)):
-        s, free = at % len(table), 2 * (turn + at) - 1
-        function, address, blocks = table[s, 0], table[s, 1], table[s, 2]
+    pieces, stages = len(flags), len(edges) - 1
+    for at in range(rounds * stages):
+        s, free = at % stages, 2 * (turn + at) - 1
         for offset in range(pieces):
             c = (me + offset) % pieces
             if look(flags, c) == free and swap(flags, c, free, free + 1):  # type: ignore[name-defined]  # noqa: F821
-                first, last = (blocks * c + pieces - 1) // pieces, (blocks * (c + 1) + pieces - 1) // pieces
-                if first < last:
-                    invoke(function, first, last, address)  # type: ignore[name-defined]  # noqa: F821
+                for n in range(edges[s], edges[s + 1]):
+                    blocks = table[n, 2]
+                    first, last = (blocks * c + pieces - 1) // pieces, (blocks * (c + 1) + pieces - 1) // pieces
+                    if first < last:
+                        invoke(table[n, 0], first, last, table[n, 1])  # type: ignore[name-defined]  # noqa: F821
                 settle(flags, c, free + 2)  # type: ignore[name-defined]  # noqa: F821
         for c in range(pieces):
             looks = 0

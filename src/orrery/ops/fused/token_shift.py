@@ -82,11 +82,11 @@ class _CompiledMix(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, ratios: Tensor, before: Tensor, starts: Tensor | None) -> tuple[Tensor, ...]:
         x, ratios, before = x.contiguous(), ratios.contiguous(), before.contiguous()
         starts = torch.zeros(len(x), 0, dtype=torch.bool) if starts is None else starts.contiguous()
-        mixed = tuple(torch.empty_like(x) for _ in ratios)
-        arrays = [t.detach().numpy() for t in (x, ratios, before, starts)]
-        run_blocks(_mix_forward, _blocks(x), 2 * len(ratios) * x.numel(), *arrays, tuple(t.numpy() for t in mixed))
+        mixed = x.new_empty(len(ratios), *x.shape)  # one array: a tuple of them would have to wake threads of Python's
+        arrays = [t.detach().numpy() for t in (x, ratios, before, starts, mixed)]
+        run_blocks(_mix_forward, _blocks(x), 2 * len(ratios) * x.numel(), *arrays)
         ctx.save_for_backward(x, ratios, before, starts)
-        return mixed
+        return mixed.unbind()
 
     @staticmethod
     @once_differentiable
@@ -117,7 +117,7 @@ def _mix_forward(first, last, x, ratios, before, starts, mixed):  # type: ignore
             if resets and starts[row, t]:
                 earlier = nothing
             for n in range(len(mixed)):
-                ratio, out = ratios[n], mixed[n][row, t]
+                ratio, out = ratios[n], mixed[n, row, t]
                 for i in range(width):
                     out[i] = earlier[i] + ratio[i] * (now[i] - earlier[i])
 
