@@ -251,7 +251,7 @@ class Block(nn.Module):
 
     def _behind(self) -> int | None:
         """Tokens before the last that the channel mixer needs for it; None where that is all of them."""
-        channel = cast("Part | None", self.channel)
+        channel = self.channel
         return 0 if channel is None or channel.State is None else channel.reach
 
     def _added(self, x: Tensor, y: Tensor, part: int) -> Tensor:
