@@ -229,5 +229,5 @@ def test_a_share_of_each_head_has_one_meaning():
 def test_settings_that_cannot_be():
     with pytest.raises(ConfigError, match="1 token or more"):
         orrery.create_model("gated-conv", width=32, depth=1, kernel=0)
-    with pytest.raises(ConfigError, match="positive eps"):
+    with pytest.raises(ConfigError, match="eps between 0 and 1"):
         orrery.create_model("transformer", width=32, depth=1, qk_norm=-1.0)
