@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import orrery
-from all_double import AllDouble, double
+from exchanged import check_decoding, check_float64, close, drawn
 from orrery.core.errors import ConfigError
 from orrery.models.exchange import find_map
 
@@ -69,19 +69,7 @@ X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
 def theirs(case):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    cls, settings = CASES[case]
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, cls)(**settings)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # default norms and biases would hide mistakes
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def close(ours, right, limit=1e-4):
-    assert ours.shape == right.shape
-    assert (ours - right).abs().max() <= limit * right.abs().max()
+    return drawn(*CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -98,29 +86,13 @@ def test_logits_are_equal_there_and_back(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["falcon", "falcon-normed", "falcon-norm-first", "bamba", "granite", "granite-dense", "jamba", "nemotron"])
-@torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
-    with AllDouble():
-        hf = double(theirs(case))
-        expected = hf(X).logits
-    own = orrery.from_transformers(hf).eval()
-    assert expected.dtype == torch.float64
-    close(own(X).logits, expected, 1e-8)
+    check_float64(lambda: theirs(case), X)
 
 
 @pytest.mark.parametrize("case", ["falcon", "bamba", "granite", "jamba", "nemotron-moe"])
 def test_decoding_equals_their_cached_generation(case):
-    hf = theirs(case)
-    own = orrery.from_transformers(hf).eval()
-    expected = hf.generate(X, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(X))
-    assert torch.equal(orrery.generate(own, X, 8, temperature=0), expected)
-    with torch.no_grad():
-        state, found = None, []
-        for t in range(X.shape[1]):
-            out = own(X[:, t : t + 1], state=state)
-            state = out.state
-            found.append(out.logits)
-        close(torch.cat(found, 1), hf(X).logits)
+    check_decoding(theirs(case), X)
 
 
 SIZE = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import orrery
-from all_double import AllDouble, double
+from exchanged import check_decoding, check_float64, close, drawn
 from orrery.core.errors import ConfigError
 from orrery.models.exchange import find_map
 
@@ -49,20 +49,7 @@ X = torch.randint(1, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
 def theirs(case):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    cls, settings = CASES[case]
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, cls)(**settings)).eval()
-    with torch.no_grad():
-        held = [buffer for name, buffer in model.named_buffers() if name.endswith("expert_bias")]
-        for tensor in (*model.parameters(), *held):  # default norms and biases would hide mistakes
-            tensor.add_(0.2 * torch.randn_like(tensor))
-    return model
-
-
-def close(ours, right, limit=1e-4):
-    assert ours.shape == right.shape
-    assert (ours - right).abs().max() <= limit * right.abs().max()
+    return drawn(*CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -77,24 +64,12 @@ def test_logits_there_and_back_and_cached_generation(case, tmp_path):
     close(again(X).logits, expected)
     for mine, same in zip(orrery.from_transformers(tmp_path / "ours").state_dict().values(), own.state_dict().values(), strict=True):
         assert torch.equal(mine, same)
-    greedy = hf.generate(X, max_new_tokens=12, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(X))
-    assert torch.equal(orrery.generate(own, X, 12, temperature=0), greedy)
-    state, found = None, []
-    for t in range(X.shape[1]):
-        out = own(X[:, t : t + 1], state=state)
-        state = out.state
-        found.append(out.logits)
-    close(torch.cat(found, 1), expected)
+    check_decoding(hf, X, 12)
 
 
 @pytest.mark.parametrize("case", CASES)
-@torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
-    with AllDouble():
-        hf = double(theirs(case))
-        expected = hf(X).logits
-    assert expected.dtype == torch.float64
-    close(orrery.from_transformers(hf).eval()(X).logits, expected, 1e-8)
+    check_float64(lambda: theirs(case), X)
 
 
 @pytest.mark.parametrize("case", ["dense-other", "third"])

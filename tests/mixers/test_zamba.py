@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import orrery
-from all_double import AllDouble, double
+from exchanged import check_decoding, check_float64, close, drawn
 from orrery.core.errors import ConfigError, StateError
 from orrery.models.carry import check_streams
 from orrery.nn.contract import Context
@@ -42,21 +42,9 @@ X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
 def theirs(case):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
     cls, layers, settings = CASES[case]
     kinds = [KINDS[letter] for letter in layers]
-    config = getattr(transformers, cls)(num_hidden_layers=len(kinds), layers_block_type=kinds, **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # default norms and biases would hide mistakes
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def close(ours, right, limit=1e-4):
-    assert ours.shape == right.shape
-    assert (ours - right).abs().max() <= limit * right.abs().max()
+    return drawn(cls, {"num_hidden_layers": len(kinds), "layers_block_type": kinds, **settings})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,29 +67,13 @@ def test_logits_are_equal_there_and_back(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-@torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
-    with AllDouble():
-        hf = double(theirs(case))
-        expected = hf(X).logits
-    own = orrery.from_transformers(hf).eval()
-    assert expected.dtype == torch.float64
-    close(own(X).logits, expected, 1e-8)
+    check_float64(lambda: theirs(case), X)
 
 
 @pytest.mark.parametrize("case", ["zamba2", "zamba2-one", "zamba"])
 def test_decoding_equals_their_cached_generation(case):
-    hf = theirs(case)
-    own = orrery.from_transformers(hf).eval()
-    expected = hf.generate(X, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(X))
-    assert torch.equal(orrery.generate(own, X, 8, temperature=0), expected)
-    with torch.no_grad():
-        state, found = None, []
-        for t in range(X.shape[1]):
-            out = own(X[:, t : t + 1], state=state)
-            state = out.state
-            found.append(out.logits)
-        close(torch.cat(found, 1), hf(X).logits)
+    check_decoding(theirs(case), X)
 
 
 @pytest.mark.parametrize("case", ["zamba2", "zamba2-one", "zamba"])
