@@ -131,3 +131,16 @@ def test_missing_tokenizer_empty_prompt_and_damaged_weights_are_said():
 def test_no_new_tokens_returns_the_prompt():
     ids = torch.zeros(1, 2, dtype=torch.int64)
     assert torch.equal(orrery.generate(model(), ids, 0), ids)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "transformer(channel.name=grouped-moe)"])
+def test_rows_that_two_threads_share_choose_their_own_experts(name):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        m = orrery.create_model(name, size="nano", vocab_size=61, seed=1).eval()
+        ids = torch.randint(0, 61, (3, 6), generator=torch.Generator().manual_seed(0))
+        for _ in range(3):
+            assert torch.equal(orrery.generate(m, ids, 14, temperature=0), orrery.generate(m, ids, 14, temperature=0, use_state=False))
+    finally:
+        torch.set_num_threads(before)

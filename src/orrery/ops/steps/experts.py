@@ -54,7 +54,7 @@ def experts_step(
     batch, width, hidden = len(x), x.shape[1], out.shape[2]
     h, gates = x.new_empty(batch, routing.top_k, hidden), x.new_empty(batch, routing.top_k)
     chosen = torch.zeros(batch, routing.top_k, dtype=torch.int64)
-    scores = x.new_empty(2, len(routing.weight))
+    scores = x.new_empty(batch, 2, len(routing.weight))  # a row's own: several threads may be choosing
     picks, work = (chosen.numpy(), gates.numpy()), batch * routing.top_k * hidden * width
     settings = routing.softmax, routing.normalise, np.float32(routing.scale), np.float32(routing.added), routing.groups, routing.kept
     normed = row_norm_into(x, norm, u)
@@ -95,8 +95,8 @@ def _route(  # type: ignore[no-untyped-def]
     first, last, u, weight, bias, scores, chosen, gates, softmax, normalise, scale, added, groups, kept
 ):  # fmt: skip
     experts, count = len(weight), chosen.shape[1]
-    score, rank = scores[0], scores[1]
     for b in range(first, last):
+        score, rank = scores[b, 0], scores[b, 1]
         most = np.float32(-np.inf)
         for e in range(experts):
             score[e] = dot(weight[e], u[b])
