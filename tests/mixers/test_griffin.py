@@ -154,6 +154,23 @@ def test_initial_decays():
     assert squares.mean().item() == pytest.approx((0.81 + 0.999**2) / 2, abs=5 * 0.19 / math.sqrt(12 * 1024))
 
 
+def test_initial_deviations():
+    """The published code's: fan-in^-1/2 for the maps in and the gates, a tenth of that for the taps, sqrt(2 / (depth R)) out."""
+    torch.manual_seed(0)
+    mixer = RGLRU(RGLRUConfig(head_dim=64, conv=4), Place(width=256, depth=8))
+    wanted = {
+        mixer.inputs.linear.weight: 256**-0.5,
+        mixer.conv.weight: (0.01 / 4) ** 0.5,
+        mixer.input_gate: 64**-0.5,
+        mixer.recurrence_gate: 64**-0.5,
+        mixer.out.weight: (2 / 8 / 256) ** 0.5,
+    }
+    for weight, deviation in wanted.items():
+        assert weight.std().item() == pytest.approx(deviation, rel=5 / math.sqrt(2 * weight.numel()))
+    biases = mixer.inputs.linear.bias, mixer.conv.bias, mixer.input_bias, mixer.recurrence_bias, mixer.out.bias
+    assert not any(bias.any() for bias in biases)
+
+
 def test_gates_at_their_ends():
     """A recurrence gate of 0 keeps the state as it is, with finite gradients; one of 1 at a great pace forgets all."""
     x = torch.ones(1, 6, 2, requires_grad=True)

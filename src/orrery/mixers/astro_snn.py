@@ -33,6 +33,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.marks import no_decay
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -113,6 +114,7 @@ class AstroSNN(Mixer):
             if self.gain is not None:
                 self.gain[0].fill_(1.0)
                 self.gain[1].fill_(0.0)
+        no_decay(self.shares, self.gain)
 
     def mix(self, x: Tensor, state: AstroSNNState | None, ctx: Context) -> tuple[Tensor, AstroSNNState]:
         time = ctx.timeline

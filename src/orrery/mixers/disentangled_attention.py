@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.marks import no_decay
 from orrery.nn.norms import LayerNorm
 from orrery.nn.packing import pack_timeline
 from orrery.nn.projection import Projection
@@ -103,6 +104,7 @@ class DisentangledAttention(Mixer):
                     nn.init.zeros_(linear.bias)
         if self.positions is not None:
             nn.init.normal_(self.positions, std=self.config.init_std)
+            no_decay(self.positions)
         if self.position_norm is not None:
             self.position_norm.reset_parameters()
 

@@ -35,6 +35,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.heads import check_heads, count_heads
+from orrery.nn.marks import no_decay
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
@@ -113,6 +114,7 @@ class Lightning(Mixer):
             nn.init.normal_(linear.weight, std=self.config.init_std)
         if self.theta_log is not None:
             nn.init.zeros_(self.theta_log)
+            no_decay(self.theta_log)
         if self.norm is not None:
             nn.init.ones_(self.norm)
         if self.inputs.conv is not None:

@@ -41,6 +41,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.heads import check_heads, count_heads
+from orrery.nn.marks import no_decay
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import recompute
 from orrery.nn.rotary import cached_table, rotate
@@ -133,6 +134,7 @@ class Lizard(Mixer):
             self.maps[..., :same] = torch.eye(self.head_dim, same)
         if self.sinks is not None:
             nn.init.zeros_(self.sinks)
+            no_decay(self.sinks)
         if self.alpha is not None:
             nn.init.ones_(self.alpha)
         if self.inputs.conv is not None:

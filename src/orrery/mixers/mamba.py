@@ -34,6 +34,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.marks import no_decay
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
@@ -133,7 +134,7 @@ class Mamba(Mixer):
             self.A_log.copy_(torch.arange(1, config.state + 1).log().expand_as(self.A_log))
         for gain in (self.D, *self.gains):
             nn.init.ones_(gain)
-        self.A_log.no_decay = True  # type: ignore[attr-defined]
+        no_decay(self.A_log)
 
     def mix(self, x: Tensor, state: MambaState | None, ctx: Context) -> tuple[Tensor, MambaState]:
         time = ctx.timeline

@@ -29,6 +29,7 @@ from orrery.core.errors import ConfigError
 from orrery.core.registry import register
 from orrery.nn.block import make_part, part_config
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.marks import no_decay
 from orrery.nn.state import state
 from orrery.nn.stepping import Beside, Step, Stepping
 from orrery.nn.timeline import fresh_clock
@@ -99,7 +100,6 @@ class Parallel(Mixer):
         self.beta: nn.Parameter | None = None
         if config.beta != "none":
             self.beta = nn.Parameter(torch.empty(count, width if config.beta == "vector" else 1))
-            self.beta.no_decay = True  # type: ignore[attr-defined]
         self.out = nn.Linear(count * width, width, bias=False) if config.fusion == "concat" else None
         self.honours = frozenset.intersection(*(branch.honours for branch in self.branches))  # type: ignore[misc, arg-type]
         self.reset_parameters()
@@ -110,6 +110,7 @@ class Parallel(Mixer):
             cast(Mixer, branch).reset_parameters()
         if self.beta is not None:
             nn.init.ones_(self.beta)
+            no_decay(self.beta)
         if self.out is not None:
             width, count = self.place.width, len(self.branches)
             nn.init.normal_(self.out.weight, std=(count * width) ** -0.5 / 4)

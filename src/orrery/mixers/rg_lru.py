@@ -12,8 +12,7 @@ Shapes: B batch, T time, D width, R width of the recurrence (D unless set), H bl
 Cost: train and prefill O(T), decode O(1): 3 D R + 2 R K multiply-adds a token; state R + (C-1) R numbers.
 
 Differs from the paper: a document's first token is not scaled by sqrt(1 - a^2), and P is drawn so that a at r = 1/8 (a^(1/c)
-    in the paper's letters), not at r = 1, lies between 0.9 and 0.999, both as in the published code. The convolution's taps
-    start with variance 1 / C, which keeps the size of its inputs; the published code has a hundredth of that.
+    in the paper's letters), not at r = 1, lies between 0.9 and 0.999, both as in the published code.
 
 Oracle: tests/oracles/rg_lru.py (float64 loops); transformers' RecurrentGemma with the same weights.
 """
@@ -34,6 +33,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
+from orrery.nn.marks import no_decay
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
@@ -98,11 +98,11 @@ class RGLRU(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with deviation fan-in^-1/2 (gates and taps too), the way out with sqrt(2 / (depth R)); biases 0; squares of
-        decays uniform (the published code's choices, but for the taps)."""
+        """Normal with deviation fan-in^-1/2 (gates too), the taps with a tenth of that, the way out with sqrt(2 / (depth R));
+        biases 0; squares of decays uniform (the published code's choices); biases do not decay."""
         nn.init.normal_(self.inputs.linear.weight, std=self.place.width**-0.5)
         nn.init.normal_(self.out.weight, std=math.sqrt(2 / (self.place.depth * self.hidden)))
-        nn.init.normal_(self.conv.weight, std=self.config.conv**-0.5)
+        nn.init.normal_(self.conv.weight, std=0.1 * self.config.conv**-0.5)
         for gate in (self.input_gate, self.recurrence_gate):
             nn.init.normal_(gate, std=self.config.head_dim**-0.5)
         for bias in (self.inputs.linear.bias, self.out.bias, self.conv.bias, self.input_bias, self.recurrence_bias):
@@ -112,6 +112,7 @@ class RGLRU(Mixer):
         with torch.no_grad():
             pace = -0.5 * self.pace.uniform_(low**2, high**2).log()
             self.pace.copy_(torch.log(torch.expm1(pace)))  # the inverse of softplus
+        no_decay(self.input_bias, self.recurrence_bias)
 
     def mix(self, x: Tensor, state: RGLRUState | None, ctx: Context) -> tuple[Tensor, RGLRUState]:
         time = ctx.timeline

@@ -34,6 +34,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
+from orrery.nn.marks import no_decay
 from orrery.nn.recompute import linear_of
 from orrery.nn.rwkv import mixed_linears, reset_channel_mix, reset_time_mix
 from orrery.nn.state import state
@@ -210,6 +211,7 @@ class RRWKV(Mixer):
         if self.mediums is not None and self.reads is not None:
             self.mediums.reset_parameters()
             nn.init.zeros_(self.reads)
+            no_decay(self.reads)
 
     def mix(self, x: Tensor, state: RRWKVState | None, ctx: Context) -> tuple[Tensor, RRWKVState]:
         time = ctx.timeline
@@ -331,6 +333,7 @@ class RRWKVChannel(Part):
         if self.mediums is not None and self.reads is not None:
             self.mediums.reset_parameters()
             nn.init.zeros_(self.reads)
+            no_decay(self.reads)
 
     def mix(self, x: Tensor, state: RRWKVChannelState | None, ctx: Context) -> tuple[Tensor, RRWKVChannelState]:
         time = ctx.timeline

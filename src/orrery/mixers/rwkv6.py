@@ -40,6 +40,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
+from orrery.nn.marks import no_decay
 from orrery.nn.recompute import linear_of, recompute
 from orrery.nn.rwkv import depth_ratios, mixed_linears
 from orrery.nn.state import state
@@ -139,9 +140,7 @@ class RWKV6(Mixer):
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.norm.weight, ((1 + place.layer) / place.depth) ** 0.7)
         nn.init.zeros_(self.norm.bias)
-        for free in (self.mixture, self.bonus, self.mix_in, self.mix_out, self.decay_in, self.decay_out):
-            if free is not None:
-                free.no_decay = True  # type: ignore[attr-defined]
+        no_decay(self.mixture, self.bonus, self.mix_in, self.mix_out, self.decay_in, self.decay_out)
 
     def mix(self, x: Tensor, state: RWKV6State | None, ctx: Context) -> tuple[Tensor, RWKV6State]:
         time = ctx.timeline

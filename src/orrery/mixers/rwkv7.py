@@ -42,6 +42,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
+from orrery.nn.marks import no_decay
 from orrery.nn.rwkv import depth_ratios
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
@@ -165,8 +166,7 @@ class RWKV7(Mixer):
             nn.init.uniform_(linear.weight, -size * width**-0.5, size * width**-0.5)
         nn.init.zeros_(self.out.weight)
         pairs = [pair for pair in starts if pair is not None]
-        for free in (self.mix_ratios, *(linear.weight for pair in pairs for linear in (pair.down, pair.up))):
-            free.no_decay = True  # type: ignore[attr-defined]
+        no_decay(self.mix_ratios, *(linear.weight for pair in pairs for linear in (pair.down, pair.up)))
 
     def mix(self, x: Tensor, state: RWKV7State | None, ctx: Context) -> tuple[Tensor, RWKV7State]:
         time = ctx.timeline

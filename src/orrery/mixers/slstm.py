@@ -32,6 +32,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
+from orrery.nn.marks import no_decay
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order
 from orrery.nn.timeline import fresh_clock
@@ -99,8 +100,7 @@ class SLSTM(Mixer):
         with torch.no_grad():
             falling = 5.0 - 12.0 * torch.linspace(0, 1, self.head) ** power
             self.bias[:, self.head : 2 * self.head] = falling.to(self.bias.device)
-        for free in (self.recurrent, self.bias):
-            free.no_decay = True  # type: ignore[attr-defined]
+        no_decay(self.recurrent, self.bias)
 
     def mix(self, x: Tensor, state: SLSTMState | None, ctx: Context) -> tuple[Tensor, SLSTMState]:
         time = ctx.timeline

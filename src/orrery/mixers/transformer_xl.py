@@ -33,6 +33,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.heads import check_heads, count_heads
+from orrery.nn.marks import no_decay
 from orrery.nn.memory import columns, distances, join, keep
 from orrery.nn.projection import Projection
 from orrery.nn.state import state
@@ -101,6 +102,7 @@ class TransformerXL(Mixer):
         std = self.config.init_std or math.sqrt(2 / (5 * self.place.width))
         for weight in (self.inputs.linear.weight, self.relative.weight, self.content_bias, self.position_bias):
             nn.init.normal_(weight, std=std)
+        no_decay(self.content_bias, self.position_bias)
         nn.init.normal_(self.out.weight, std=std / math.sqrt(2 * self.place.depth))
         for linear in (self.inputs.linear, self.out):
             if linear.bias is not None:

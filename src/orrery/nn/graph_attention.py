@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from orrery.core.config import require
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.heads import check_heads, count_heads
+from orrery.nn.marks import no_decay
 from orrery.nn.memory import columns, distances
 from orrery.nn.projection import Projection
 from orrery.nn.rotary import cached_table, rotate
@@ -70,6 +71,7 @@ class HeadMLP(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
         nn.init.ones_(self.norm)
+        no_decay(self.wide_bias, self.norm, self.narrow_bias)
 
     def forward(self, z: Tensor) -> Tensor:
         """Z (B,T,H,N) -> (B,T,H,K)."""

@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from orrery.nn.marks import no_decay
+
 
 class RelativeBias(nn.Module):
     """The table w (buckets, H) of one model.
@@ -37,6 +39,7 @@ class RelativeBias(nn.Module):
     def reset_parameters(self) -> None:
         """Normal with std 0.02: near no preference for any distance."""
         nn.init.normal_(self.weight, std=0.02)
+        no_decay(self.weight)
 
     def bucket(self, ahead: Tensor) -> Tensor:
         """The bucket of keys that lie so many tokens ahead of their queries (negative: behind), int64 of any shape."""
