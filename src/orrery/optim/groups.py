@@ -1,7 +1,7 @@
 """Which parameters decay, and at what share of the learning rate: the one rule all optimizers here follow.
 
 Weight decay is for matrices. Left out of it: parameters with fewer than two dimensions (biases, norm gains, decay rates),
-embeddings unless asked for, every parameter that carries `no_decay = True`. A parameter with `lr_scale = x` learns at x
+embeddings unless asked for, every parameter that carries `no_decay = True` (nn/marks.py). A parameter with `lr_scale = x` learns at x
 times the rate (recurrences whose time constants want a smaller one). Frozen parameters are left out; a tied parameter
 counts once, as an embedding.
 """
