@@ -21,8 +21,17 @@ def parallel(parameters, config, x, segments=None):
         settings = {**DEFAULTS, **branch, "width": config["width"]}
         if config["shares"] is not None:
             settings["heads"] = round(config["shares"][i] * config["width"] / settings["head_dim"])
-        y = attention(own, settings, x, segments)
-        if config["normed"]:
+        if config["norm_at"] == "heads":
+            way_out = own["out.weight"]
+            size = settings["head_dim"]
+            heads = attention({**own, "out.weight": np.eye(way_out.shape[1])}, settings, x, segments)
+            for h in range(way_out.shape[1] // size):
+                part = heads[..., h * size : (h + 1) * size]
+                part /= np.sqrt(np.mean(part**2, axis=-1, keepdims=True) + config["eps"])
+            y = heads @ way_out.T
+        else:
+            y = attention(own, settings, x, segments)
+        if config["normed"] and config["norm_at"] == "out":
             size = y.shape[-1] // config["groups"]
             for g in range(config["groups"]):
                 part = y[..., g * size : (g + 1) * size]

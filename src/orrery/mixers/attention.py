@@ -38,7 +38,7 @@ from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
 from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear, plain_out
 from orrery.nn.timeline import Timeline, fresh_clock
 from orrery.ops.fused.gates import sigmoid_gate
 from orrery.ops.losses.relations import Scored
@@ -245,7 +245,7 @@ class Attention(Mixer):
         return ctx.bias if own is None else own if ctx.bias is None else own + ctx.bias
 
     def stepper(self, norm: RowNorm, state: AttentionState, run: Stepping) -> Step | None:
-        if self.config.relative is not None or not plain_linear(self.inputs.linear, self.out):
+        if self.config.relative is not None or not (plain_linear(self.inputs.linear) and plain_out(self.out)):
             return None
         attend, y = self.heads_step(run.x, norm, state, run)
         return in_order(attend, linear_step(y, self.out, run.x, add=True))

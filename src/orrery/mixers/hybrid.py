@@ -4,15 +4,15 @@ Paper: Hybrid Architectures for Language Models: Systematic Analysis and Design 
 
 Equation:  x += mixer(norm(x));  x += W2 (silu(Wg norm(x)) * Wu norm(x))
     inter: the mixer is Mamba-2, in a few layers in the middle attention
-    intra: in these layers half the heads are attention, half Mamba-2: groupnorm(attention(h)) - groupnorm(mamba2(h))
+    intra: in these layers half the heads are attention, half Mamba-2: W_a groupnorm(attention(h)) - W_m groupnorm(mamba2(h))
 
 Shapes: B batch, T time, D width, L layers, n of them with attention.
 
 Cost: per layer that of its mixer; state: keys and values of n layers (half the heads, within a layer), the rest constant.
 
-Differs from the paper: the group norm stands behind each branch's way out (there before it); of its grid the ratios 1:1 to
-    1:12 are presets at the 1B size of its attention block (Llama 3.2), with Mamba-2's usual state; along the size ladder the
-    ratio is 1:3.
+Differs from the paper: the group norm, whose groups are the heads here, divides by the root mean square, without mean and gain;
+    of the paper's grid the ratios 1:1 to 1:12 are presets at the 1B size of its attention block (Llama 3.2), with Mamba-2's
+    usual state; along the size ladder the ratio is 1:3.
 
 Oracle: the branches' own; tests/oracles/parallel.py for the fusion.
 """
@@ -68,7 +68,7 @@ INTRA = Architecture(
                 "name": "parallel",
                 "branches": [{"name": "attention"}, {"name": "mamba2"}],
                 "fusion": "difference",
-                "groups": 8,
+                "norm_at": "heads",
                 "beta": "none",
                 "shares": [0.5, 0.5],
             },

@@ -37,7 +37,7 @@ from orrery.nn.exchange import ExchangeMap, Rule, mamba2_rules
 from orrery.nn.projection import Projection
 from orrery.nn.recompute import linear_of
 from orrery.nn.state import state
-from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
+from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear, plain_out
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.fused.gated_rms_norm import gated_rms_norm
 from orrery.ops.fused.gates import silu_gate
@@ -223,7 +223,7 @@ class Mamba2(Mixer):
             self.out.weight.mul_(insertion)
 
     def stepper(self, norm: RowNorm, state: Mamba2State, run: Stepping) -> Step | None:
-        if not plain_linear(self.inputs.linear, self.out):
+        if not (plain_linear(self.inputs.linear) and plain_out(self.out)):
             return None
         config, batch = self.config, len(run.x)
         p, y = run.x.new_empty(batch, self.inner + self.mixed + self.heads), run.x.new_empty(batch, self.inner)

@@ -4,14 +4,15 @@ Paper: Hybrid Architectures for Language Models (arXiv 2510.04800, section 3: fu
     the mean with vectors b_i, Falcon-H1 (2507.22448) the plain sum.
 
 Equation:  z_i = b_i * norm_i(mixer_i(x)),   norm_i an RMSNorm of every one of G parts, b_i a vector, a number or 1
+    norm_at heads:  z_i = b_i * W_i norm_i(heads_i(x)),   W_i the mixer's way out, a part for each of its heads
     mean  1/n sum_i z_i;    sum  sum_i z_i;    difference  z_1 - sum_{i>1} z_i;    concat  W [z_1; ..; z_n]
 
 Shapes: B batch, T time, D width, n branches, G groups of the norm.
 
 Cost: the sum of the branches'; with `shares` that sum to 1, that of one mixer: the heads of a layer are divided.
 
-Differs from the papers: every branch has projections of its own on both sides, and the norm stands behind the way out (in
-    2510.04800 before it); Hymba shares one input projection between its heads.
+Differs from the papers: every branch has projections of its own on both sides (Hymba shares one input projection between its
+    heads); the norm stands behind the way out unless `norm_at` says otherwise (in 2510.04800 before it).
 
 Oracle: tests/oracles/parallel.py (the branches by themselves, fused in float64); transformers' Falcon-H1.
 """
@@ -30,6 +31,7 @@ from orrery.core.registry import register
 from orrery.nn.block import make_part, part_config
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.marks import no_decay
+from orrery.nn.normed_linear import NormedLinear
 from orrery.nn.state import state
 from orrery.nn.stepping import Beside, Step, Stepping
 from orrery.nn.timeline import fresh_clock
@@ -38,17 +40,20 @@ from orrery.ops.steps.row_linear import RowNorm
 
 FUSIONS = ("mean", "sum", "difference", "concat")
 BETAS = ("vector", "scalar", "none")
+ENDS = ("out", "heads")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig(PartConfig):
-    """branches: two or more mixers, each {"name": ..., **settings}. normed, groups: the norm of every branch. shares: part of
-    its heads (or, without heads, of its `expand`) that each branch keeps; None: all, so that a layer costs n mixers."""
+    """branches: two or more mixers, each {"name": ..., **settings}. normed, groups: the norm of every branch, on what it puts out,
+    or with norm_at "heads" on every head before the branch's way out. shares: part of its heads (or, without heads, of its
+    `expand`) that each branch keeps; None: all, so that a layer costs n mixers."""
 
     branches: tuple[dict[str, Any], ...] = ({"name": "attention"}, {"name": "lstm"})
     fusion: str = "mean"
     normed: bool = True
     groups: int = 1
+    norm_at: str = "out"
     beta: str = "vector"
     shares: tuple[float, ...] | None = None
     eps: float = 1e-6
@@ -58,6 +63,9 @@ class ParallelConfig(PartConfig):
         require(self.fusion in FUSIONS, f"fusion '{self.fusion}' must be one of {', '.join(FUSIONS)}")
         require(self.beta in BETAS, f"beta '{self.beta}' must be one of {', '.join(BETAS)}")
         require(self.groups > 0, f"groups must be positive, not {self.groups}")
+        require(self.norm_at in ENDS, f"norm_at '{self.norm_at}' must be one of {', '.join(ENDS)}")
+        whole = self.norm_at == "out" or (self.normed and self.groups == 1)
+        require(whole, "norm_at 'heads' norms each head: normed must be true, and there are no other groups")
         if self.shares is not None:
             count = len(self.branches)
             require(len(self.shares) == count, f"shares needs a number for each of the {count} branches, not {len(self.shares)}")
@@ -86,7 +94,7 @@ class Parallel(Mixer):
         },
         {
             "branches": [{"name": "attention", "head_dim": 8}, {"name": "attention", "head_dim": 16}],
-            "fusion": "difference", "normed": False, "beta": "none",
+            "fusion": "difference", "norm_at": "heads", "beta": "none",
         },
     )  # fmt: skip
 
@@ -97,6 +105,9 @@ class Parallel(Mixer):
         shares = config.shares or (1.0,) * count
         specs = [_reduced(spec, share, width) for spec, share in zip(config.branches, shares, strict=True)]
         self.branches = nn.ModuleList(make_part(spec, "mixer", place) for spec in specs)
+        if config.norm_at == "heads":
+            for spec, branch in zip(specs, self.branches, strict=True):
+                branch.out = _behind_norm(spec["name"], branch, config.eps)
         self.beta: nn.Parameter | None = None
         if config.beta != "none":
             self.beta = nn.Parameter(torch.empty(count, width if config.beta == "vector" else 1))
@@ -121,16 +132,17 @@ class Parallel(Mixer):
         found, states = [], []
         for index, branch in enumerate(self.branches):
             y, after = branch(x, None if state is None else state.branches[index], ctx)
-            found.append(self._scaled(y, index))
+            found.append(self._scaled(y[:, -1:] if ctx.last else y, index))  # a branch may give all tokens all the same
             states.append(after)
         return self._fuse(found), ParallelState(tuple(states), ctx.timeline.clock)
 
     def _scaled(self, y: Tensor, index: int) -> Tensor:
         """Norm and b of one branch on y (B,T,D); 2510.04800 finds the norm to be what matters."""
         config = self.config
-        if config.normed and config.beta == "vector" and config.groups == 1 and self.beta is not None:
+        normed = config.normed and config.norm_at == "out"
+        if normed and config.beta == "vector" and config.groups == 1 and self.beta is not None:
             return rms_norm(y, self.beta[index], config.eps)
-        if config.normed:
+        if normed:
             y = rms_norm(y.unflatten(-1, (config.groups, -1)), None, config.eps).flatten(-2)
         return y if self.beta is None else y * self.beta[index]
 
@@ -172,6 +184,14 @@ class Parallel(Mixer):
     def flops(self, length: int) -> int:
         joint = 0 if self.out is None else 2 * self.out.weight.numel() * length
         return joint + sum(cast(Mixer, branch).flops(length) for branch in self.branches)
+
+
+def _behind_norm(name: str, branch: nn.Module, eps: float) -> NormedLinear:
+    """The branch's way out, with a norm of each head before it."""
+    out, heads = getattr(branch, "out", None), getattr(branch, "heads", None)
+    if type(out) is not nn.Linear or not isinstance(heads, int) or out.in_features % heads:
+        raise ConfigError(f"'{name}' has no heads behind which a norm could stand; set norm_at=out")
+    return NormedLinear(out.in_features, out.out_features, heads, eps, bias=out.bias is not None)
 
 
 def _reduced(spec: dict[str, Any], share: float, width: int) -> dict[str, Any]:

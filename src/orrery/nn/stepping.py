@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from orrery.nn.contract import Context, Part
 from orrery.nn.low_rank import LowRankLinear
+from orrery.nn.normed_linear import NormedLinear
 from orrery.nn.norms import LayerNorm, RMSNorm, SimpleRMSNorm
 from orrery.nn.state import reserve
 from orrery.nn.timeline import Timeline
@@ -121,16 +122,29 @@ def plain_linear(*modules: nn.Module | None) -> bool:
     return all(type(module) is nn.Linear for module in modules)
 
 
+def plain_out(module: nn.Module) -> bool:
+    """Whether :func:`linear_step` knows this way out of the heads: a linear map, or one with a norm of the heads before it."""
+    return type(module) in (nn.Linear, NormedLinear)
+
+
 def linear_step(x: Tensor, module: nn.Module, y: Tensor, norm: RowNorm | None = None, activation: str = "", add: bool = False) -> Step:
-    """:func:`orrery.ops.steps.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds, or, without activation,
-    of one with a map of low rank beside it."""
+    """:func:`orrery.ops.steps.row_linear.row_linear` of a linear map for which :func:`plain_linear` holds, of one with a norm of
+    groups before it, or, without activation, of one with a map of low rank beside it."""
     linear = cast(nn.Linear, module)
+    if isinstance(linear, NormedLinear):
+        assert norm is None
+        groups, given = linear, torch.empty_like(x)
+        return in_order(lambda: _copy(groups.normed(x), given), row_linear(given, linear.weight, linear.bias, y, None, activation, add))
     own = row_linear(x, linear.weight, linear.bias, y, norm, activation, add)
     if not isinstance(linear, LowRankLinear):
         return own
     assert not activation
     low = y.new_empty(len(y), linear.rank * linear.parts)
     return in_order(own, row_linear(x, linear.down, None, low, norm), row_linear(low, linear.wide_up(), None, y, add=True))
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    target.copy_(source)
 
 
 def in_order(*steps: Step) -> Step:
