@@ -12,7 +12,8 @@ from orrery.nn.state import state_tensors
 
 NAMES = [
     "transformer", "transformer(window=5)", "transformer(mixer.gate=True,kv_heads=1)", "griffin", "minimax", "xlstm-large", "mamba2", "rwkv4",
-    "rwkv6", "rwkv7", "transformer(canon=abcd)", "mixtral", "falcon-h1", "gtrxl",
+    "rwkv6", "rwkv7", "transformer(canon=abcd)", "mixtral", "falcon-h1", "gtrxl", "rrwkv", "transformer(channel.name=rwkv7)",
+    "parallel(fusion=concat)",
 ]  # fmt: skip
 
 
@@ -20,7 +21,10 @@ NAMES = [
 @torch.inference_mode()
 def test_the_last_token_alone(name: str) -> None:
     model = orrery.create_model(name, width=64, depth=3, vocab_size=61, seed=1).eval()
-    tokens = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # some start at zero, which would hide what they are given
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    tokens = torch.randint(0, 61, (2, 9), generator=generator)
     whole, last = model(tokens), model(tokens, ctx=Context(last=True))
     assert last.hidden.shape == (2, 1, 64)
     torch.testing.assert_close(last.hidden, whole.hidden[:, -1:], atol=2e-6, rtol=2e-5)

@@ -44,11 +44,28 @@ def run_blocks(
     after = []
     for block, before in zip(blocks, states, strict=True):
         if recompute and torch.is_grad_enabled():
-            h, state = checkpoint(block, h, before, ctx, use_reentrant=False)
+            h, state = checkpoint(_AsAtFirst(block, ctx), h, before, use_reentrant=False)
         else:
             h, state = block(h, before, ctx)
         after.append(state)
     return h, tuple(after)
+
+
+class _AsAtFirst:
+    """A block that, run again in the backward pass, finds in `ctx.shared` what it found at first, not what it left there itself."""
+
+    def __init__(self, block: Any, ctx: Context) -> None:
+        self.block, self.ctx = block, ctx
+        self.found = None if ctx.shared is None else dict(ctx.shared)
+        self.again = False
+
+    def __call__(self, h: Tensor, before: BlockState | None) -> tuple[Tensor, BlockState]:
+        ctx = self.ctx
+        if self.again and self.found is not None:
+            ctx = ctx.replace(shared=dict(self.found))
+        self.again = True
+        h, state = self.block(h, before, ctx)
+        return h, state
 
 
 def count_parameters(model: nn.Module, outside: Iterable[nn.Module | None], embedding: bool, active: bool) -> int:

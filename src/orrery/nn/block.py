@@ -204,9 +204,9 @@ class Block(nn.Module):
             return self._normed(h, (a, m, c, f), ctx)
         if self.canon_a is not None:
             h, a = self.canon_a(h, a, ctx)
-        y, m = self.mixer(h, m, ctx)
-        if ctx.last:  # with the tokens before it that the channel mixer looks at
-            wanted = 1 + (self._behind() or 0)
+        wanted = 1 + (self._behind() or 0) if ctx.last else 0  # with the tokens before the last that the channel mixer looks at
+        y, m = self.mixer(h, m, ctx if wanted < 2 else ctx.replace(last=False))
+        if wanted:
             x, y, h = x[:, -wanted:], y[:, -wanted:], h[:, -wanted:]
         x = self._added(x, y, 0)
         if self.channel is not None:
