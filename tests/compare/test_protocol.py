@@ -260,17 +260,16 @@ def test_capability_tables_take_chance_and_optimum_from_the_task():
 def test_how_many_processes(monkeypatch, tmp_path: Path):
     (gpt2,) = candidates(["gpt2"])
     job = {"kind": "speed", "batch": 2, "length": 16}
-    alone = costs.Costs(train_speed=costs.Quantity(320.0, "tokens/s"))
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.setattr(machine, "_together", lambda count, threads, job: {2: 16.0, 1: 10.0}[count])
-    found = machine.choose(6, None, job, alone, gpt2)
+    found = machine.choose(6, None, job, gpt2)
     assert (found["processes"], found["threads"]) == (2, 1) and found["measured"] == {"1 x 2": 10.0, "2 x 1": 16.0}
     monkeypatch.setattr(machine, "_together", lambda count, threads, job: 0.0)
-    assert machine.choose(6, None, job, alone, gpt2)["processes"] == 1
-    assert machine.choose(1, None, job, alone, gpt2)["why"] == "one run"
-    assert machine.choose(6, 3, job, alone, gpt2) == {"processes": 3, "threads": 1, "why": "as asked", "measured": {}}
+    assert machine.choose(6, None, job, gpt2)["processes"] == 1
+    assert machine.choose(1, None, job, gpt2)["why"] == "one run"
+    assert machine.choose(6, 3, job, gpt2) == {"processes": 3, "threads": 1, "why": "as asked", "measured": {}}
     monkeypatch.setattr(machine, "cores", lambda: 1)
-    assert machine.choose(6, None, job, alone, gpt2)["why"] == "one core"
+    assert machine.choose(6, None, job, gpt2)["why"] == "one core"
 
 
 def test_reference_results():

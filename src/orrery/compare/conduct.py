@@ -407,8 +407,7 @@ class Session:
             return
         self.observer.phase("calibration", "one run with all cores, or several with fewer each")
         job = self._task(candidate, {"kind": "speed", "batch": self.settings.batch, "length": self.settings.length}).job
-        alone = self.result.row(self.baseline).costs
-        self.jobs = machine.choose(runs, self.parts.jobs, job, alone, candidate)
+        self.jobs = machine.choose(runs, self.parts.jobs, job, candidate)
         self.result.protocol.jobs = self.jobs
 
     def _run_task(self, candidate: Candidate, row: RunRow) -> Task:

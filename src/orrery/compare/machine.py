@@ -14,7 +14,7 @@ from typing import Any
 from orrery.compare import instruments
 from orrery.compare.candidates import Candidate
 from orrery.compare.pool import Pool, Task
-from orrery.compare.result import ArchitectureRow, Costs
+from orrery.compare.result import ArchitectureRow
 
 SECONDS = 2.0  # of timed steps per way of using the machine
 GUESS = 0.2  # of the matrix-product rate that a small model is taken to reach before it has been measured
@@ -33,16 +33,13 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def choose(
-    runs: int, jobs: int | None, job: dict[str, Any], alone: Costs | None, candidate: Candidate
-) -> dict[str, Any]:
+def choose(runs: int, jobs: int | None, job: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
     """How many worker processes with how many threads each.
 
     Args:
         runs: training runs still to do.
         jobs: as the user wishes, or None to find out.
         job: of kind "speed" for the baseline.
-        alone: the baseline's measured costs with all cores, if they are known.
 
     Returns:
         {"processes", "threads", "why", "measured": {"1 x 2": steps/s, ...}}
@@ -57,10 +54,7 @@ def choose(
     measured: dict[str, float] = {}
     best, most = (1, have), 0.0
     for count in _ways(have, runs):
-        speed = None
-        if count == 1 and alone is not None and alone.train_speed is not None and alone.train_speed.value:
-            speed = alone.train_speed.value / (job["batch"] * job["length"])
-        speed = speed if speed is not None else _together(count, have // count, job)
+        speed = _together(count, have // count, job)  # one after the other: what else runs now may not run in a minute
         measured[f"{count} x {have // count}"] = round(speed, 3)
         if speed > most:
             best, most = (count, have // count), speed
