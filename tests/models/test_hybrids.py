@@ -91,6 +91,34 @@ def test_ratios_of_the_design_study():
     assert [branch["head_dim"] for branch in both["branches"]] == [64, 64] and both["branches"][0]["kv_heads"] == 8
 
 
+def test_intra_hybrid_norms_heads_before_the_way_out():
+    """2510.04800: the size of a branch's heads does not matter, the size of its way out does."""
+    model = orrery.create_model("intra-hybrid", width=64, depth=4, vocab_size=31, seed=0).eval()
+    mixer = model.blocks[2].mixer
+    attention, mamba = mixer.branches
+    assert (attention.out.groups, mamba.out.groups) == (attention.heads, mamba.heads)
+    with torch.no_grad():
+        for branch in mixer.branches:
+            branch.out.eps = 1e-12
+        x = torch.randn(2, 9, 64)
+        y, parts = mixer(x)[0], [branch(x)[0] for branch in mixer.branches]
+        torch.testing.assert_close(y, parts[0] - parts[1])
+        attention.inputs.linear.weight[-attention.kv_heads * attention.head_dim :] *= 7.0
+        mamba.norm.mul_(5.0)
+        torch.testing.assert_close(mixer(x)[0], y, rtol=1e-4, atol=1e-5)
+        mamba.out.weight.mul_(2.0)
+        torch.testing.assert_close(mixer(x)[0], parts[0] - 2 * parts[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_of_heads_needs_heads():
+    with pytest.raises(ConfigError, match="'lstm' has no heads"):
+        orrery.create_model("attention | lstm", **SMALL, norm_at="heads")
+    with pytest.raises(ConfigError, match="norms each head"):
+        orrery.create_model("attention | mamba2", **SMALL, norm_at="heads", groups=4)
+    with pytest.raises(ConfigError, match="norm_at 'head' must be one of out, heads"):
+        orrery.create_model("attention | mamba2", **SMALL, norm_at="head")
+
+
 STEPPED = {
     "falcon-h1": {},
     "bamba": {"mamba2.gate_norm": "before"},
