@@ -59,7 +59,11 @@ def test_the_task_and_its_marks_follow_the_model(corpus, tmp_path, name, objecti
         result["bits_per_byte"] is None and 0 < result["validation"]["loss"] < 60
     )  # electra weighs its discriminator 50 times
     assert result["validation"]["targets"] > 0
-    assert mark in load_tokenizer(tmp_path / "run" / "weights" / "tokenizer").marks
+    tokenizer = load_tokenizer(tmp_path / "run" / "weights" / "tokenizer")
+    assert mark in tokenizer.marks
+    config = load(tmp_path / "run" / "weights").config
+    if name in ("t5", "bart"):
+        assert {config.start, config.stop} == {tokenizer.doc_id}, "ids that no text produces, not bytes of it"
 
 
 def test_several_pretext_tasks_are_learnt_together(corpus, tmp_path):

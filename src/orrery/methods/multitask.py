@@ -28,6 +28,7 @@ from orrery.core.memory import keep_large_blocks
 from orrery.core.seeds import numpy_generator
 from orrery.data.corpora import MemoryCorpus
 from orrery.data.dataset import build_tokenizer
+from orrery.data.encodings import split_source
 from orrery.data.examples import TaskSpec
 from orrery.data.labelled import epoch_batches, guess_kind
 from orrery.data.records import Table, read_table
@@ -36,6 +37,7 @@ from orrery.methods import starting
 from orrery.methods.epochs import Epochs
 from orrery.methods.finetune import BEST, LEAST_EPOCHS, MOST_EPOCHS, WANTED_STEPS, FinetuneConfig, Job
 from orrery.models.branches import Branches
+from orrery.models.build import is_pair
 from orrery.models.storage import save
 from orrery.objectives import create_objective
 from orrery.objectives.multi_task import WEIGHTINGS
@@ -122,7 +124,7 @@ class _Tasks(Epochs):
         if not any(writes) and not all(part.spec.head in starting.WHOLE for part in parts):
             settings = {"frame": "encoder", **(settings or {})}  # one body serves all
         drawn = not isinstance(source, nn.Module) and not starting.is_folder(source)
-        whole = drawn and starting.is_pair(str(source)) and (settings or {}).get("frame") != "encoder"
+        whole = drawn and is_pair(str(source)) and (settings or {}).get("frame") != "encoder"
         if any(part.spec.pair or part.spec.choices for part in parts) and drawn and not whole:
             settings = {"embedding.types": 2, **(settings or {})}
         self.jobs: dict[str, Job] = {}
@@ -252,11 +254,12 @@ def comparable(figure: str, value: float, job: Job) -> float:
     return 1 - value / (spread or 1.0)
 
 
-def read_tasks(file: str | Path, strict: bool = False, header: bool = True) -> tuple[list[Part], dict[str, Any]]:
+def read_tasks(file: str | Path, strict: bool = False, header: bool = True, encoding: str = "") -> tuple[list[Part], dict[str, Any]]:
     """Tasks from a JSON file, and what else it says ("weighting", "temperature").
 
     {"weighting": "uncertainty", "tasks": {"stars": {"train": "reviews.csv", "text": "review", "label": "stars", "weight": 2}, ...}};
-    paths are relative to the file. Keys of a task: train, validation, test, weight, task (the kind), and those of `TaskSpec`.
+    paths are relative to the file. Keys of a task: train, validation, test, encoding (of these), weight, task (the kind), and those of
+    `TaskSpec`. encoding: of the tables of tasks that say none.
 
     Raises:
         DataError: it is no such file. ConfigError: a key that is none.
@@ -277,7 +280,8 @@ def read_tasks(file: str | Path, strict: bool = False, header: bool = True) -> t
         for side in SIDES:
             if not isinstance(given.get(side) or "", str):
                 raise DataError(f"'{path}': the {side} table of '{name}' is a file, not {given[side]!r}")
-        tables = {side: read_table(_beside(path, given.pop(side)), strict=strict, header=header) for side in SIDES if given.get(side)}
+        how: dict[str, Any] = {"strict": strict, "header": header, "encoding": str(given.pop("encoding", encoding))}
+        tables = {side: read_table(_beside(path, given.pop(side)), **how) for side in SIDES if given.get(side)}
         weight, kind = given.pop("weight", 1.0), given.pop("task", None)
         if not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0:
             raise ConfigError(f"the weight of '{name}' must be a number from 0 on, not {weight!r}")
@@ -289,8 +293,10 @@ def read_tasks(file: str | Path, strict: bool = False, header: bool = True) -> t
 
 
 def _beside(file: Path, table: str) -> str:
-    """A table's place, relative to the file that names it; sources that are no plain path stay as they are."""
-    return str(file.parent / table) if (file.parent / table).is_file() else table
+    """A table's place, relative to the file that names it; sources that are no plain path (behind an encoding) stay as they are."""
+    encoding, own = split_source(table)
+    place = str(file.parent / own) if (file.parent / own).is_file() else own
+    return f"{encoding}:{place}" if encoding else place
 
 
 def _tokenizer(spec: Any, parts: Sequence[Part], quiet: bool) -> Any:

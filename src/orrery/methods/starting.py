@@ -25,13 +25,12 @@ from orrery.data.records import Table
 from orrery.data.tokenizer_files import load_tokenizer, open_tokenizer_file
 from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer
 from orrery.evaluate.spans import scheme_of
-from orrery.models.build import create_model, find_architecture
+from orrery.models.build import create_model, is_pair
 from orrery.models.convert import as_encoder, with_head
 from orrery.models.decoder import DecoderLM
 from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import EncoderDecoder, PairFrame
 from orrery.models.folders import open_folder
-from orrery.models.patterns import parse_pattern
 
 DEFAULT_TOKENIZER = "wordpiece:8192,lower"
 DEFAULT_WRITER_TOKENIZER = "bpe:4096"  # answers must come back as they were written
@@ -184,13 +183,6 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
     if not isinstance(model, Encoder | PairFrame) and not hasattr(model, "with_head"):
         raise ConfigError(f"{type(model).__name__} cannot be given a head for {spec.kind}")
     return with_head(cast(Encoder, model), spec.head, **settings)
-
-
-def is_pair(name: str) -> bool:
-    """Whether a name or pattern is built as an encoder-decoder; whole models are not asked."""
-    lead = parse_pattern(name)[0][0].name
-    entry = registry.lookup(lead.partition("/")[0])
-    return bool({"architecture", "mixer"} & set(entry.kinds)) and find_architecture(lead).kind == "encoder-decoder"
 
 
 def _frame(spec: TaskSpec, given: dict[str, Any], pair: bool) -> tuple[str, dict[str, Any]]:

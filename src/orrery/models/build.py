@@ -370,6 +370,13 @@ def find_architecture(name: str) -> Architecture:
     raise ConfigError(f"'{name}' is a {' and '.join(entry.kinds)} and cannot be a layer of a model")
 
 
+def is_pair(name: str) -> bool:
+    """Whether a name or pattern is built as an encoder-decoder; whole models are not asked."""
+    lead = parse_pattern(name)[0][0].name
+    entry = registry.lookup(lead.partition("/")[0])
+    return bool({"architecture", "mixer"} & set(entry.kinds)) and find_architecture(lead).kind == "encoder-decoder"
+
+
 def _preset(name: str) -> Mapping[str, Any]:
     entry = registry.lookup(name.partition("/")[0])
     if name not in entry.presets:

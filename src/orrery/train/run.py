@@ -27,10 +27,11 @@ from orrery.core.memory import keep_large_blocks
 from orrery.core.progress import Progress, progress
 from orrery.core.seeds import seed_everything
 from orrery.data import Dataset, Loader, StreamLoader, Tokenizer, prepare, validation_windows
+from orrery.data.marks import frame_ids
 from orrery.evaluate.carried import carried_bits_per_byte
 from orrery.evaluate.held_out import held_out_loss
 from orrery.evaluate.language import bits_per_byte
-from orrery.models.build import create_model
+from orrery.models.build import create_model, is_pair
 from orrery.models.carry import check_streams
 from orrery.models.storage import describe, save, stored_tensors, write_tensors
 from orrery.objectives import create_objective
@@ -38,7 +39,7 @@ from orrery.optim.schedule import create_schedule, make_plan
 from orrery.runs import Run
 from orrery.train.budget import parse_budget, training_flops
 from orrery.train.checkpoint import Checkpoints
-from orrery.train.config import ObjectiveSpec, TrainConfig
+from orrery.train.config import ModelSpec, ObjectiveSpec, TrainConfig
 from orrery.train.engine import Engine, Pair, Step
 from orrery.train.meters import WARMUP, Meters
 from orrery.train.system import (
@@ -126,7 +127,7 @@ class _Work:
             width=spec.width,
             depth=spec.depth,
             seed=config.seed,
-            **spec.settings,
+            **{**_ends(spec, self.data.tokenizer), **spec.settings},
         )
         vocabulary = getattr(self.model, "vocab_size", self.data.tokenizer.vocab_size)
         if vocabulary < self.data.tokenizer.vocab_size:
@@ -483,6 +484,12 @@ def _save_weights(model: nn.Module, tokenizer: Tokenizer, path: Path) -> None:
         (folder / "tokenizer").mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
+
+
+def _ends(spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of an encoder-decoder, the ids that its targets begin and end with: marks of the tokenizer, which no text produces."""
+    frame = spec.settings.get("frame", "encoder-decoder" if is_pair(spec.name) else "")
+    return {"start": tokenizer.doc_id, "stop": frame_ids(tokenizer)[1]} if frame == "encoder-decoder" else {}
 
 
 def _description(model: nn.Module) -> dict[str, Any]:
