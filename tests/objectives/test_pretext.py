@@ -102,6 +102,18 @@ def test_whole_words_are_hidden_whole(kind):
         Pair(model, orrery.create_objective("masked-lm", whole_words=True))
 
 
+@pytest.mark.parametrize("most", [1, 5, 12])
+def test_whole_words_have_the_share_asked_for(most):
+    draw = torch.Generator().manual_seed(most)
+    words = (torch.rand(600, 120, generator=draw) < 2 / (most + 1)).cumsum(1)
+    words -= words[:, :1].clone()  # a word begins every (most + 1) / 2 tokens
+    draws, every = torch.rand(600, 120, generator=draw), torch.ones_like(words, dtype=torch.bool)
+    chosen = corruption.choose(every, 0.15, draws, words)
+    assert chosen.float().mean() == pytest.approx(0.15, abs=0.004) and chosen.any(1).all()
+    if most == 1:
+        assert torch.equal(chosen, corruption.choose(every, 0.15, draws))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.05, 0.6), st.floats(1, 6))
 def test_cut_out_spans_put_together_are_the_text(seed, share, mean):
@@ -151,6 +163,27 @@ def test_infilled_texts_keep_what_is_not_masked_in_order(seed, share):
             assert all(token in left for token in source if token != 59), "a subsequence"
             gone = len(own) - sum(token != 59 for token in source)
             assert gone <= round(share * len(own)) and (gone or source.count(59) or not round(share * len(own)))
+
+
+@pytest.mark.parametrize(("share", "mean"), [(0.3, 3.0), (0.15, 1.0)])
+def test_the_share_of_infilling_is_of_tokens_however_many_spans_are_empty(share, mean):
+    tokens = torch.arange(5, 55).expand(20, -1)
+    torch.manual_seed(0)
+    source = corruption.infill(tokens, torch.zeros_like(tokens), share, mean, mask=59, end=1).source
+    assert ((source >= 5) & (source < 55)).sum() == tokens.numel() - 20 * round(share * 50)
+
+
+def test_the_mark_before_a_text_stays_and_is_not_written_again():
+    tokens, front = torch.tensor([[9, 5, 50, 6, 50, 9, 7, 50]]), 9
+    segments = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1]])
+    breaks = torch.zeros(V, dtype=torch.bool)
+    breaks[50] = True
+    for seed in range(10):
+        torch.manual_seed(seed)
+        pairs = corruption.infill(tokens, segments, 0.5, 1.0, 59, end=9, breaks=breaks, front=front)
+        assert pairs.answer[0].tolist() == [5, 50, 6, 50, 9, 7, 50, 9]
+        for mark in (0, 1):
+            assert pairs.source[0][pairs.source_segments[0] == mark].tolist().index(front) == 0
 
 
 def test_sentences_are_shuffled_whole():

@@ -29,19 +29,22 @@ class Pairs(NamedTuple):
 
 
 def choose(eligible: Tensor, share: float, draws: Tensor, words: Tensor | None = None) -> Tensor:
-    """Which tokens are hidden, (B,T) bool: of every row the given share of the eligible ones, at least one where there is one.
+    """Which tokens are hidden, (B,T) bool: of every row the given share of the eligible ones, at least one where there is one; of
+    whole words as many tokens as come nearest.
 
     Args:
         eligible: (B,T) bool. share: between 0 and 1. draws: (B,T) uniform numbers, which decide alone.
         words: (B,T) int64, the number of the word a token belongs to: whole words are hidden or left.
     """
-    if words is not None:  # every token of a word has the draw of its first
-        first = torch.full_like(draws, 2.0).scatter_reduce(1, words, draws, "amin", include_self=True)
-        draws = first.gather(1, words)
-    draws = draws.masked_fill(~eligible, 2.0)
-    count = (eligible.sum(1) * share).round().long().clamp(min=1)
-    bound = draws.sort(1).values.gather(1, (count - 1)[:, None])
-    return (draws <= bound) & eligible
+    count = (eligible.sum(1, keepdim=True) * share).round().long().clamp(min=1)
+    if words is None:
+        draws = draws.masked_fill(~eligible, 2.0)
+        return (draws <= draws.sort(1).values.gather(1, count - 1)) & eligible
+    first = torch.full_like(draws, 2.0).scatter_reduce(1, words, draws, "amin", include_self=True)
+    draws = first.gather(1, words).masked_fill(~eligible, 2.0)  # every token of a word has the least draw of them all
+    ranked = draws.sort(1).values
+    before, behind = torch.searchsorted(ranked, draws), torch.searchsorted(ranked, draws, right=True)
+    return ((before + behind < 2 * count) | (before == 0)) & eligible  # a word is in where its middle is
 
 
 def hide(
@@ -116,22 +119,25 @@ def infill(
     end: int,
     draws: torch.Generator | None = None,
     breaks: Tensor | None = None,
+    front: int | None = None,
 ) -> Pairs:
     """Documents with spans of Poisson(`mean`) tokens replaced by one mask each, until `share` of the tokens is gone; the answer is
     the document itself, then `end`. A span of length 0 puts a mask in between.
 
     Args:
         breaks: (V,) bool, ids that end a sentence; sentences are then put in a random order first.
+        front: the mark that documents begin with: it stays where it is, and is not written again.
     """
     sources, answers = [], []
     for ids, marks in zip(tokens.tolist(), segments.tolist(), strict=True):
         source: list[tuple[int, int]] = []
         answer: list[tuple[int, int]] = []
         for first, last in _runs(marks):
-            own, mark = ids[first:last], marks[first]
+            begins = int(ids[first] == front)
+            held, own, mark = ids[first : first + begins], ids[first + begins : last], marks[first]
             answer += [(token, mark) for token in (*own, end)]
             shuffled = own if breaks is None else _shuffle(own, breaks, draws)
-            source += [(token, mark) for token in _infill(shuffled, share, mean, mask, draws)]
+            source += [(token, mark) for token in (*held, *_infill(shuffled, share, mean, mask, draws))]
         sources.append(source)
         answers.append(answer)
     return _pairs(sources, answers, tokens.device)
@@ -198,11 +204,10 @@ def _infill(ids: list[int], share: float, mean: float, mask: int, draws: torch.G
         place = int(torch.randint(len(ids) - length + 1, (), generator=draws)) if length <= len(ids) else 0
         around = gone[max(0, place - 1) : place + length + 1]
         if any(around) or place in starts:
-            budget -= 0 if length else 1  # an empty span that finds no room costs a try
             continue
         starts[place] = length
         gone[place : place + length] = [True] * length
-        budget -= max(1, length)
+        budget -= length
     found: list[int] = []
     for place, token in enumerate(ids):
         if place in starts:

@@ -9,7 +9,8 @@ Shapes: B batch, T time, V vocabulary.
 
 Cost: that of the encoder; logits are made for the chosen tokens only.
 
-Differs: exactly the share of each row is chosen (rounded, at least one), where the original draws every token by itself.
+Differs: exactly the share of each row is chosen (rounded, at least one; of whole words what comes nearest), where the original
+draws every token by itself.
 
 Oracle: a loop over tokens in tests/objectives/test_pretext.py.
 """
