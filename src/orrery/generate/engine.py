@@ -30,6 +30,7 @@ from orrery.nn.contract import Context
 from orrery.nn.state import reserve
 
 PADDING = -1
+Read = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def generate(
@@ -193,9 +194,14 @@ def decode_steps(
         raise ConfigError(f"max_new_tokens must be 0 or more, not {count}")
     was_training = model.training
     model.eval()
+    read: Read = _Continuing(model, tokens.shape[1] + count) if use_state else _from_the_start(model)
+    if policy is not None:
+        read = policy_reader(model, *policy)
     try:
-        yield from _steps(model, tokens, segments, count, sampling, draws, use_state, policy, ahead)
+        yield from _steps(model, read, tokens, segments, count, sampling, draws, ahead)
     finally:
+        if isinstance(read, _Continuing):
+            read.close()
         if was_training:
             model.train()
 
@@ -217,13 +223,12 @@ def _read(model: Any, tokens: Tensor, segments: Tensor | None, state: Any, ctx: 
 
 def _steps(
     model: nn.Module,
+    read: Read,
     tokens: Tensor,
     segments: Tensor | None,
     count: int,
     sampling: Sampling,
     draws: torch.Generator | None,
-    use_state: bool,
-    policy: tuple[StatePolicy, int] | None,
     ahead: int,
 ) -> Iterator[Tensor]:
     if segments is not None and bool((segments >= 0).all()):
@@ -232,9 +237,6 @@ def _steps(
     seen = torch.cat([tokens, tokens.new_zeros(batch, count)], 1)
     marks = None if segments is None else torch.cat([segments.clamp(max=0), tokens.new_zeros(batch, count)], 1)
     ids = seen.numpy() if seen.device.type == "cpu" else None
-    read: Read = _Continuing(model, prompt + count) if use_state else _from_the_start(model)
-    if policy is not None:
-        read = policy_reader(model, *policy)
     quick = read.best if isinstance(read, _Continuing) and sampling.greedy else None
     found: list[Tensor] = []  # tokens that have not been handed on
     new: Tensor | None = None
@@ -259,9 +261,6 @@ def _steps(
         else:
             ids[:, known] = new.numpy()  # the same memory; a tenth of the time
         yield new
-
-
-Read = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def _from_the_start(model: nn.Module) -> Read:
@@ -291,6 +290,12 @@ class _Continuing:
         before; below 0 where a score is not a number. Nothing, and nothing read, where they are not found along the way."""
         self._step()
         return [] if self.stepper is None else list(self.stepper.write(tokens, most))
+
+    def close(self) -> None:
+        """Nothing more is read; a prepared step is given back."""
+        if self.stepper is not None:
+            self.stepper.close()
+        self.stepper = self.step = None
 
     def _step(self) -> Callable[[Tensor], Tensor]:
         if self.step is None:

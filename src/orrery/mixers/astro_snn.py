@@ -142,10 +142,10 @@ class AstroSNN(Mixer):
             return None
         h, p = torch.empty_like(run.x), run.x.new_empty(len(maps), *run.x.shape)
         read = run.x.new_empty(3, len(run.x), self.hidden)  # v, r, k
-        y, potential, calcium = run.x.new_empty(len(run.x), self.hidden), state.potential.clone(), state.calcium.clone()
+        y, potential, calcium = run.x.new_empty(len(run.x), self.hidden), run.own(state.potential), run.own(state.calcium)
         rates = torch.stack([rate.detach() for rate in (self.fast_rate, self.slow_rate) if rate is not None])
         gain = y.new_empty(0, self.hidden) if self.gain is None else self.gain
-        mixed = row_norm_into(run.x, norm, h), mix_step(h, state.shift.float().clone(), self.shares, p)
+        mixed = row_norm_into(run.x, norm, h), mix_step(h, run.own(state.shift), self.shares, p)
         own = [linear_step(p[n], linear, read[n]) for n, linear in enumerate(maps)]
         fire = astrocyte_step(read[0], read[2], read[1], self.theta, (-rates.exp()).exp(), gain, potential, calcium, y, _LARGEST)
         return in_order(*mixed, *own, fire, linear_step(y, self.out, run.x, add=True))

@@ -124,7 +124,7 @@ class EGRU(Mixer):
         if not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
             return None
         gates, product = run.x.new_empty(2, len(run.x), 3 * self.hidden)
-        h, y = state.h.contiguous().clone(), state.y.contiguous().clone()
+        h, y = run.own(state.h), run.own(state.y)
         project = self.inputs.step(run.x, state.inputs, gates, norm)
         recur = row_linear(y, self.recurrent, F.pad(self.inner_bias.detach(), (2 * self.hidden, 0)), product)
         cell = event_step(gates, product, self.theta.detach().clamp(0.0, 1.0), h, y)

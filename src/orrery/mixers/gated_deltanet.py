@@ -155,7 +155,7 @@ class GatedDeltaNet(Mixer):
         if not plain_linear(self.inputs, self.out):
             return None
         p, y = run.x.new_empty(len(run.x), self.inputs.out_features), run.x.new_empty(len(run.x), self.out.in_features)
-        window, memory = (held.float().contiguous().clone() for held in (state.conv, state.memory))
+        window, memory = run.own(state.conv), run.own(state.memory)
         project = linear_step(run.x, self.inputs, p, norm)
         recur = gated_delta_stepper(p, window, memory, y, self._step_weights())
         out = linear_step(y, self.out, run.x, add=True)

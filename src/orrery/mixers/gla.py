@@ -133,7 +133,7 @@ class GLA(Mixer):
         if not plain_linear(self.inputs.linear, self.out, self.gate):
             return None
         p, y = run.x.new_empty(len(run.x), sum(self._parts)), run.x.new_empty(len(run.x), self.out.in_features)
-        memory, gate = state.memory.float().contiguous().clone(), (self.gate.weight, self.gate.bias)
+        memory, gate = run.own(state.memory), (self.gate.weight, self.gate.bias)
         project = self.inputs.step(run.x, state.inputs, p, norm)
         recur = gla_stepper(p, memory, y, gate, self.norm.weight, self.config.norm_eps, self.config.gate_norm)
         out = linear_step(y, self.out, run.x, add=True)

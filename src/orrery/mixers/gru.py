@@ -106,7 +106,7 @@ class GRU(Mixer):
         if not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
             return None
         gates, product = run.x.new_empty(2, len(run.x), 3 * self.hidden)
-        h = state.h.contiguous().clone()
+        h = run.own(state.h)
         project = self.inputs.step(run.x, state.inputs, gates, norm)
         recur = row_linear(h, self.recurrent, F.pad(self.inner_bias.detach(), (2 * self.hidden, 0)), product)
         return in_order(project, recur, gru_stepper(gates, product, h), self._way_out(h, run))

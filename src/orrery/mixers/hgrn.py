@@ -133,7 +133,7 @@ class HGRN(Mixer):
     def stepper(self, norm: RowNorm, state: HGRNState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out):
             return None
-        x, h = run.x, state.h.float().contiguous().clone()
+        x, h = run.x, run.own(state.h)
         p, y = x.new_empty(len(x), 5 * self.hidden), torch.empty_like(h)
         recur = hgrn_step(p, h, self.angle, self.bound, y)
         project = self.inputs.step(x, state.inputs, p, norm)

@@ -112,7 +112,7 @@ class HGRN2(Mixer):
         if not plain_linear(self.inputs.linear, self.out):
             return None
         p, y = run.x.new_empty(len(run.x), 3 * self.place.width), torch.empty_like(run.x)
-        memory = state.memory.float().contiguous().clone()
+        memory = run.own(state.memory)
         bound = run.x.new_zeros(self.place.width) if self.bound is None else torch.sigmoid(self._bound_logit())
         project = self.inputs.step(run.x, state.inputs, p, norm)
         recur = hgrn2_stepper(p, memory, y, bound)

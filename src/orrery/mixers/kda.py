@@ -142,7 +142,7 @@ class KDA(Mixer):
         if not plain_linear(*self._maps):
             return None
         p, y = run.x.new_empty(len(run.x), self.inputs.out_features), run.x.new_empty(len(run.x), self.inner)
-        window, memory = (held.float().contiguous().clone() for held in (state.conv, state.memory))
+        window, memory = run.own(state.conv), run.own(state.memory)
         nothing = run.x.new_empty(0, self.head_dim)
         decay, gate = (nothing if linear is None else linear.weight for linear in (self.decay, self.gate))
         limits = self.config.norm_eps, self._most, self.config.bound or 0.0

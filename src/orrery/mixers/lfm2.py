@@ -105,7 +105,7 @@ class GatedConv(Mixer):
         if not plain_linear(self.inputs, self.out):
             return None
         p, y = run.x.new_empty(len(run.x), self.inputs.out_features), torch.empty_like(run.x)
-        window = state.inputs.float().contiguous().clone()
+        window = run.own(state.inputs)
         mixed = gated_conv_step(p, window, self.conv.weight, self.conv.bias, y)
         return in_order(linear_step(run.x, self.inputs, p, norm), mixed, linear_step(y, self.out, run.x, add=True))
 

@@ -149,7 +149,7 @@ class Lightning(Mixer):
         p, y = x.new_empty(len(x), 4 * self.inner), x.new_empty(len(x), self.inner)
         project = self.inputs.step(x, state.conv, p, norm)
         recur = lightning_stepper(
-            p, state.memory.float().contiguous().clone(), y, self.decays, run.positions, self.theta_log, self.norm, config.eps,
+            p, run.own(state.memory), y, self.decays, run.positions, self.theta_log, self.norm, config.eps,
             config.activate_values, config.output_gate == "sigmoid",
         )  # fmt: skip
         out = linear_step(y, self.out, x, add=True)

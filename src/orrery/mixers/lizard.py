@@ -251,8 +251,8 @@ class Lizard(Mixer):
             return None
         config, x = self.config, run.x
         p, y = x.new_empty(len(x), self.inputs.linear.out_features), x.new_empty(len(x), self.out.in_features)
-        gate, memory = x.new_empty(len(x), self.gate.out_features), state.memory.float().contiguous().clone()
-        window = ring(state.k, state.clock[:, 1]), ring(state.v, state.clock[:, 1])
+        gate, memory = x.new_empty(len(x), self.gate.out_features), run.own(state.memory)
+        window = [run.own(held, ring(held, run.positions), lambda to, held: to.copy_(ring(held, run.positions))) for held in (state.k, state.v)]
         table = torch.zeros(0, 0, dtype=torch.complex64)
         if config.rope:
             table = cached_table(torch.arange(run.capacity), run.capacity, self.head_dim, config.rope_theta, torch.float32)
@@ -261,7 +261,7 @@ class Lizard(Mixer):
         )
         project = self.inputs.step(x, state.inputs, p, norm)
         weigh = linear_step(x, self.gate, gate, norm)
-        recur = lizard_stepper(p, gate, memory, window, run.positions, table, y, weights)
+        recur = lizard_stepper(p, gate, memory, (window[0], window[1]), run.positions, table, y, weights)
         return in_order(project, weigh, recur, linear_step(y, self.out, x, add=True))
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:

@@ -103,7 +103,7 @@ class LSTM(Mixer):
         if not plain_linear(self.inputs.linear, *(() if self.out is None else (self.out,))):
             return None
         gates = run.x.new_empty(len(run.x), 4 * self.hidden)
-        h, c = (held.contiguous().clone() for held in (state.h, state.c))
+        h, c = run.own(state.h), run.own(state.c)
         project = self.inputs.step(run.x, state.inputs, gates, norm)
         recur = row_linear(h, self.recurrent, None, gates, add=True)
         return in_order(project, recur, lstm_stepper(gates, h, c), self._way_out(h, run))

@@ -192,16 +192,17 @@ class Mamba(Mixer):
         if self.config.norm_eps is not None or not plain_linear(self.inputs.linear, self.select, self.dt, self.out):
             return None
         p, y = run.x.new_empty(len(run.x), 2 * self.inner), run.x.new_empty(len(run.x), self.inner)
-        recur = [step for head in range(self.config.heads) for step in self._head_steps(head, p, state, y)]
+        recur = [step for head in range(self.config.heads) for step in self._head_steps(head, p, state, y, run)]
         return in_order(linear_step(run.x, self.inputs.linear, p, norm), *recur, linear_step(y, self.out, run.x, add=True))
 
-    def _head_steps(self, head: int, p: Tensor, state: MambaState, y: Tensor) -> list[Step]:
+    def _head_steps(self, head: int, p: Tensor, state: MambaState, y: Tensor, run: Stepping) -> list[Step]:
         """From what the way in leaves, p (B,2E), the columns of y (B,E) that are a head's channels."""
         heads, size = self.config.heads, self.inner // self.config.heads
         u, dt, out = (y.new_empty(len(y), size) for _ in range(3))
         low, selected = y.new_empty(len(y), self.rank), y.new_empty(len(y), 2 * self.config.state)
         out = y if heads == 1 else out
-        window, ssm = (held.chunk(heads, -1)[head].float().contiguous().clone() for held in (state.conv, state.ssm))
+        both = ((held, y.new_empty(*held.shape[:-1], size)) for held in (state.conv, state.ssm))
+        window, ssm = (run.own(held, own, lambda to, whole: to.copy_(whole.chunk(heads, -1)[head])) for held, own in both)
         taps, select, widen = (each.weight.chunk(heads)[head] for each in (self.conv, self.select, self.dt))
         rates, skip, dt_bias = self._by_heads()[head]
         shift = None if self.conv.bias is None else self.conv.bias.chunk(heads)[head]

@@ -227,7 +227,7 @@ class Mamba2(Mixer):
             return None
         config, batch = self.config, len(run.x)
         p, y = run.x.new_empty(batch, self.inner + self.mixed + self.heads), run.x.new_empty(batch, self.inner)
-        window, ssm = (held.float().contiguous().clone() for held in (state.conv, state.ssm))
+        window, ssm = run.own(state.conv), run.own(state.ssm)
         weights = StepWeights(self.conv.weight, self.conv.bias, self.dt_bias, self.A_log, self.D, self.norm)
         project = linear_step(run.x, self.inputs.linear, p, norm)
         recur = mamba2_stepper(p, window, ssm, y, weights, config.groups, config.eps, config.dt_limit, config.gate_norm == "before")

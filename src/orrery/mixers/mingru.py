@@ -125,12 +125,12 @@ class MinGRU(Mixer):
     def stepper(self, norm: RowNorm, state: MinGRUState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs, self.out):
             return None
-        x, h = run.x, state.h.float().contiguous().clone()
+        x, h = run.x, run.own(state.h)
         p = x.new_empty(len(x), self.inputs.out_features)
         rest = mingru_step(p, h), linear_step(h, self.out, x, add=True)
         if self.conv is None:
             return in_order(linear_step(x, self.inputs, p, norm), *rest)
-        normed, u, window = torch.empty_like(x), torch.empty_like(x), state.inputs.float().contiguous().clone()
+        normed, u, window = torch.empty_like(x), torch.empty_like(x), run.own(state.inputs)
         convolve = conv_step(normed, window, self.conv.weight, self.conv.bias, u, 0, False)
         return in_order(row_norm_into(x, norm, normed), convolve, linear_step(u, self.inputs, p), *rest)
 

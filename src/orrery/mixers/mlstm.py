@@ -158,7 +158,7 @@ class MLSTM(Mixer):
             return None
         config, x = self.config, run.x
         p, (c, y) = x.new_empty(len(x), 2 * self.inner), x.new_empty(2, len(x), self.inner)
-        memory, peak, window = (held.float().contiguous().clone() for held in state[:3])
+        memory, peak, window = (run.own(held) for held in state[:3])
         convolve = conv_step(p, window, self.conv.weight, self.conv.bias, c, 0, True)
         gates = self.gates.weight, self.gates.bias
         weights = BlockWeights(self.blocks, *gates, self.norm, self.skip, config.eps, config.norm_eps)

@@ -132,7 +132,7 @@ class RetNet(Mixer):
             return None
         config, x = self.config, run.x
         p, y = x.new_empty(len(x), sum(self.parts)), x.new_empty(len(x), self.heads * self.value)
-        memory = state.memory.float().contiguous().clone()
+        memory = run.own(state.memory)
         project = self.inputs.step(x, state.conv, p, norm)
         recur = retnet_stepper(p, memory, y, self.decays, run.positions, config.rope_theta, self.norm, config.eps)
         out = linear_step(y, self.out, x, add=True)

@@ -153,7 +153,7 @@ class RGLRU(Mixer):
         if fresh or not plain_linear(self.inputs.linear, self.out):
             return None
         p, u, y = (run.x.new_empty(len(run.x), size) for size in (2 * self.hidden, self.hidden, self.hidden))
-        window, h = (held.float().contiguous().clone() for held in (state.conv, state.h))
+        window, h = run.own(state.conv), run.own(state.h)
         gates = (self.input_gate, self.input_bias, self.recurrence_gate, self.recurrence_bias)
         project = linear_step(run.x, self.inputs.linear, p, norm)
         convolve = conv_step(p, window, self.conv.weight, self.conv.bias, u, self.hidden, False)

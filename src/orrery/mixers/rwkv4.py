@@ -159,7 +159,7 @@ class RWKV4(Mixer):
             return None
         ratios = torch.stack([self.mix_k, self.mix_v, self.mix_r]).detach()
         p, (k, v, r, y) = run.x.new_empty(3, *run.x.shape), run.x.new_empty(4, len(run.x), self.hidden)
-        sums = state.num.contiguous(), state.den.contiguous(), state.peak.contiguous()
+        sums = run.own(state.num), run.own(state.den), run.own(state.peak)
         mix = _mix_step(norm, state.shift, ratios, p, run)
         average = average_step(k, v, r, -self.time_decay.detach().exp(), self.time_first, sums, y)
         own = [linear_step(p[n], linear, into) for n, (linear, into) in enumerate(zip(maps, (k, v, r), strict=True))]
@@ -239,7 +239,7 @@ class RWKV4Channel(Part):
 def _mix_step(norm: RowNorm, shift: Tensor, ratios: Tensor, p: Tensor, run: Stepping) -> Step:
     """The norm of the residual stream, and its mixtures (M,B,D) with the token before."""
     h = torch.empty_like(run.x)
-    return in_order(row_norm_into(run.x, norm, h), mix_step(h, shift.clone(), ratios, p))
+    return in_order(row_norm_into(run.x, norm, h), mix_step(h, run.own(shift), ratios, p))
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:

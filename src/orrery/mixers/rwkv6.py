@@ -165,7 +165,7 @@ class RWKV6(Mixer):
     def stepper(self, norm: RowNorm, state: RWKV6State, run: Stepping) -> Step | None:
         if not norm.kind or not plain_linear(self.receptance, self.keys, self.values, self.gate, self.out):
             return None
-        now, before, memory = torch.empty_like(run.x), state.shift.float().clone(), state.memory.float().contiguous().clone()
+        now, before, memory = torch.empty_like(run.x), run.own(state.shift), run.own(state.memory)
         mixed = run.x.new_empty(len(self.mixture), *run.x.shape)
         k, v, r, g, y = (torch.empty_like(run.x) for _ in range(5))
         low, steps = None, []

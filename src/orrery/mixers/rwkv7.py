@@ -181,7 +181,7 @@ class RWKV7(Mixer):
         first = run.shared.get(_FIRST)
         if not plain_linear(*maps) or (self.residual is not None and first is None):
             return None
-        mixed, before = run.x.new_empty(6, *run.x.shape), state.shift.float().clone()
+        mixed, before = run.x.new_empty(6, *run.x.shape), run.own(state.shift)
         r, k, v, decay, rate, gate, share, y = (torch.empty_like(run.x) for _ in range(8))
         steps = [linear_step(mixed[n], m, t) for n, m, t in ((0, self.receptance, r), (2, self.key, k), (3, self.value, v))]
         lows = [(1, self.decay, "tanh", "", decay), (4, self.rate, "", "", rate), (5, self.gate, "sigmoid", "", gate)]
@@ -192,7 +192,7 @@ class RWKV7(Mixer):
         steps += [linear_step(low, pair.up, target, None, outer) for low, (_, pair, _, outer, target) in zip(small, lows, strict=True)]
         parts = (r, k, v, decay, rate, gate, *(() if self.residual is None else (share,)))
         fixed = (self.key_scale, self.key_rate, self.bonus, self.norm_weight, self.norm_bias)
-        weights, memory = RWKV7Weights(*fixed, 1e-5 * self.head_dim), state.memory.float().contiguous().clone()
+        weights, memory = RWKV7Weights(*fixed, 1e-5 * self.head_dim), run.own(state.memory)
         steps.append(rwkv7_stepper(parts, None if self.residual is None else first, memory, y, weights))
         steps.append(linear_step(y, self.out, run.x, add=True))
         run.shared.setdefault(_FIRST, v)
@@ -278,7 +278,7 @@ class RWKV7Channel(Part):
             return None
         mixed, hidden = run.x.new_empty(1, *run.x.shape), run.x.new_empty(len(run.x), self.hidden)
         steps = [linear_step(mixed[0], self.key, hidden, None, "relu2"), linear_step(hidden, self.value, run.x, add=True)]
-        return _shifted(norm, run, mixed, state.shift.float().clone(), self.mix_k[None], steps)
+        return _shifted(norm, run, mixed, run.own(state.shift), self.mix_k[None], steps)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> RWKV7ChannelState:
         shift = torch.zeros(batch, self.place.width, device=device, dtype=dtype)

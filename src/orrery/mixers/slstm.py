@@ -119,8 +119,8 @@ class SLSTM(Mixer):
 
     def stepper(self, norm: RowNorm, state: SLSTMState, run: Stepping) -> Step | None:
         x = run.x
-        u, smooth, window = torch.empty_like(x), torch.empty_like(x), state.conv.float().contiguous().clone()
-        h, c, n, m = (held.float().contiguous().clone() for held in state[:4])
+        u, smooth, window = torch.empty_like(x), torch.empty_like(x), run.own(state.conv)
+        h, c, n, m = (run.own(held) for held in state[:4])
         weights = SLSTMWeights(self.gates, self.recurrent, self.bias, self.norm, self.config.eps)
         convolve = conv_step(u, window, self.conv.weight, self.conv.bias, smooth, 0, True)
         return in_order(row_norm_into(x, norm, u), convolve, slstm_stepper(u, smooth, (h, c, n, m), x, weights))

@@ -134,7 +134,7 @@ class XLSTMLarge(Mixer):
             return None
         config, x = self.config, run.x
         p, y = x.new_empty(len(x), sum(self.parts)), x.new_empty(len(x), self.values)
-        memory, peak = (held.float().contiguous().clone() for held in (state.memory, state.peak))
+        memory, peak = run.own(state.memory), run.own(state.peak)
         project = self.inputs.step(x, state.conv, p, norm)
         recur = large_stepper(p, memory, peak, y, self.gate_bias, self.norm, self.key, config.gate_cap, config.eps, config.norm_eps)
         out = linear_step(y, self.out, x, add=True)

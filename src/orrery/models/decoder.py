@@ -16,7 +16,7 @@ from orrery.core.errors import ConfigError, StateError
 from orrery.models.config import DecoderConfig
 from orrery.models.frame import check_input, count_parameters, run_blocks
 from orrery.models.output import Output
-from orrery.models.stepper import Stepper, make_stepper
+from orrery.models.stepper import Stepper, forget, make_stepper
 from orrery.nn.block import Block, BlockState
 from orrery.nn.contract import Context, Place
 from orrery.nn.norms import make_norm
@@ -179,6 +179,11 @@ class DecoderLM(nn.Module):
     def stepper(self, state: DecoderState, capacity: int) -> Stepper | None:
         """The quickest way to decode from `state`, which the caller gives away: :func:`orrery.models.stepper.make_stepper`."""
         return make_stepper(self, state, capacity) if type(self) is DecoderLM and not self.training else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DecoderLM:
+        """Every move and cast of the weights comes by here; a step that is kept would hold those of before."""
+        forget(self)
+        return super()._apply(fn, recurse)
 
     def _check_state(self, state: DecoderState | None, batch: int) -> None:
         if state is None:

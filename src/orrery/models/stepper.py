@@ -1,23 +1,37 @@
 """Decoding through a whole decoder without a torch call between its parts (:mod:`orrery.nn.stepping` says why and how).
 
+Preparing a step looks up some hundred arrays. A stepper that is given back (:meth:`Stepper.close`) is kept with its model and goes on
+from the next call's state, if that has as many rows and the model is what it was: the same modules, every tensor at the same place
+and of the same version, and the small ones, from which steps derive what they need, with the same numbers, whoever wrote them.
+Weights are read where they lie. It holds one state of the rows and capacity it was made for; above 64 MB it is not kept, nor are more
+than two, and it goes with its model.
+
 B batch, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
+import weakref
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from orrery.nn.block import Block
-from orrery.nn.stepping import Step, Stepping, can_step, norm_of
-from orrery.ops.program import Program, joined
+from orrery.nn.low_rank import LowRankLinear
+from orrery.nn.state import state_fields
+from orrery.nn.stepping import Step, Stepping, Write, all_modules, can_step, norm_of
+from orrery.ops.compiled import Pass, openmp_threads
+from orrery.ops.program import Program, flat, joined
 from orrery.ops.steps.row_linear import norm_in_place, row_linear
 from orrery.ops.steps.row_steps import best_rows, cap_rows, copy_rows, embed_rows, keep_rows, next_rows
 
 AHEAD = 16  # tokens that are written without coming back, some 10 ms: so long an interrupt may wait
+_ROOM = 256  # capacities are multiples of it, so that a longer prompt finds room in a step that is kept
+_MOST_BYTES, _MOST_KEPT = 1 << 26, 2  # of the states in a step that is kept; how many of a model
+_SMALL = 128  # vectors of the greatest side that a tensor may be made of to be compared by its numbers
 
 
 class Stepper:
@@ -28,8 +42,9 @@ class Stepper:
     """
 
     def __init__(self, model: Any, state: Any, capacity: int) -> None:
-        self.model = model
-        batch = len(state.clock)
+        self.model, self._running = model, False
+        self.made_for, self.capacity = _circumstances(state), -(-capacity // _ROOM) * _ROOM
+        batch, capacity = len(state.clock), self.capacity
         self.run = run = Stepping(batch, model.config.width, state.clock, capacity)
         self.tokens, self.best = torch.zeros(2, batch, dtype=torch.int64)
         self.kept, self.count = torch.zeros(AHEAD, batch, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
@@ -45,6 +60,8 @@ class Stepper:
         for block, held in zip(model.blocks, state.blocks, strict=True):
             steps += cast(Block, block).stepper(held, run)
         self._passes = [*steps, *self._head(), best_rows(self.scores, self.best)]
+        self._writes = self._own_writes(state)
+        self._weights = None if self._writes is None else Weights.of(model)
 
     @functools.cached_property
     def steps(self) -> list[Step]:
@@ -57,6 +74,42 @@ class Stepper:
         first, last = next_rows(self.tokens, self.best, self.run.positions), keep_rows(self.best, self.kept, self.count)
         steps = joined([first, *self._passes, last])
         return steps[0] if len(steps) == 1 and isinstance(steps[0], Program) else None
+
+    def _own_writes(self, state: Any) -> list[tuple[int, Tensor, Write]] | None:
+        """Which of a state's tensors is written where and how; None for a step that cannot go on from another state."""
+        places = {id(tensor): place for place, tensor in enumerate(state_fields(state))}
+        owned, self.run.owned = self.run.owned, []
+        plain = not self.run.general and all(isinstance(step, Pass) for step in flat(self._passes))
+        held = {id(tensor) for tensor, _, _ in owned}
+        whole = held <= places.keys() and all(id(tensor) in held for tensor in state_fields(state) if tensor.numel())
+        size = sum(buffer.nbytes for _, buffer, _ in owned)
+        if not (plain and whole and size <= _MOST_BYTES):
+            return None
+        return [(places[id(tensor)], buffer, write) for tensor, buffer, write in owned]
+
+    def fits(self, state: Any, capacity: int) -> bool:
+        """Whether this one, made by the same model with the same weights, can go on from `state`."""
+        return capacity <= self.capacity and self.made_for == _circumstances(state)
+
+    def resume(self, model: Any, state: Any) -> Stepper | None:
+        """Go on from another state that it fits; None where the model is not what it was."""
+        assert self._weights is not None and self._writes is not None
+        if not self._weights.still_of(model):
+            return None
+        self.model = model
+        self.run.restart(state.clock)
+        given = state_fields(state)
+        for place, buffer, write in self._writes:
+            write(buffer, given[place])
+        return self
+
+    def close(self) -> None:
+        """Nothing more is written from this state: whoever decodes with the model next may have this."""
+        model, self.model = self.model, None  # or the model would never go
+        if model is None or self._weights is None or self._running:
+            return
+        with _lock:
+            _kept[model] = [self, *_kept.get(model, ())][:_MOST_KEPT]
 
     def _embed_norm(self) -> Step:
         norm, x = self.model.embed_norm, self.run.x
@@ -76,23 +129,87 @@ class Stepper:
         if self.ahead is None:
             self(tokens)
             return self.best[None].clone()
-        count = min(count, AHEAD)
+        count, self._running = min(count, AHEAD), True
         self.run.ahead(count)
         if self.limited:
             self.model.check_position(self.run.last)
         self._best[:], self._count[0] = tokens.numpy(), 0
         self.ahead(count)
+        self._running = False
         return self.kept[:count].clone()
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Scores (B,V) of what follows `tokens` (B,)."""
+        self._running = True  # whoever is interrupted here leaves threads' flags behind that do not fit
         self.run.advance(tokens)
         self._tokens[:] = tokens.numpy()  # the same memory; a tenth of the time
         if self.limited:
             self.model.check_position(self.run.last)
         for step in self.steps:
             step()
+        self._running = False
         return self.scores
+
+
+class Weights:
+    """What a step was prepared from: a model's modules and tensors."""
+
+    def __init__(self, modules: list[nn.Module], tensors: list[Tensor]) -> None:
+        self.modules, self._places = modules, _places(tensors)
+        self._small = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel() <= _SMALL * max(tensor.shape, default=1)]
+        self._copies = [tensor.clone() for tensor in self._small]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Weights | None:
+        """Those of a model; None where changes would not be seen."""
+        modules = all_modules(model)
+        tensors = _tensors(modules)
+        unseen = any(tensor.is_inference() for tensor in tensors) or any(isinstance(each, LowRankLinear) for each in modules)
+        return None if unseen else cls(modules[1:], tensors)
+
+    def still_of(self, model: nn.Module) -> bool:
+        """Whether the model is what it was."""
+        modules = all_modules(model)
+        same = len(modules) == len(self.modules) + 1 and all(a is b for a, b in zip(modules[1:], self.modules, strict=True))
+        if not same or _places(_tensors(modules)) != self._places:
+            return False
+        return all(torch.equal(now, then) for now, then in zip(self._small, self._copies, strict=True))
+
+
+def _tensors(modules: list[nn.Module]) -> list[Tensor]:
+    return [tensor for each in modules for held in (each._parameters, each._buffers) for tensor in held.values() if tensor is not None]
+
+
+def _places(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def _circumstances(state: Any) -> tuple[Any, ...]:
+    """What a step depends on beside the model: rows, threads, the process, whether buffers are tensors of inference, and whether
+    a row begins (a first token may follow rules of its own)."""
+    return len(state.clock), torch.get_num_threads(), openmp_threads(), torch.is_inference_mode_enabled(), int(state.clock[:, 1].min()) > 0
+
+
+_kept: weakref.WeakKeyDictionary[nn.Module, list[Stepper]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def forget(model: nn.Module) -> None:
+    """Drop the steps that are kept for a model."""
+    with _lock:
+        _kept.pop(model, None)
+
+
+def _take(model: nn.Module, state: Any, capacity: int) -> Stepper | None:
+    with _lock:
+        found = next((each for each in _kept.get(model, ()) if each.fits(state, capacity)), None)
+        if found is None:
+            return None
+        _kept[model].remove(found)
+    resumed = found.resume(model, state)
+    if resumed is None:
+        forget(model)
+    return resumed
 
 
 def make_stepper(model: Any, state: Any, capacity: int) -> Stepper | None:
@@ -103,4 +220,6 @@ def make_stepper(model: Any, state: Any, capacity: int) -> Stepper | None:
         state: what the model returned for the prompt.
         capacity: no row will hold more tokens.
     """
-    return Stepper(model, state, capacity) if can_step(model, len(state.clock)) else None
+    if not can_step(model, len(state.clock)):
+        return None
+    return _take(model, state, capacity) or Stepper(model, state, capacity)

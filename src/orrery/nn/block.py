@@ -154,7 +154,7 @@ def _canon_step(canon: Canon, held: Any, norm: nn.Module | None, part: nn.Module
     """x += part(canon(norm(x))): the part works on a stream of its own, whose change is added."""
     room, known = Beside(run), norm_of(norm)
     assert known is not None
-    kept, window = torch.empty_like(run.x), held.inputs.float().contiguous().clone()
+    kept, window = torch.empty_like(run.x), run.own(held.inputs)
     before = canon_step(run.x, known, window, canon.conv.weight, room.x, kept)
     return in_order(before, part_step(part, None, state, room), add_change(run.x, room.x, kept))
 

@@ -154,7 +154,7 @@ class _FeedForward(Part):
     def _canon_step(self, norm: RowNorm, state: ConvState, run: Stepping, h: Tensor, code: str, out: Step) -> Step:
         assert self.conv is not None
         raw, p = run.x.new_empty(2, len(run.x), self.wide.out_features)
-        window = state.inputs.float().contiguous().clone()
+        window = run.own(state.inputs)
         convolve = residual_conv_step(raw, window, self.conv.weight, p)
         return in_order(linear_step(run.x, self.wide, raw, norm), convolve, activate_step(p, h, code), out)
 

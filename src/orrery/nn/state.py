@@ -39,6 +39,15 @@ def state_tensors(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in state_tensors(item)]
 
 
+def state_fields(value: Any) -> list[Tensor]:
+    """As `state_tensors`, without clocks."""
+    if hasattr(value, "_fields"):
+        return [tensor for name, item in zip(value._fields, value, strict=True) if name != "clock" for tensor in state_fields(item)]
+    if isinstance(value, tuple):
+        return [tensor for item in value for tensor in state_fields(item)]
+    return [] if value is None else [value]
+
+
 def select(value: S, index: Tensor) -> S:
     """Chosen batch rows (an index or boolean mask over B) of every tensor: beam search, dropping finished rows."""
     return map_state(lambda tensor: tensor[index], value)

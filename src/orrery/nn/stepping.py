@@ -9,6 +9,9 @@ one token to the residual stream in place. A part that has no such form is calle
 
 A stepper changes the state it was given, so only the owner of a state may ask for one (`generate` does).
 
+What a step carries from token to token it asks of :meth:`Stepping.own`, which copies it out of the state; so a prepared step can go
+on from another state of the same model, once that is written into the same memory (:mod:`orrery.models.stepper` keeps them).
+
 B batch, D width.
 """
 
@@ -31,6 +34,7 @@ from orrery.ops.program import Steps
 from orrery.ops.steps.row_linear import MOST_ROWS, RowNorm, row_linear, row_norm
 
 Step = Callable[[], None]
+Write = Callable[[Tensor, Tensor], Any]
 
 
 class Stepping:
@@ -48,8 +52,32 @@ class Stepping:
         self.general = False
         self.shared: dict[str, Tensor] = {}  # buffers that a layer fills for later ones, as `ctx.shared` between calls of parts
         self.ctx = Context(donate=True)
+        self.owned: list[tuple[Tensor, Tensor, Write]] = []  # the state's tensor, what stands for it here, and how it is written
+        self._begin()
+
+    def _begin(self) -> None:
         self._first = True
-        self._past, self._even = int(self.positions.max()), bool((self.positions == self.positions[0]).all())
+        self._past, self._even = int(self._numbers.max()), bool((self._numbers == self._numbers[0]).all())
+
+    def restart(self, clock: Tensor) -> None:
+        """Go on from other rows: the clock (B,2) of their state. What is `owned` is written by the caller, then."""
+        self.clock = clock.clone()
+        self.positions.copy_(clock[:, 1])
+        self._begin()
+
+    def own(self, held: Tensor, buffer: Tensor | None = None, write: Write = Tensor.copy_) -> Tensor:
+        """What a step carries of the state's tensor `held`, as float32 in memory of its own, contiguous.
+
+        Args:
+            held: one of the state's very tensors, not a view of it.
+            buffer: the memory, where it is not laid out as `held` is.
+            write: `write(buffer, held)` lays `held` (of this state, or of one that comes later) out in it.
+        """
+        if buffer is None:
+            buffer = held.new_empty(held.shape, dtype=torch.float32)
+        write(buffer, held)
+        self.owned.append((held, buffer, write))
+        return buffer
 
     @property
     def last(self) -> int:
@@ -91,10 +119,21 @@ class Beside(Stepping):
         setattr(self.run, name, value)
 
 
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """Every module of a model once; the order is always the same. Quicker than `model.modules()`, which also makes their names."""
+    found, waiting = dict[nn.Module, None](), [model]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting.extend(each for each in module._modules.values() if each is not None)
+    return list(found)
+
+
 def can_step(model: nn.Module, batch: int) -> bool:
     """Whether compiled passes may run: few rows, float32 on a CPU, the rule for backends, and nobody listening inside."""
     plain, some = batch <= MOST_ROWS and not torch.is_autocast_enabled("cpu"), None
-    for module in model.modules():
+    for module in all_modules(model):
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             plain = False
         for some in (p for p in module._parameters.values() if p is not None):
