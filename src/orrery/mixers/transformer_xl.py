@@ -18,7 +18,6 @@ Oracle: tests/oracles/transformer_xl.py (float64 loops); transformers has droppe
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.heads import check_heads, count_heads
+from orrery.nn.kept import kept
 from orrery.nn.marks import no_decay
 from orrery.nn.memory import columns, distances, join, keep
 from orrery.nn.projection import Projection
@@ -213,7 +213,7 @@ def _ring(held: Tensor, positions: Tensor, slots: int) -> Tensor:
     return ring
 
 
-@functools.lru_cache(maxsize=8)
+@kept(8)
 def _table(count: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         rates = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)

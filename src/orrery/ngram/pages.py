@@ -31,9 +31,9 @@ def page_sum(W, first, last, page):  # type: ignore[no-untyped-def]
     """
     total, weight = 0, 0x9E3779B1
     for k in range(first, last):
-        c = weight + (k - first) * 0x7F4A7C16
-        total += (W[k] & _LOW) * c + ((W[k] >> 32) & _LOW) * (c + 0x165667B2)
-    return (total + (page + 1) * 0x2545F4914F6CDD1D) & _KEEP
+        c, w = weight + int(k - first) * 0x7F4A7C16, int(W[k])  # compiled: 64 bits that wrap; else Python's, whose low bits are the same
+        total += (w & _LOW) * c + ((w >> 32) & _LOW) * (c + 0x165667B2)
+    return (total + (int(page) + 1) * 0x2545F4914F6CDD1D) & _KEEP
 
 
 @inlined

@@ -10,7 +10,6 @@ B documents, T time, H query heads, G key-value heads, K head dimension, N token
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from orrery.nn.kept import kept
 from orrery.ops.backend import choose
 from orrery.ops.fused.short_attention import short_attention as compiled_attention
 
@@ -116,7 +116,7 @@ def pairs_seen(length: int, window: int | None) -> int:
     return sum((stop - begin) * (high - low) for begin, stop, low, high in _chunks(length, window))
 
 
-@functools.lru_cache(maxsize=256)
+@kept(256)
 def band(begin: int, stop: int, low: int, high: int, window: int, device: torch.device) -> Tensor:
     """Which keys low..high-1 the queries begin..stop-1 see: (1,1,stop-begin,high-low) bool."""
     with torch.inference_mode(False):
