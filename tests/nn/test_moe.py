@@ -114,13 +114,38 @@ def test_the_selection_bias_follows_the_load():
     for _ in range(2):  # a block that is recomputed sees the same Aux, and the same bias
         part(x, None, Context(aux=aux))
         assert torch.equal(part.selection_bias, bias)
+    one = part.load.clone()
+    part(x, None, Context(aux=Aux()))  # another micro-batch of the same step
+    assert torch.equal(part.selection_bias, bias) and torch.equal(part.load, 2 * one)
+
+    def learn():
+        with torch.no_grad():
+            part.router.weight.mul_(1 + 1e-6)
+
+    learn()
     part(x, None, Context(aux=Aux()))
     step = (part.selection_bias - bias).abs()
     assert step.any() and torch.allclose(step[step > 0], torch.tensor(0.01))
     for _ in range(80):
+        learn()
         part(x, None, Context(aux=Aux()))
+    part.router.weight.requires_grad_(False)  # there is no step to wait for
+    bias = part.selection_bias.clone()
+    part(x, None, Context(aux=Aux()))
+    assert not torch.equal(part.selection_bias, bias)
     part.eval()
     assert spread() < 0.6 * before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_router_is_exact_under_autocast(dtype):
+    part, x = build(dtype=dtype, router_z=1.0), torch.randn(2, 9, 12, dtype=dtype)
+    part.float()
+    _, exact = call(part, x.float(), "experts")
+    with torch.autocast("cpu", torch.bfloat16):
+        _, aux = call(part, x, "experts")
+    assert torch.equal(aux.reports["experts"][0], exact.reports["experts"][0])
+    torch.testing.assert_close(aux.losses["router_z"], exact.losses["router_z"], rtol=1e-5, atol=0.0)
 
 
 def test_capacity_drops_in_training_only():

@@ -44,6 +44,20 @@ def gap(a, b):
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+def test_micro_batches_move_a_selection_bias_as_the_whole_batch_does():
+    found = []
+    for accumulate in (1, 4):
+        moe = {"channel.name": "moe", "hidden": 8, "bias_rate": 0.01, "balance": 0.0}
+        model = orrery.create_model("transformer", width=32, depth=2, vocab_size=V, seed=0, **moe).double()
+        pair = Pair(model, orrery.create_objective("next-token"))
+        engine = Engine(pair, AdamW(pair, 1e-3), lambda step: 1e-3, 1.0, accumulate)
+        for step in range(4):
+            engine.step(step, batch(step))
+        found.append(torch.stack([block.channel.selection_bias for block in model.blocks]))
+    assert 0.015 < float(found[0].abs().max()) <= 0.0301  # three steps behind it
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_equals_a_plain_loop():
     model, engine = make(clip=0.5)
     twin = orrery.create_model("transformer", width=32, depth=2, vocab_size=V, seed=0)

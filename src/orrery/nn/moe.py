@@ -8,15 +8,16 @@ Equation:  p = softmax(W_r x) or sigmoid(W_r x);   S = the k experts with the la
     E_i a GLU (or an MLP).  Softmax over the chosen logits alone equals normalised softmax over all of them.
     balance loss  E sum_i f_i P_i,  f_i = choices of expert i / tokens,  P_i = mean_t p_i (normalised to sum 1)
     z loss        mean_t (logsumexp(W_r x))^2
-    bias_i += rate sign(mean load - load_i) after each training call of an objective
+    bias_i += rate sign(mean load - load_i) after each step, the loads of its micro-batches together
 
 Shapes: B batch, T time, N = B T tokens, D width, E experts, k chosen, F hidden size of one expert.
 
 Cost: per token the router (E D) and k + shared expert networks; all E are held in memory.
 
-Differs from the papers: the bias follows the loads one step later (with the next training call), so that recomputing a
-    block in the backward pass routes as before; a capacity holds in training only, so that decoding equals reading;
-    Canon-D has no place here, since hidden features belong to experts.
+Differs from the papers: the bias follows the loads with the first training call that finds the router changed by a step (with
+    every call where the router does not learn), so that micro-batches and recomputed blocks route alike; a capacity holds in
+    training only, so that decoding equals reading; Canon-D has no place here, since hidden features belong to experts. The
+    router computes in its weights' precision under autocast too (2101.03961, section 2.4).
 
 Oracle: tests/oracles/moe.py (float64 loops); transformers' Mixtral, Qwen2-MoE, Qwen3-MoE and DeepSeek-V3 blocks.
 """
@@ -115,8 +116,9 @@ class MoE(Part):
         if config.bias_rate is not None:
             self.register_buffer("selection_bias", torch.zeros(config.experts))
         if config.bias_rate:
-            self.register_buffer("load", torch.zeros(config.experts))  # of the last training call, not yet followed
-        self._counted: weakref.ref[Aux] | None = None
+            self.register_buffer("load", torch.zeros(config.experts))  # of the step at hand, not yet followed
+        self._counted: weakref.ref[Aux] | None = None  # the call whose loads are in
+        self._met: Tensor | None = None  # the router's weights that the loads belong to
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -135,14 +137,14 @@ class MoE(Part):
     def mix(self, x: Tensor, state: None, ctx: Context) -> tuple[Tensor, None]:
         rows = x.reshape(-1, x.shape[-1])
         valid = ctx.timeline.valid(x.shape[1])
-        if self.config.bias_rate and self.training and ctx.aux is not None:
-            self._follow_load(ctx.aux)
-        logits = self.router(rows)
+        counting = bool(self.config.bias_rate) and self.training and ctx.aux is not None and self._follow_load(ctx.aux)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.router(rows.to(self.router.weight.dtype))
         probabilities, gates, chosen = self.route(logits)
         if valid is not None:
             chosen = chosen.masked_fill(~valid.flatten()[:, None], self.config.experts)
         if ctx.aux is not None:
-            self._account(logits, probabilities, chosen, valid, ctx.aux, x.shape[:2])
+            self._account(logits, probabilities, chosen, valid, ctx.aux, x.shape[:2], counting)
         if self.training and self.config.capacity is not None:
             even = self.config.capacity * chosen.numel() / self.config.experts
             chosen = drop_beyond(chosen, self.config.experts, math.ceil(even))
@@ -192,13 +194,13 @@ class MoE(Part):
         return self.act(gate) * up
 
     def _account(
-        self, logits: Tensor, probabilities: Tensor, chosen: Tensor, valid: Tensor | None, aux: Aux, shape: torch.Size
+        self, logits: Tensor, probabilities: Tensor, chosen: Tensor, valid: Tensor | None, aux: Aux, shape: torch.Size, counting: bool
     ) -> None:
         """Losses, statistics, and the loads that the selection bias follows; padding counts for nothing."""
         config = self.config
         counts = torch.bincount(chosen.flatten(), minlength=config.experts + 1)[: config.experts].to(probabilities.dtype)
-        if config.bias_rate and self.training:
-            self.load.copy_(counts)
+        if counting:
+            self.load.add_(counts)
         if valid is not None:
             logits, probabilities = logits[valid.flatten()], probabilities[valid.flatten()]
         tokens = max(1, len(logits))
@@ -216,11 +218,20 @@ class MoE(Part):
             aux.put("experts", self.place.layer, chosen.view(*shape, -1))
 
     @torch.no_grad()
-    def _follow_load(self, aux: Aux) -> None:
-        """Move the selection bias towards the experts that had less (2408.15664, algorithm 1), once per training call."""
-        if self._counted is None or aux is not self._counted():
+    def _follow_load(self, aux: Aux) -> bool:
+        """Move the selection bias towards the experts that had less in a step that is done (2408.15664, algorithm 1).
+
+        Returns:
+            Whether this call's loads are to be counted: those of a recomputed block have been.
+        """
+        if self._counted is not None and aux is self._counted():
+            return False
+        self._counted, weight = weakref.ref(aux), self.router.weight
+        if self._met is None or not weight.requires_grad or not torch.equal(self._met, weight):  # a fused step leaves its version
             self.selection_bias += float(self.config.bias_rate or 0.0) * torch.sign(self.load.mean() - self.load)
-            self._counted = weakref.ref(aux)
+            self.load.zero_()
+            self._met = weight.detach().clone()
+        return True
 
     def stepper(self, norm: RowNorm, state: None, run: Stepping) -> Step | None:
         config, x = self.config, run.x
