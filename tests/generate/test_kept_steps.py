@@ -12,7 +12,10 @@ from orrery.generate.engine import decode_steps
 from orrery.generate.sampling import Sampling
 from orrery.models import stepper as steppers
 
-KEPT = ["rwkv4", "rwkv6", "rwkv7", "mamba2", "gated-deltanet", "xlstm-large", "lstm", "slstm", "lizard(window=6,head_dim=16)", "gla(canon=ac)"]
+KEPT = [
+    "transformer", "transformer(window=6)", "gpt2", "rwkv4", "rwkv6", "rwkv7", "mamba", "mamba2", "gated-deltanet", "xlstm-large", "lstm",
+    "slstm", "lizard(window=6,head_dim=16)", "gla(canon=ac)", "qrnn", "latent-attention(window=5)", "performer", "zamba2", "griffin",
+]  # fmt: skip
 PROMPTS = torch.randint(0, 61, (2, 14), generator=torch.Generator().manual_seed(3))
 
 

@@ -254,7 +254,7 @@ class Attention(Mixer):
         """What all heads put out for one token x (B,D), as a step and the y (B,H*K) that it writes."""
         batch = len(x)
         p, y = x.new_empty(batch, self.inputs.linear.out_features), x.new_empty(batch, self.out.in_features)
-        k, v = (self._ring(cached, state.clock[:, 1], run.capacity) for cached in (state.k, state.v))
+        k, v = (self._ring(cached, run) for cached in (state.k, state.v))
         places = torch.arange(run.capacity)
         table = cached_table(places, run.capacity, self.rotated, self.config.rope_theta, torch.float32)
         norms = None
@@ -263,15 +263,17 @@ class Attention(Mixer):
         project = self.inputs.step(x, state.conv, p, norm)
         return in_order(project, attention_step(p, k, v, run.positions, table, y, norms, self.scale)), y
 
-    def _ring(self, cached: Tensor, positions: Tensor, capacity: int) -> Tensor:
+    def _ring(self, cached: Tensor, run: Stepping) -> Tensor:
         """Cached keys or values (B,S,G,K) as a ring (B,G,K,slots): position p in slot p mod (window, or capacity without one)."""
-        slots = min(self.config.window or capacity, capacity)
-        held = min(slots, cached.shape[1])
-        ring = cached.new_empty(len(cached), *cached.shape[2:], slots)  # a slot is read once it is written
-        for row, position in enumerate(positions.tolist()):
-            kept = cached[row, :held].flatten(1).t().contiguous()  # a whole matrix turns quicker than its heads
-            ring[row].view(len(kept), slots)[:, :held] = kept.roll(position % slots, 1) if position > slots else kept
-        return ring
+        slots = min(self.config.window or run.capacity, run.capacity)
+
+        def write(ring: Tensor, cached: Tensor) -> None:
+            held = min(slots, cached.shape[1])
+            for row, position in enumerate(run.positions.tolist()):
+                kept = cached[row, :held].flatten(1).t().contiguous()  # a whole matrix turns quicker than its heads
+                ring[row].view(len(kept), slots)[:, :held] = kept.roll(position % slots, 1) if position > slots else kept
+
+        return run.own(cached, cached.new_empty(len(cached), *cached.shape[2:], slots), write)  # a slot is read once it is written
 
     def _fits(self, state: AttentionState, time: Timeline, x: Tensor) -> bool:
         """Whether new keys go into the donated buffer at the slots of their positions."""

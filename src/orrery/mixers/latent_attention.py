@@ -240,20 +240,23 @@ class LatentAttention(Mixer):
             steps += [row_norm_into(p[:, : self._parts[0]], norm_of(self.query_norm), low), linear_step(low, self.query, q)]
         turned = self.shared if self.config.rope else 0
         table = cached_table(torch.arange(run.capacity), run.capacity, turned, self.config.rope_theta, torch.float32)
-        cache, weight = self._ring(state, run.capacity), self.expand.weight.view(self.heads, -1, self.rank)
+        cache, weight = self._ring(state, run), self.expand.weight.view(self.heads, -1, self.rank)
         gain = self.norm.weight, self.norm.eps
         attend = latent_step(q, p, self._parts[0], cache, run.positions, table, weight, gain, y)
         return in_order(*steps, attend, linear_step(y, self.out, x, add=True))
 
-    def _ring(self, state: LatentState, capacity: int) -> Tensor:
+    def _ring(self, state: LatentState, run: Stepping) -> Tensor:
         """The cache as a ring (B,slots,C+R): position p in slot p mod (window, or capacity without one)."""
-        slots = min(self.config.window or capacity, capacity)
-        ring = state.latent.new_empty(len(state.latent), slots, self.rank + self.shared)  # a slot is read once it is written
-        for row, position in enumerate(state.clock[:, 1].tolist()):
-            held = min(position, slots if self._memory is None else self._memory)
-            places = torch.arange(position - held, position) % slots
-            ring[row, places] = state.latent[row, :held]
-        return ring
+        slots = min(self.config.window or run.capacity, run.capacity)
+
+        def write(ring: Tensor, latent: Tensor) -> None:
+            for row, position in enumerate(run.positions.tolist()):
+                held = min(position, slots if self._memory is None else self._memory)
+                places = torch.arange(position - held, position) % slots
+                ring[row, places] = latent[row, :held]
+
+        size = self.rank + self.shared
+        return run.own(state.latent, state.latent.new_empty(len(state.latent), slots, size), write)  # a slot is read once it is written
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The attention matrix (B,H,T,T) of a whole sequence; row t sums to 1."""

@@ -129,8 +129,9 @@ class QRNN(Mixer):
         maps = (self.inputs,) if self.out is None else (self.inputs, self.out)
         if not plain_linear(*maps):
             return None
-        x, c = run.x, state.c.float().contiguous().clone()
-        near = torch.cat([torch.zeros_like(x), state.inputs.float().flatten(1)], 1)  # the oldest token leaves before it is read
+        x, c = run.x, run.own(state.c)
+        near = x.new_zeros(len(x), self.config.window * x.shape[1])  # the oldest token leaves before it is read
+        run.own(state.inputs, near, lambda to, held: to[:, x.shape[1] :].copy_(held.flatten(1)))
         p, h = x.new_empty(len(x), self.inputs.out_features), torch.empty_like(x)
         into = [row_norm_into(x, norm, h), window_step(h, near), linear_step(near, self.inputs, p)]
         if self.out is None:

@@ -164,7 +164,7 @@ class Weights:
         """Those of a model; None where changes would not be seen."""
         modules = all_modules(model)
         tensors = _tensors(modules)
-        unseen = any(tensor.is_inference() for tensor in tensors) or any(isinstance(each, LowRankLinear) for each in modules)
+        unseen = any(tensor.is_inference() for tensor in tensors) or any(isinstance(each, LowRankLinear) and each.rank > _SMALL for each in modules)
         return None if unseen else cls(modules[1:], tensors)
 
     def still_of(self, model: nn.Module) -> bool:

@@ -145,7 +145,7 @@ class KernelAttention(Mixer):
             return None
         batch = len(run.x)
         p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)
-        memory, peak = (held.float().contiguous().clone() for held in (state.memory, state.peak))
+        memory, peak = run.own(state.memory), run.own(state.peak)
         table = cached_table(torch.arange(run.capacity), run.capacity, self.rotated, self.config.rope_theta, torch.float32)
         project = self.inputs.step(run.x, state.conv, p, norm)
         attend = kernel_attention_step(p, memory, peak, y, features, run.positions, table, self.config.eps)
