@@ -94,6 +94,17 @@ def test_wordpiece_equals_the_library_s_own_bert(wordpiece, tmp_path):
     assert [theirs.pad_token, theirs.unk_token, theirs.cls_token, theirs.sep_token, theirs.mask_token] == list(MARKS)
 
 
+def test_lower_case_takes_accents_as_bert_does_and_leaves_vowels():
+    from tokenizers import normalizers
+
+    own = WordPieceTokenizer.build("120,lower", TEXT)._inner.normalizer
+    bert = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+    for text in ("Äpfel, É\u0301té NAÏVE façade", "Łódź Ąęść", "İstanbul ÇAĞ", "ёлка Й", "שָׁלוֹם", "مُحَمَّد", "漢字 a\x00b"):
+        assert own.normalize_str(text) == bert.normalize_str(text)
+    for text in ("विकणे हिंदी चं", "กินข้าว", "が", "한국어"):
+        assert own.normalize_str(text) == text != bert.normalize_str(text)
+
+
 def vocabulary(tokenizer):
     return tokenizer._inner.get_vocab(with_added_tokens=True)
 

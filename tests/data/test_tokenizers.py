@@ -57,6 +57,25 @@ def test_every_text_comes_back(trained: dict[str, Tokenizer], kind: str, text: s
     assert tokenizer.doc_id not in ids
 
 
+MARATHI = "सनातनवाद्यांनी व प्रतिगाम्यांनी समाज रसातळाला नेला असताना"
+PERSIAN = "می\u200cخواهم کتاب\u200cها را بخوانم"
+
+
+@pytest.mark.parametrize("kind", LIBRARY)
+@pytest.mark.parametrize("text", [MARATHI, PERSIAN], ids=["marathi", "persian"])
+def test_vowels_that_are_marks_and_joiners_belong_to_their_word(kind: str, text: str):
+    tokenizer = LIBRARY[kind].build("600", [text] * 50)
+    pieces = tokenizer._inner.pre_tokenizer.pre_tokenize_str(text)
+    assert [text[slice(*place)].strip() for _, place in pieces] == text.split()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    if kind == "bpe":
+        assert len(tokenizer.encode(text)) == len(text.split()), "words are learnt whole"
+    begins, ends = BPETokenizer.build("330", [text] * 50).word_edges()
+    ids = BPETokenizer.build("330", [text] * 50).encode(text).astype(int)
+    joined = sum(bool(ends[a] and begins[b]) for a, b in zip(ids, ids[1:], strict=False))
+    assert joined == len(ids) - len(text.split()), "whole words are hidden whole"
+
+
 @given(text=st.text(alphabet=sorted(set("".join(TEXTS))), max_size=60))
 def test_characters_of_the_alphabet_come_back_and_others_are_unknown(trained: dict[str, Tokenizer], text: str):
     tokenizer = trained["chars"]

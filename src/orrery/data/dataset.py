@@ -136,12 +136,13 @@ def build_tokenizer(spec: str, corpus: str | Path | Corpus, quiet: bool = False)
         raise DataError(
             f"no tokenizer '{spec}'.{suggest(kind, known)} Known: {listed} (as in bpe:8192), or the path of a tokenizer.json"
         )
-    build = load(kind, "tokenizer").build
+    cls = load(kind, "tokenizer")
+    build, rule = cls.build, str(getattr(cls, "rule", ""))
     if kind == "bytes":
         return build(argument, ())
     source = open_corpus(corpus)
     facts = source.facts(quiet)
-    key = config_hash([splitting.RULE, facts.hash, facts.split.to_dict(), TRAINING_TEXT, _library_version()])
+    key = config_hash([splitting.RULE, facts.hash, facts.split.to_dict(), TRAINING_TEXT, _library_version(), rule])
     path = cache_dir() / "tokenizers" / f"{_slug(source.name)}-{_slug(spec)}-{key}"
     with exclusive(path):
         if not path.is_dir():

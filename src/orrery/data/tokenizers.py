@@ -10,6 +10,9 @@
 Text never produces the document id: markup such as `<|endoftext|>` in a text is encoded as the characters it is made of.
 All but `chars` (for characters it has not seen) and some loaded files give every text back unchanged; `lossless` says so.
 
+Before `bpe` and `unigram` learn, text is cut into words with the space before them, numbers, and runs of other signs, as GPT-2's is;
+but marks such as the vowels of Devanagari, and the joiners of Persian and Indic scripts, belong to their word.
+
 Papers: byte-pair encoding 1508.07909; unigram 1804.10959; byte-level vocabularies as in GPT-2.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +48,13 @@ ROLES = {  # role -> how files spell its mark, the commonest first
     "separator": ("[SEP]", "</s>", "<sep>"),
     "mask": ("[MASK]", "<mask>"),
 }
+LONGEST = 64  # bytes of a piece of `unigram`: its papers' sixteen characters in any script
+JOINERS = "\u200c\u200d"  # signs of format inside words
+PIECES = (
+    rf"'(?:[sdmt]|ll|ve|re)| ?[\p{{L}}\p{{M}}{JOINERS}]+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{M}}\p{{N}}{JOINERS}]+|\s+(?!\S)|\s+"
+)
 _UNKNOWN = "\ufffd"
+_INSIDE = JOINERS + _UNKNOWN
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|end|>", "[SEP]")
 _SAMPLE = "  The  quick\n\n\tbrown — fox: ÀÉ ß 漢字 \U0001f389 \x00 1234567 İi ﬁ e\u0301\r\n"
 
@@ -57,6 +67,7 @@ class Tokenizer(ABC):
     doc_id: int  # starts every document of a token stream; never produced by text
     lossless: bool = True  # decode(encode(text)) == text for every text
     unknown_id: int | None = None
+    rule: str = ""  # of one that is trained here: how text is prepared for that
 
     @property
     def marks(self) -> dict[str, int]:
@@ -70,7 +81,8 @@ class Tokenizer(ABC):
 
         pieces = [self.decode([number]) for number in range(self.vocab_size)]
         inside = [
-            [piece[place].isalnum() or piece[place] == _UNKNOWN if piece else False for piece in pieces]
+            [piece[place].isalnum() or unicodedata.category(piece[place])[0] == "M" or piece[place] in _INSIDE if piece else False
+             for piece in pieces]
             for place in (0, -1)
         ]
         return np.array(inside[0]), np.array(inside[1])
@@ -334,6 +346,8 @@ class _LibraryStream(Stream):
 class BPETokenizer(LibraryTokenizer):
     """Byte-pair encoding over bytes, trained here (1508.07909): merge the most frequent neighbours until N ids."""
 
+    rule = PIECES
+
     @classmethod
     def build(cls, argument: str, texts: Iterable[str]) -> BPETokenizer:
         """Train to `argument` ids (default 8192), the document id included; fewer when the text has no more merges."""
@@ -350,6 +364,8 @@ class BPETokenizer(LibraryTokenizer):
 class UnigramTokenizer(LibraryTokenizer):
     """A unigram language model over bytes, trained here (1804.10959): of all segmentations the most probable."""
 
+    rule = PIECES
+
     @classmethod
     def build(cls, argument: str, texts: Iterable[str]) -> UnigramTokenizer:
         """Train to `argument` ids (default 8192), the document id included."""
@@ -357,7 +373,7 @@ class UnigramTokenizer(LibraryTokenizer):
 
         size = _size(argument or str(DEFAULT), "unigram", least=258)
         trainer = trainers.UnigramTrainer(
-            vocab_size=size - 1, initial_alphabet=sorted(_alphabet().values()), show_progress=False
+            vocab_size=size - 1, initial_alphabet=sorted(_alphabet().values()), max_piece_length=LONGEST, show_progress=False
         )
         library = json.loads(_train(models.Unigram(), trainer, texts).to_str())
         library["model"]["vocab"] = _settled(library["model"]["vocab"])
@@ -393,11 +409,12 @@ def _settled(vocab: list[list[Any]]) -> list[list[Any]]:
 
 
 def _train(model: Any, trainer: Any, texts: Iterable[str]) -> Any:
+    from tokenizers import Regex, decoders, pre_tokenizers
     from tokenizers import Tokenizer as Inner
-    from tokenizers import decoders, pre_tokenizers
 
     inner = Inner(model)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), bytewise])
     inner.decoder = decoders.ByteLevel()
     inner.train_from_iterator(texts, trainer)
     return inner
