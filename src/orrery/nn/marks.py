@@ -7,11 +7,11 @@ copies a part to train it draws its parameters anew.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor
 
 
-def no_decay(*parameters: nn.Parameter | None) -> None:
-    """Leave these out of weight decay."""
+def no_decay(*parameters: Tensor | None) -> None:
+    """Leave these parameters out of weight decay."""
     for parameter in parameters:
         if parameter is not None:
             parameter.no_decay = True  # type: ignore[attr-defined]
