@@ -122,7 +122,7 @@ class Attention(Mixer):
         inner = self.heads * self.head_dim
         gates = 0 if not config.gate else self.heads if config.gate == "head" else inner
         self._parts = [inner + 2 * self.kv_heads * self.head_dim, gates]
-        self.inputs = Projection(place, sum(self._parts), bias=config.bias)  # of q, k, v, and the gate
+        self.inputs = Projection(place, sum(self._parts), bias=config.bias, canon=self._parts[0])  # of q, k, v, and the gate
         self.out = nn.Linear(inner, place.out or place.width, bias=config.bias if config.out_bias is None else config.out_bias)
         whole, eps = config.norm_whole, 1e-6 if config.qk_norm is True else float(config.qk_norm)
         self.q_norm = RMSNorm(self.head_dim * (self.heads if whole else 1), eps) if config.qk_norm else None
@@ -211,20 +211,24 @@ class Attention(Mixer):
 
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed; the raw gate (B,T,H*K); the last inputs of Canon-B."""
-        p, conv = self.inputs(x, conv, ctx)
+        canon = self.inputs.conv if self.q_norm is not None else None  # Canon-B stands behind the norms
+        p, conv = self.inputs(x, conv, ctx) if canon is None else (self.inputs.linear(x), conv)
         p, gate = p.split(self._parts, -1) if self.config.gate else (p, None)
-        heads = p.unflatten(-1, (-1, self.head_dim))
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
+        heads, groups = p.unflatten(-1, (-1, self.head_dim)), [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = heads.split(groups, 2)
         if self.q_norm is not None and self.k_norm is not None:
             if self.config.norm_whole:
                 q, k = self.q_norm(q.flatten(2)).view(q.shape), self.k_norm(k.flatten(2)).view(k.shape)
             else:
                 q, k = self.q_norm(q), self.k_norm(k)
+        if canon is not None:
+            p, conv = canon(torch.cat([q, k, v], 2).flatten(2), conv, ctx)
+            q, k, v = p.unflatten(-1, (-1, self.head_dim)).split(groups, 2)
         if self.rotated:
             table = turns(x, ctx, self.rotated, self.config.rope_theta)
             if self.q_norm is None:
                 heads = rotate(heads, table, self.heads + self.kv_heads)  # values pass: one tensor, one gradient
-                q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
+                q, k, v = heads.split(groups, 2)
             else:
                 q, k = rotate(q, table), rotate(k, table)
         return q, k, v, gate, conv
@@ -245,7 +249,8 @@ class Attention(Mixer):
         return ctx.bias if own is None else own if ctx.bias is None else own + ctx.bias
 
     def stepper(self, norm: RowNorm, state: AttentionState, run: Stepping) -> Step | None:
-        if self.config.relative is not None or not (plain_linear(self.inputs.linear) and plain_out(self.out)):
+        behind = self.q_norm is not None and self.inputs.conv is not None
+        if behind or self.config.relative is not None or not (plain_linear(self.inputs.linear) and plain_out(self.out)):
             return None
         attend, y = self.heads_step(run.x, norm, state, run)
         return in_order(attend, linear_step(y, self.out, run.x, add=True))

@@ -94,7 +94,7 @@ class GLA(Mixer):
         self.heads = count_heads(config, place)
         keys, values = self.heads * self.key, self.heads * self.value
         self._parts = [keys, keys, values, values, config.gate_rank]
-        self.inputs = Projection(place, sum(self._parts))  # of q, k, v, z and the gate's rank, in this order
+        self.inputs = Projection(place, sum(self._parts), canon=2 * keys + values)  # of q, k, v, z and the gate's rank, in this order
         self.gate = nn.Linear(config.gate_rank, keys)
         self.norm = RMSNorm(self.value, config.norm_eps)
         self.out = nn.Linear(values, place.width, bias=False)

@@ -114,7 +114,7 @@ class LatentAttention(Mixer):
         asking = self.heads * (self.shared + self.head_dim)
         self.first, self.compressed = config.query_rank or asking, self.rank + self.shared
         self._parts = [self.first, self.compressed, self.heads if config.gate else 0]
-        self.inputs = Projection(place, sum(self._parts))  # of W_q or W_z; W_c, W_r; the gate
+        self.inputs = Projection(place, sum(self._parts), canon=sum(self._parts[:2]))  # of W_q or W_z; W_c, W_r; the gate
         self.query_norm = RMSNorm(config.query_rank, config.norm_eps) if config.query_rank else None
         self.query = nn.Linear(config.query_rank, asking, bias=False) if config.query_rank else None
         self.norm = RMSNorm(self.rank, config.norm_eps)

@@ -102,7 +102,7 @@ class Lightning(Mixer):
         self.honours = frozenset({"positions"}) if placed else frozenset()  # type: ignore[misc]
         self.keys = self.head_dim * (2 if placed else 1)
         self.decays = lightning_decays(self.heads, place.layer, place.depth)
-        self.inputs = Projection(place, 4 * self.inner)
+        self.inputs = Projection(place, 4 * self.inner, canon=3 * self.inner)
         self.theta_log = nn.Parameter(torch.empty(self.heads, self.head_dim)) if placed else None
         self.norm = nn.Parameter(torch.empty(self.inner)) if config.gain else None
         self.out = nn.Linear(self.inner, place.width, bias=False)

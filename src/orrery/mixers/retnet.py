@@ -89,7 +89,7 @@ class RetNet(Mixer):
         self.decays = retnet_decays(self.heads, config.slowest)
         keys, values = self.heads * self.key, self.heads * self.value
         self.parts = [2 * keys, values, values]
-        self.inputs = Projection(place, sum(self.parts))
+        self.inputs = Projection(place, sum(self.parts), canon=2 * keys + values)
         self.norm = nn.Parameter(torch.empty(self.value))
         self.out = nn.Linear(values, place.width, bias=False)
         self.reset_parameters()

@@ -90,7 +90,7 @@ class XLSTMLarge(Mixer):
         self.key = config.key_dim or max(1, config.head_dim // 2)
         self.keys, self.values = self.heads * self.key, self.heads * config.head_dim
         self.parts = [self.keys, self.keys, self.values, self.values, self.heads, self.heads]
-        self.inputs = Projection(place, sum(self.parts))
+        self.inputs = Projection(place, sum(self.parts), canon=2 * self.keys + self.values)
         self.gate_bias = nn.Parameter(torch.empty(2 * self.heads))
         self.norm = nn.Parameter(torch.empty(self.values))
         self.out = nn.Linear(self.values, place.width, bias=False)

@@ -2,16 +2,17 @@
 
     p_t = W x_t (+ b);   with Canon-B:  p_t + sum_j w_j p_{t-K+1+j}
 
-Canon-B (Physics of LMs 4.1) stands on the concatenated projections, before they are split into heads. A mixer whose
-paper has a short convolution of its own already has that layer; it passes `canon=False`.
+Canon-B (Physics of LMs 4.1) stands on queries, keys and values side by side, before they are split into heads; gates that the same
+product makes go by it. A mixer whose paper has a short convolution of its own already has that layer; it passes `canon=False`.
 
-B batch, T time, D width, E output size.
+B batch, T time, D width, E output size, C outputs convolved, K taps.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from orrery.nn.contract import Context, Place
 from orrery.nn.conv import ShortConv
@@ -27,27 +28,34 @@ class Projection(nn.Module):
         place: where the mixer stands; `b` in `place.canon` turns the convolution on.
         out: E.
         bias: of the linear map.
-        canon: False for mixers that bring their own convolution.
+        canon: outputs that the convolution is for, from the first on; True: all; False: none, for mixers that bring their own.
     """
 
-    def __init__(self, place: Place, out: int, bias: bool = False, canon: bool = True) -> None:
+    def __init__(self, place: Place, out: int, bias: bool = False, canon: bool | int = True) -> None:
         super().__init__()
         self.linear = nn.Linear(place.width, out, bias=bias)
-        self.conv = ShortConv(out, residual=True) if canon and "b" in place.canon else None
+        self.convolved = out if canon is True else int(canon)
+        self.conv = ShortConv(self.convolved, residual=True) if self.convolved and "b" in place.canon else None
 
     def forward(self, x: Tensor, inputs: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor]:
-        """X (B,T,D), last inputs (B,K-1,E) or None -> p (B,T,E) and the new last inputs ((B,0,E) without a convolution)."""
+        """X (B,T,D), last inputs (B,K-1,C) or None -> p (B,T,E) and the new last inputs, of the C convolved outputs ((B,0,0) where none
+        is)."""
         p = self.linear(x)
         if self.conv is None:
             return p, p.new_empty(len(p), 0, 0)
-        return self.conv(p, inputs, ctx)
+        if self.convolved == p.shape[-1]:
+            return self.conv(p, inputs, ctx)
+        first, inputs = self.conv(p[..., : self.convolved], inputs, ctx)
+        return torch.cat([first, p[..., self.convolved :]], -1), inputs
 
     def step(self, x: Tensor, inputs: Tensor, y: Tensor, norm: RowNorm | None = None) -> Step:
         """One token as a step (:mod:`orrery.nn.stepping`): y (B,E) from norm(x) (B,D), the last inputs copied and then kept."""
         if self.conv is None:
             return linear_step(x, self.linear, y, norm)
-        raw, window = torch.empty_like(y), inputs.float().contiguous().clone()
-        return in_order(linear_step(x, self.linear, raw, norm), residual_conv_step(raw, window, self.conv.weight, y))
+        others = y.shape[1] - self.convolved  # with taps of 0 they are what they were
+        raw, window = torch.empty_like(y), F.pad(inputs.float(), (0, others)).contiguous().clone()
+        taps = F.pad(self.conv.weight.detach(), (0, 0, 0, others))
+        return in_order(linear_step(x, self.linear, raw, norm), residual_conv_step(raw, window, taps, y))
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Last inputs before the first token."""
