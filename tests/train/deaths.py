@@ -6,7 +6,8 @@ A moment is the n-th of these calls: a training step, the writing of a weights f
 everything that makes a file durable or moves it (fsync, rename, replace, removal of a tree). The mode "count" answers how
 many there are in an undisturbed run; "kill" kills with SIGKILL again and again, each time after a number of moments drawn
 from the seed, until the run ends by itself, and answers how often; "interrupt" sends SIGINT once, during step `seed`.
-The parent imports everything and computes nothing, so that forking it is safe.
+The parent has trained each kind of model once, in a folder that nobody sees again, so that children need not import and load
+kernels, which takes several times as long as their training; on one thread, so that forking it is safe.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
+import threading
 
 import torch
 
-import orrery
 import orrery.models.storage
 import orrery.train.checkpoint
 from orrery.train import TrainConfig, train
@@ -95,7 +97,6 @@ def interrupted(config: TrainConfig, folder: str, moment: int) -> int:
 
 def perform(config: TrainConfig, folder: str, mode: str, seed: int) -> int:
     """The answer to one job."""
-    orrery.create_model(config.model.name, size="nano")  # imports its files
     if mode == "interrupt":
         return interrupted(config, folder, seed)
     reading, writing = os.pipe()
@@ -111,7 +112,13 @@ def perform(config: TrainConfig, folder: str, mode: str, seed: int) -> int:
 def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as file:
         jobs = json.load(file)
-    answers = [perform(TrainConfig.from_dict(j["config"]), j["folder"], j["mode"], j["seed"]) for j in jobs]
+    configs = [TrainConfig.from_dict(job["config"]) for job in jobs]
+    torch.set_num_threads(1)
+    for config in {config.model.name: config for config in configs}.values():
+        with tempfile.TemporaryDirectory() as folder:
+            train(config, folder, quiet=True)
+    assert threading.active_count() == 1
+    answers = [perform(config, j["folder"], j["mode"], j["seed"]) for config, j in zip(configs, jobs, strict=True)]
     print(json.dumps(answers))
 
 
