@@ -99,5 +99,8 @@ def test_the_nearest_words_are_near():
     name, given = nearest_words(SPEC, Table("t", ("context", "question", "answer"), made), Table("t", (), made))
     assert name == "the words nearest to the question's" and all(len(text.split()) == 1 for text in given["texts"])
     assert given["texts"][0] in ("in", "1250") and given["texts"][1] in ("fell", "in", "1801")
+    marathi = {"context": "किल्ला मुंबईत आहे . पूल पुण्यात आहे .", "question": "पूल कोठे आहे ?", "answer": "पुण्यात"}
+    row = [Row("r", marathi)] * 2
+    assert nearest_words(SPEC, Table("t", (), row), Table("t", (), row))[1]["texts"][0] in marathi["context"].split(), "vowels that are marks"
     silent = [Row("r", {**made[0].values, "answer": ""})] * 3
     assert nearest_words(SPEC, Table("t", (), silent), Table("t", (), made)) == ("never an answer", {"texts": ["", ""]})

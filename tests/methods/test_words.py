@@ -13,12 +13,17 @@ from orrery.cli import main
 from orrery.core.errors import ConfigError, CorruptionError
 from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
-from orrery.methods.baselines import fit_linear
+from orrery.methods.baselines import _words, fit_linear
 from orrery.methods.finetune import FinetuneConfig
 from orrery.methods.fitted import load_fitted
 from orrery.methods.words import Words, fit_words
 
 LABELS = {"classification": ("a", "b"), "ordinal": ("0", "1", "2"), "multi-label": ("cat", "dog"), "regression": ()}
+
+
+def test_words_of_scripts_whose_vowels_are_marks_are_whole():
+    text = "हिंदी भाषा, किताबें"
+    assert _words(text) == ["हिंदी", "भाषा", ",", "किताबें"] and _words("It isn't 3_a!") == ["it", "isn", "'", "t", "3_a", "!"]
 
 
 def table(kind, count=60, seed=0):

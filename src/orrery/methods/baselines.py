@@ -18,8 +18,10 @@ N texts, F features, C labels.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,13 +37,13 @@ from orrery.data.choosing import read_choice, read_choices
 from orrery.data.examples import TaskSpec
 from orrery.data.labelled import read_label
 from orrery.data.records import Row, Table
+from orrery.data.tokenizers import JOINERS
 from orrery.evaluate.tasks import judge
 from orrery.methods.nearest_words import nearest_words
 from orrery.methods.plain_choices import plain_choices
 
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FEATURES = 200_000
-_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class BagOfWords:
@@ -316,7 +318,14 @@ def _joined(value: Any) -> str:
 
 
 def _words(value: Any) -> list[str]:
-    return _WORD.findall(_joined(value).lower())
+    return _word().findall(_joined(value).lower())
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    r"""Letters and digits in a row, or one other sign; marks (the vowels of Devanagari, ...) are letters, as they are not to `\w`."""
+    marks = JOINERS + "".join(char for char in map(chr, range(0x300, 0x20000)) if unicodedata.category(char)[0] == "M")
+    return re.compile(rf"[\w{marks}]+|[^\w{marks}\s]")
 
 
 def _grams(words: Sequence[str]) -> Counter[str]:

@@ -40,7 +40,7 @@ def _answer(text: str, question: str, longest: int, weights: dict[str, float], r
     places = words_of(text)
     if not places:
         return ""
-    asked = {question[a:b].lower() for a, b in words_of(question) if question[a:b].isalnum()}
+    asked = {question[a:b].lower() for a, b in words_of(question) if _plain(question[a:b])}
     worth = np.array([weights.get(word, rare) if (word := text[a:b].lower()) in asked else 0.0 for a, b in places])
     near = np.zeros(len(places))
     for distance in range(1, REACH + 1):
@@ -48,7 +48,7 @@ def _answer(text: str, question: str, longest: int, weights: dict[str, float], r
         near[:-distance] += worth[distance:] / (1 + distance)
     value = near - rare * (worth > 0)
     best, where = -math.inf, (0, 1)
-    plain = [text[a:b].isalnum() for a, b in places]
+    plain = [_plain(text[a:b]) for a, b in places]
     for first in range(len(places)):
         for last in range(first + 1, min(first + longest, len(places)) + 1):
             if not (plain[first] and plain[last - 1]):
@@ -56,3 +56,8 @@ def _answer(text: str, question: str, longest: int, weights: dict[str, float], r
             if (score := float(value[first:last].mean())) >= best + (1e-12 if last - first == 1 else 0.0):
                 best, where = score, (first, last)
     return text[places[where[0]][0] : places[where[1] - 1][1]]
+
+
+def _plain(word: str) -> bool:
+    """Whether it is no punctuation mark; vowels that are marks make none of it."""
+    return any(map(str.isalnum, word))
