@@ -148,8 +148,23 @@ def test_tags_stand_where_tokens_carry_them():
     found = model.head.predict(scores, segments, targets >= 0)
     assert torch.equal(found == -100, targets == -100)
     assert found[0, [0, 2, 3]].tolist() == model.head.crf.best(chains[0][0][None], torch.tensor([3]))[0].tolist()
-    with pytest.raises(DataError, match="no token of the batch carries a tag"):
-        model.head.loss(scores, torch.full_like(targets, -100), segments)
+    for crf in (True, False):  # texts without a word are examples, too, and may be all that a batch holds
+        head, none = build(head="tagging", labels=3, **{"head.crf": crf}).head, torch.full_like(targets, -100)
+        assert float(head.loss(scores, none, segments)) == 0 and torch.equal(head.predict(scores, segments, none >= 0), none)
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [("bert", 1), ("distilbert", 1), ("modernbert", 1), ("deberta", 1), ("roberta", 2), ("electra", 2), ("bart", 2), ("t5", 2)],
+)
+def test_dropout_stands_in_heads_where_published_code_has_it(name, places, monkeypatch):
+    """In transformers' classification heads: behind the first layer, and in four of them before it as well."""
+    frame = {"start": 0, "stop": 1} if name in ("bart", "t5") else {}
+    model = orrery.create_model(name, width=64, depth=1, vocab_size=30, head="classification", **{"head.dropout": 0.5}, **frame).train()
+    seen = []
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *rest: seen.append(x.shape) or x)
+    assert model(torch.tensor([[3, 4, 1]])).logits is not None
+    assert len(seen) == places
 
 
 def test_ordinal_scores_are_log_probabilities_of_ordered_classes():

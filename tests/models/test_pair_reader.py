@@ -112,7 +112,7 @@ def test_a_writers_body_gives_a_head_what_their_classes_give_it(case, tmp_path):
 def test_the_head_reads_the_state_at_the_last_end(name):
     """In float64, from the decoder's states by numpy: last end of each document, one layer with tanh, one without."""
     reader = orrery.create_model(name, width=32, depth=2, vocab_size=V, head="classification", labels=3, stop=5, start=7, seed=1).double().eval()
-    assert reader.config.head == {"name": "classification", "pool": "last", "transform": "tanh", "labels": 3}
+    assert reader.config.head == {"name": "classification", "pool": "last", "transform": "tanh", "dropout_twice": True, "labels": 3}
     row = torch.randint(8, V, (1, 12), generator=torch.Generator().manual_seed(3))
     row[0, [2, 4, 7, 10]] = 5
     marks = torch.tensor([[0] * 6 + [-1] + [1] * 5])

@@ -9,7 +9,7 @@ Shapes: B batch, T time, D width, H heads, K head dimension 64, F hidden size 4 
 Cost: half of BERT's at equal width.
 
 Differs from the paper: dropout is 0 unless asked for; drawn anew unless :func:`orrery.methods.distil.distil_start` takes a
-    teacher's layers; distillation itself is not an objective here yet.
+    teacher's layers; the triple loss is the objective `distilled-masked-lm` (`orrery pretrain distilbert --teacher ...`).
 
 Oracle: transformers' DistilBERT with all its heads (equal outputs through the exchange map).
 """

@@ -71,7 +71,7 @@ EXCHANGE = ExchangeMap(
             ),
             ("generator_lm_head.weight",),
         ),
-        document_map("ElectraForSequenceClassification", "gelu", "classifier.dense", "classifier.out_proj"),
+        document_map("ElectraForSequenceClassification", "gelu", "classifier.dense", "classifier.out_proj", twice=True),
         *token_maps("Electra"),
     ),
 )
@@ -80,7 +80,7 @@ ARCHITECTURE = Architecture(
     block=bert_block(1e-12),
     kind="encoder",
     frame=bert_frame(1e-12, types=2),
-    heads=bert_heads("gelu", "replaced-tokens"),
+    heads=bert_heads("gelu", "replaced-tokens", twice=True),
     head="mixer.head_dim",
     fine_ratio=4.0,
     presets={

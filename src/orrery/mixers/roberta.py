@@ -83,7 +83,7 @@ def _exchange(model_type: str, prefix: str) -> ExchangeMap:
         finish=_finish,
         heads=(
             HeadMap(f"{prefix}ForMaskedLM", MASKED, _RULES, ("lm_head.decoder.weight", "lm_head.decoder.bias", *POOLER)),
-            document_map(f"{prefix}ForSequenceClassification", "tanh", "classifier.dense", "classifier.out_proj", POOLER),
+            document_map(f"{prefix}ForSequenceClassification", "tanh", "classifier.dense", "classifier.out_proj", POOLER, twice=True),
             *token_maps(prefix, POOLER),
             pooler_map(f"{prefix}Model", "roberta.pooler.dense"),
         ),
@@ -94,7 +94,7 @@ ARCHITECTURE = Architecture(
     block=bert_block(1e-5),
     kind="encoder",
     frame=bert_frame(1e-5, types=1),
-    heads=bert_heads("tanh"),
+    heads=bert_heads("tanh", twice=True),
     head="mixer.head_dim",
     fine_ratio=4.0,
     presets={

@@ -20,7 +20,10 @@ PLAIN_HEADS: dict[str, dict[str, Any]] = {
 """Settings of the heads of an architecture that names none of its own."""
 
 PAIR_HEADS: dict[str, dict[str, Any]] = {
-    **{name: {"pool": "last", "transform": "tanh"} for name in ("classification", "multi-label", "regression", "ordinal", "multiple-choice")},
+    **{
+        name: {"pool": "last", "transform": "tanh", "dropout_twice": True}
+        for name in ("classification", "multi-label", "regression", "ordinal", "multiple-choice")
+    },
     "tagging": {},
     "span": {},
 }

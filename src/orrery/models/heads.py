@@ -52,7 +52,8 @@ IGNORE = -100
 class HeadConfig(Config):
     """labels: C. names: of the labels, in order, or none. pool: which vector stands for a document (first, last, mean, max).
     transform: activation of a layer D -> D before the last one; "": no such layer. norm: of the model's kind behind it.
-    bias: of the last layer; transform_bias: of the one before. dropout: before it. std: of the initialisation."""
+    bias: of the last layer; transform_bias: of the one before. dropout: before the last layer; dropout_twice: before both, in heads
+    of documents. std: of the initialisation."""
 
     labels: int = 2
     names: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class HeadConfig(Config):
     bias: bool = True
     transform_bias: bool = True
     dropout: float = 0.0
+    dropout_twice: bool = False
     std: float = 0.02
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ class TaskHead(nn.Module):
     def forward(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
         """Scores of hidden (B,T,D): of documents."""
         h = pool(hidden, segments, self.config.pool)
-        if self.dense is not None and self.config.dropout:
+        if self.config.dropout and self.config.dropout_twice and self.dense is not None:
             h = F.dropout(h, self.config.dropout, self.training)
         return cast(Tensor, cast(nn.Linear, self.out)(self.transform(h)))
 
@@ -323,7 +325,9 @@ class Tagging(TaskHead):
         return cast(Tensor, cast(nn.Linear, self.out)(self.transform(hidden)))
 
     def loss(self, scores: Tensor, targets: Tensor, segments: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Mean over tags; -100 counts for nothing. A CRF takes no class weights."""
+        """Mean over tags; -100 counts for nothing, and texts without a word make 0. A CRF takes no class weights."""
+        if not bool((targets != IGNORE).any()):
+            return scores.sum() * 0.0
         if self.crf is None:
             return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), weights, ignore_index=IGNORE)
         index, lengths = _chains(targets != IGNORE, segments)
@@ -334,7 +338,7 @@ class Tagging(TaskHead):
         """Tags (B,T) int64, -100 at tokens without one. `where` (B,T) bool: which carry one; None: all that are not padding."""
         if where is None:
             where = torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device) if segments is None else segments >= 0
-        if self.crf is None:
+        if self.crf is None or not bool(where.any()):
             return scores.argmax(-1).masked_fill(~where, IGNORE)
         index, lengths = _chains(where, segments)
         best = self.crf.best(scores.detach().flatten(0, 1)[index], lengths)
@@ -345,11 +349,9 @@ class Tagging(TaskHead):
 
 
 def _chains(where: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Places (N,L) in the flattened batch of each document's tokens `where` (B,T), padded with 0, and the lengths (N,)."""
+    """Places (N,L) in the flattened batch of each document's tokens `where` (B,T), one or more, padded with 0, and the lengths (N,)."""
     ids = documents(where.shape, segments, where.device)[0].masked_fill(~where, -1).flatten()
     places = (ids >= 0).nonzero()[:, 0]
-    if not len(places):
-        raise DataError("no token of the batch carries a tag")
     _, number, lengths = ids[places].unique_consecutive(return_inverse=True, return_counts=True)
     index = places.new_zeros(len(lengths), int(lengths.max()))
     index[number, torch.arange(len(places), device=places.device) - (lengths.cumsum(0) - lengths)[number]] = places

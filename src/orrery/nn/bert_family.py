@@ -33,16 +33,16 @@ def bert_frame(eps: float, types: int = 0) -> dict[str, Any]:
     return {"norm": "layernorm", "eps": eps, "final_norm": False, **own, **({"embedding.types": types} if types else {})}
 
 
-def bert_heads(pooled: str, *first: str) -> dict[str, Mapping[str, Any]]:
+def bert_heads(pooled: str, *first: str, twice: bool = False) -> dict[str, Mapping[str, Any]]:
     """Defaults of the heads: documents by their first vector through a layer with the activation `pooled`.
 
     Args:
-        first: heads that come before masked-lm, the usual default.
+        first: heads that come before masked-lm, the usual default. twice: whether dropout stands before that layer, too.
     """
     found: dict[str, Mapping[str, Any]] = {name: {"transform": "gelu"} for name in first}
     found["masked-lm"] = {"transform": "gelu", "norm": True}
     documents = ("classification", "multi-label", "regression", "ordinal", "multiple-choice")
-    return {**found, **{name: {"pool": "first", "transform": pooled} for name in documents}}
+    return {**found, **{name: {"pool": "first", "transform": pooled, "dropout_twice": twice} for name in documents}}
 
 
 def masked_rules(dense: str, norm: str, weight: str, bias: str) -> tuple[Rule, ...]:
@@ -55,10 +55,15 @@ def masked_rules(dense: str, norm: str, weight: str, bias: str) -> tuple[Rule, .
     )
 
 
-def document_map(cls: str, pooled: str, dense: str, out: str, ignored: tuple[str, ...] = ()) -> HeadMap:
-    """Classification (or regression, or several labels) by the first vector, through two layers of these names."""
+def document_map(cls: str, pooled: str, dense: str, out: str, ignored: tuple[str, ...] = (), twice: bool = False) -> HeadMap:
+    """Classification (or regression, or several labels) by the first vector, through two layers of these names; `twice`: as above."""
     head = {"name": "classification", "pool": "first", "transform": pooled, "norm": False}
-    return HeadMap(cls, head, (*linear_rules("head.dense", dense), *linear_rules("head.out", out)), ignored, labelled=True)
+    rules = (*linear_rules("head.dense", dense), *linear_rules("head.out", out))
+    return HeadMap(cls, head, rules, ignored, labelled=True, read=_twice if twice else None)
+
+
+def _twice(hf: dict[str, Any]) -> dict[str, Any]:
+    return {"dropout_twice": True}
 
 
 def token_maps(prefix: str, ignored: tuple[str, ...] = ()) -> tuple[HeadMap, HeadMap]:

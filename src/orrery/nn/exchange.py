@@ -110,7 +110,7 @@ def linear_rules(
 
 
 def _dropout(hf: dict[str, Any]) -> dict[str, Any]:
-    return {"dropout": hf.get("classifier_dropout") or 0.0}
+    return {"dropout": hf.get("classifier_dropout") or 0.0, "dropout_twice": True}
 
 
 def pair_heads(prefix: str) -> tuple[HeadMap, ...]:
@@ -150,13 +150,13 @@ def mamba2_rules(ours: str, theirs: str, mixer: str = "") -> tuple[Rule, ...]:
     )
 
 
-def hybrid_settings(hf: dict[str, Any], kinds: Collection[str], rope: float, theta: float) -> dict[str, Any]:
+def hybrid_settings(hf: dict[str, Any], kinds: Collection[str], rope: float | dict[str, Any], theta: float) -> dict[str, Any]:
     """Settings of the Mamba-2 and the attention layers of a hybrid, from the names that Bamba and Granite share.
 
     Args:
         hf: their config.
         kinds: "mamba", "attention" or both: the layers that there are.
-        rope, theta: rotated share of a head, and base of the angles.
+        rope, theta: rotated share of a head or scaling of positions, and base of the angles.
     """
     limit = tuple(float(bound) for bound in hf.get("time_step_limit") or (0.0, math.inf))
     mamba = {
