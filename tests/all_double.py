@@ -22,6 +22,22 @@ class AllDouble(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class DoubleRates(TorchFunctionMode):
+    """transformers' rates of rotary positions, which are computed in float32 from whole numbers, in float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {k: torch.float64 if a is torch.float32 else a for k, a in (kwargs or {}).items()}
+        return args[0].double() if function is torch.Tensor.float else function(*args, **kwargs)
+
+
+def _rates(config, kind, layer):
+    """Scaled rates, by their own code."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    with DoubleRates():
+        return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer)[0]
+
+
 def double(model):
     """The model in float64, with the rates of its rotary positions computed anew: they are float32's there."""
     model = model.double()
@@ -34,9 +50,13 @@ def double(model):
         if hasattr(module, "inv_freq"):
             count = len(module.inv_freq)
             module.inv_freq = theta ** -(torch.arange(count, dtype=torch.float64) / count)
+            if ropes.get("rope_type", "default") != "default":
+                module.inv_freq = _rates(model.config, ropes["rope_type"], None)
         for kind, rope in layers.items():  # rates of each kind of layer, zero where nothing turns
             if hasattr(module, f"{kind}_inv_freq"):
                 held = getattr(module, f"{kind}_inv_freq")
                 rates = rope["rope_theta"] ** -(torch.arange(len(held), dtype=torch.float64) / len(held))
+                if rope.get("rope_type", "default") not in ("default", "proportional"):
+                    rates = _rates(model.config, rope["rope_type"], kind)
                 setattr(module, f"{kind}_inv_freq", torch.where(held > 0, rates, 0.0))
     return model

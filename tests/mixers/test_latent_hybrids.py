@@ -160,7 +160,7 @@ def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):
     ("case", "settings", "message"),
     [
         ("kimi", {"mla_use_nope": False}, "no positions"),
-        ("ling", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rotary scaling 'yarn'"),
+        ("ling", {"rope_parameters": {"rope_type": "axial", "rope_theta": 1e4, "factor": 4.0}}, "rotary scaling 'axial'"),
         ("ling", {"attention_bias": True}, "biases of the attention's maps"),
         ("deepseek", {"topk_method": "greedy"}, "by scores with a bias"),
         ("deepseek", {"rope_interleave": False}, "are neighbours"),

@@ -184,7 +184,7 @@ def test_what_they_cannot_express_is_named(name, settings, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"), ({"layer_types": ["conv", "mamba"]}, "kinds of layers")],
+    [({"rope_parameters": {"rope_type": "axial", "factor": 2.0}}, "rotary scaling 'axial'"), ({"layer_types": ["conv", "mamba"]}, "kinds of layers")],
 )
 def test_what_has_no_counterpart_here_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
@@ -198,7 +198,7 @@ def test_a_share_of_each_head_has_one_meaning():
     assert read({**THIRD, "rope_parameters": rope}) == read(THIRD)
     assert read(THIRD)["full.mixer.rope"] == 0.5 and read(THIRD)["full.mixer.rope_theta"] == pytest.approx(1000.0)
     with pytest.raises(ConfigError, match="rotary scaling 'yarn'"):
-        read({**THIRD, "rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}})
+        read({**THIRD, "rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0, "partial_rotary_factor": 0.5}}})
 
 
 def test_settings_that_cannot_be():

@@ -183,6 +183,6 @@ def test_what_has_no_counterpart_is_refused(tmp_path):
     hf.config.num_mem_blocks = 9
     with pytest.raises(ConfigError, match="between 1 and 4"):
         orrery.from_transformers(hf)
-    hf.config.num_mem_blocks, hf.config.rope_parameters = 2, {"rope_type": "yarn", "factor": 2.0}
+    hf.config.num_mem_blocks, hf.config.rope_parameters = 2, {"rope_type": "axial", "factor": 2.0}
     with pytest.raises(ConfigError, match="rotary scaling"):
         orrery.from_transformers(hf)

@@ -135,9 +135,11 @@ def test_what_cannot_be_exchanged_is_named(tmp_path):
     model = orrery.create_model("modernbert", width=32, depth=3, rope=0.5)
     with pytest.raises(ConfigError, match="ModernBERT has rotary attention and GeGLU"):
         orrery.to_transformers(model, tmp_path / "hf")
-    scaled = {kind: {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
-    with pytest.raises(ConfigError, match="rope type 'linear' has no counterpart"):
-        orrery.from_transformers(theirs("modernbert", "Model", rope_parameters=scaled))
+    scaled = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+    hf = theirs("modernbert", "Model", rope_parameters=scaled)
+    hf.config.rope_parameters["full_attention"]["rope_type"] = "axial"
+    with pytest.raises(ConfigError, match="rotary scaling 'axial' has no counterpart"):
+        orrery.from_transformers(hf)
 
 
 def test_modernbert_learns_masked_words():

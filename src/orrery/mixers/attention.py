@@ -36,7 +36,7 @@ from orrery.nn.memory import distances
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
-from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of, step_table
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear, plain_out
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -49,16 +49,17 @@ from orrery.ops.steps.row_linear import RowNorm
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited. rope 0: no positions; else the part
-    of each head that is rotated. qk_norm: RMSNorm of every query and key (a number is its eps; True: 1e-6), with norm_whole over
-    all heads together (OLMo 2). gate: a sigmoid gate on what comes out, before the way out ("head": one number for each head).
-    bias: of the projections; out_bias: of the way out alone (None: as bias). init_std None: sqrt(2 / 5D). relative: buckets and
-    greatest distance of T5's position bias (1910.10683), whose table the first layer holds for all; None: no bias."""
+    of each head that is rotated, or how positions are scaled ("yarn(factor=4, original=4096)"). qk_norm: RMSNorm of every query
+    and key (a number is its eps; True: 1e-6), with norm_whole over all heads together (OLMo 2). gate: a sigmoid gate on what
+    comes out, before the way out ("head": one number for each head). bias: of the projections; out_bias: of the way out alone
+    (None: as bias). init_std None: sqrt(2 / 5D). relative: buckets and greatest distance of T5's position bias (1910.10683),
+    whose table the first layer holds for all; None: no bias."""
 
     heads: int | None = None
     kv_heads: int | None = None
     head_dim: int = 64
     window: int | None = None
-    rope: float = 1.0
+    rope: Rope = 1.0
     rope_theta: float = 10000.0
     qk_norm: bool | float = False
     norm_whole: bool = False
@@ -117,7 +118,7 @@ class Attention(Mixer):
         self.heads = count_heads(config, place)
         self.kv_heads = count_groups(config, self.heads)
         self.scale = self.head_dim**-0.5  # of the scores; whoever holds the part may set another
-        self.rotated = 2 * int(config.rope * self.head_dim / 2)
+        self.rotated, self.scaling = rotated_size(config.rope, self.head_dim), scaling_of(config.rope)
         self.packs = type(self) is Attention and "b" not in place.canon
         inner = self.heads * self.head_dim
         gates = 0 if not config.gate else self.heads if config.gate == "head" else inner
@@ -225,7 +226,7 @@ class Attention(Mixer):
             p, conv = canon(torch.cat([q, k, v], 2).flatten(2), conv, ctx)
             q, k, v = p.unflatten(-1, (-1, self.head_dim)).split(groups, 2)
         if self.rotated:
-            table = turns(x, ctx, self.rotated, self.config.rope_theta)
+            table = turns(x, ctx, self.rotated, self.config.rope_theta, self.scaling)
             if self.q_norm is None:
                 heads = rotate(heads, table, self.heads + self.kv_heads)  # values pass: one tensor, one gradient
                 q, k, v = heads.split(groups, 2)
@@ -260,8 +261,7 @@ class Attention(Mixer):
         batch = len(x)
         p, y = x.new_empty(batch, self.inputs.linear.out_features), x.new_empty(batch, self.out.in_features)
         k, v = (self._ring(cached, run) for cached in (state.k, state.v))
-        places = torch.arange(run.capacity)
-        table = cached_table(places, run.capacity, self.rotated, self.config.rope_theta, torch.float32)
+        table = step_table(run.capacity, self.rotated, self.config.rope_theta, self.scaling)
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)

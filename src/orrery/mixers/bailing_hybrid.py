@@ -38,10 +38,11 @@ from orrery.nn.exchange_latent import (
     latent_rules,
     prepared,
     read_common,
+    read_positions,
     renamed,
-    rope_theta,
     write_common,
     write_latent,
+    write_positions,
 )
 
 
@@ -61,7 +62,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
     layers = _layers(hf)
     found = read_common(hf, layers)
     if any(mixer == "full" for mixer, _ in layers):
-        found["latent-attention.rope_theta"] = rope_theta(hf)
+        found |= read_positions(hf)
     if any(mixer == "linear" for mixer, _ in layers):
         found |= {
             "kda.heads": first(hf, "linear_num_heads", "num_attention_heads"),
@@ -90,8 +91,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
 
     def latent(mixer: Any, width: int) -> dict[str, Any]:
         require(mixer.rope and mixer.gate and mixer.query_rank is None, "Ling's attention in transformers is rotated and gated, its queries whole")
-        rope = {"rope_type": "default", "rope_theta": mixer.rope_theta}
-        return {**write_latent(mixer, width), "rope_theta": mixer.rope_theta, "rope_parameters": rope}
+        return {**write_latent(mixer, width), **write_positions(mixer)}
 
     config = write_common(own, "Ling", {"kda": delta, "latent-attention": latent})
     names = [own["blocks"][kind]["mixer"]["name"] for kind in own["layout"]]

@@ -25,11 +25,10 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, hybrid_settings, linear_rules, mamba2_rules
+from orrery.nn.exchange_rope import read_rope, turning_part, write_rope
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
     attending = set(hf.get("attn_layer_indices") or ())
     kinds = ["attention" if i in attending else "mamba" for i in range(hf["num_hidden_layers"])]
@@ -43,8 +42,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "eps": hf["rms_norm_eps"],
         "tied": hf.get("tie_word_embeddings", False),
     }
-    rotated = rope.get("partial_rotary_factor", 0.5)
-    layers = hybrid_settings(hf, set(kinds), rotated, rope.get("rope_theta", 10000.0))
+    layers = hybrid_settings(hf, set(kinds), *read_rope(hf, part=0.5))
     return {**shared, **layers}
 
 
@@ -66,7 +64,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     queries = attention.get("heads") or width // attention["head_dim"]
     require(queries * attention["head_dim"] == width, "Bamba's query heads together are as wide as the model")
     odd = any(attention.get(key) for key in ("window", "qk_norm", "gate"))
-    require(attention.get("rope", 0.5) == 0.5 and not odd, "Bamba's attention rotates half of each head, and is plain otherwise")
+    require(turning_part(attention, 0.5) == 0.5 and not odd, "Bamba's attention rotates half of each head, and is plain otherwise")
     theta = attention.get("rope_theta", 10000.0)
     return {
         "hidden_size": width,
@@ -91,7 +89,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "mlp_bias": channel.get("bias", False),
         "rms_norm_eps": own["eps"],
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5},
+        **write_rope(attention.get("rope", 0.5), theta, partial=True),
         "tie_word_embeddings": own["tied"],
     }
 

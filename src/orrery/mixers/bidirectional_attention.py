@@ -35,7 +35,7 @@ from orrery.nn.heads import check_heads, count_groups, count_heads, reset_projec
 from orrery.nn.packing import pack_timeline
 from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
-from orrery.nn.rotary import cached_table, rotate, rotate_by_reals
+from orrery.nn.rotary import Rope, cached_table, rotate, rotate_by_reals, rotated_size, scaling_of
 from orrery.nn.short_text import ShortText, short_linears
 from orrery.nn.stepping import plain_linear
 from orrery.ops.fused.packed_linear import PackedLinear
@@ -45,15 +45,15 @@ from orrery.ops.losses.relations import Scored
 @dataclass(frozen=True, kw_only=True)
 class BidirectionalAttentionConfig(PartConfig):
     """heads None: width / head_dim. kv_heads None: as many. window None: unlimited; else the tokens seen on either side.
-    rope 0: no rotation; else the part of each head that is rotated. relative: buckets and greatest distance of T5's bias, whose
-    table the first layer holds for all; None: no bias. bias: of the projections; out_bias None: as bias. init_std None:
-    sqrt(2 / 5D); init_scaled: the way out starts smaller by sqrt(2 depth)."""
+    rope 0: no rotation; else the part of each head that is rotated, or how positions are scaled. relative: buckets and greatest
+    distance of T5's bias, whose table the first layer holds for all; None: no bias. bias: of the projections; out_bias None: as bias.
+    init_std None: sqrt(2 / 5D); init_scaled: the way out starts smaller by sqrt(2 depth)."""
 
     heads: int | None = None
     kv_heads: int | None = None
     head_dim: int = 64
     window: int | None = None
-    rope: float = 1.0
+    rope: Rope = 1.0
     rope_theta: float = 10000.0
     relative: tuple[int, int] | None = None
     bias: bool = False
@@ -89,7 +89,7 @@ class BidirectionalAttention(Mixer):
         self.head_dim = config.head_dim
         self.heads = count_heads(config, place)
         self.kv_heads = count_groups(config, self.heads)
-        self.rotated = 2 * int(config.rope * self.head_dim / 2)
+        self.rotated, self.scaling = rotated_size(config.rope, self.head_dim), scaling_of(config.rope)
         inner = self.heads * self.head_dim
         self.inputs = Projection(place, inner + 2 * self.kv_heads * self.head_dim, bias=config.bias, canon=False)
         self.out = nn.Linear(inner, place.width, bias=config.bias if config.out_bias is None else config.out_bias)
@@ -139,7 +139,8 @@ class BidirectionalAttention(Mixer):
             length, p, y = run.length, run.buffer("projected", inputs.size), run.buffer("attended", self.heads * self.head_dim)
             heads, turns = p.view(length, -1, self.head_dim), None
             if self.rotated:
-                turns = cached_table(torch.arange(length), length, self.rotated, self.config.rope_theta, heads.dtype)
+                places, theta = torch.arange(length), self.config.rope_theta
+                turns = cached_table(places, length, self.rotated, theta, heads.dtype, self.scaling)
             if self.relative is not None:
                 run.shared["relative"] = self.relative.square(length).detach()
             attend = short_attention(heads, self._sizes, y, run.shared.get("relative"), self.config.window, turns)
@@ -196,8 +197,9 @@ class BidirectionalAttention(Mixer):
             return heads
         time = ctx.timeline
         if exporting():
-            return rotate_by_reals(heads, time.positions, self.rotated, self.config.rope_theta, self.heads + self.kv_heads)
-        table = turns(x, ctx, self.rotated, self.config.rope_theta)
+            theta, turned = self.config.rope_theta, self.heads + self.kv_heads
+            return rotate_by_reals(heads, time.positions, self.rotated, theta, turned, self.scaling)
+        table = turns(x, ctx, self.rotated, self.config.rope_theta, self.scaling)
         return rotate(heads, table, self.heads + self.kv_heads)
 
     def _bias(self, x: Tensor, ctx: Context) -> Tensor | None:

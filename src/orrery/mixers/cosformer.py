@@ -33,6 +33,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Place
 from orrery.nn.kernel_attention import KernelAttention, KernelAttentionConfig
+from orrery.nn.rotary import Rope
 from orrery.ops.steps.kernel_attention import FeatureMap
 
 
@@ -40,7 +41,7 @@ from orrery.ops.steps.kernel_attention import FeatureMap
 class CosFormerConfig(KernelAttentionConfig):
     """horizon: M. rope is off: the cosine is what knows positions."""
 
-    rope: float = 0.0
+    rope: Rope = 0.0
     horizon: int = 2048
 
     def __post_init__(self) -> None:

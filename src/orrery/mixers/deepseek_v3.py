@@ -10,8 +10,8 @@ Shapes: B batch, T time, D width, E experts, k chosen; the mixer has its own.
 
 Cost: O(T^2) as attention; the cache holds C + R numbers a token.
 
-Differs from the paper: along the size ladder the channel mixers are dense; positions are not scaled beyond the trained length
-    (YaRN, which the published DeepSeek-V3 asks for and Moonlight does not); the layer that predicts a second token is left out.
+Differs from the paper: along the size ladder the channel mixers are dense and positions are as trained; the layer that predicts a second
+    token is left out.
 
 Oracle: transformers' DeepSeek-V3 (equal logits and cached generation through the exchange map); tests/oracles/latent_attention.py
     and moe.py.
@@ -32,9 +32,10 @@ from orrery.nn.exchange_latent import (
     latent_rules,
     prepared,
     read_common,
-    rope_theta,
+    read_positions,
     write_common,
     write_latent,
+    write_positions,
 )
 
 
@@ -42,15 +43,14 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
     require(hf.get("topk_method", "noaux_tc") == "noaux_tc", "experts are chosen by scores with a bias here (topk_method noaux_tc)")
     dense = hf.get("first_k_dense_replace") or 0
     layers = [("full", "dense" if layer < dense else "moe") for layer in range(hf["num_hidden_layers"])]
-    return {**read_common(hf, layers), "latent-attention.rope_theta": rope_theta(hf)}
+    return {**read_common(hf, layers), **read_positions(hf)}
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
     def latent(mixer: Any, width: int) -> dict[str, Any]:
         require(mixer.rope and not mixer.gate, "DeepSeek-V3's attention is rotated, without a gate")
-        rope = {"rope_type": "default", "rope_theta": mixer.rope_theta}
         sizes = {**write_latent(mixer, width), "q_lora_rank": mixer.query_rank}
-        return {**sizes, "rope_theta": mixer.rope_theta, "rope_parameters": rope, "rope_interleave": True}
+        return {**sizes, **write_positions(mixer), "rope_interleave": True}
 
     config = write_common(own, "DeepSeek-V3", {"latent-attention": latent})
     kinds = config.pop("mlp_layer_types")
@@ -73,6 +73,7 @@ EXCHANGE = ExchangeMap(
 )
 
 _FULL = {"name": "latent-attention"}
+_YARN = {"kind": "yarn", "factor": 40.0, "original": 4096, "mscale": 1.0, "mscale_all": 1.0}
 _MOE = {"name": "moe", "shared": 1.0, "score": "sigmoid", "bias_rate": 0.0}
 ARCHITECTURE = Architecture(
     pattern="full",
@@ -85,7 +86,8 @@ ARCHITECTURE = Architecture(
     presets={
         "deepseek-v3-671b": {
             "width": 7168, "depth": 61, "vocab_size": 129280, "tied": False, "pattern": "full*3 + full-moe*58",
-            "full-moe.channel.name": "grouped-moe", "mixer.heads": 128, "mixer.head_dim": 128, "mixer.query_rank": 1536, "glu.hidden": 18432,
+            "full-moe.channel.name": "grouped-moe", "mixer.heads": 128, "mixer.rope": _YARN, "mixer.head_dim": 128,
+            "mixer.query_rank": 1536, "glu.hidden": 18432,
             "grouped-moe.experts": 256, "grouped-moe.group_count": 8, "grouped-moe.group_top": 4, "grouped-moe.top_k": 8,
             "grouped-moe.hidden": 2048, "grouped-moe.scale": 2.5,
         },

@@ -26,11 +26,10 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules
+from orrery.nn.exchange_rope import rope_settings, turning_part, write_rope
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
     biases = hf.get("mamba_proj_bias", False), hf.get("projectors_bias", False)
     require(biases[0] == biases[1], "Mamba-2 here has biases on both projections or on none")
@@ -54,7 +53,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "attention.heads": hf["num_attention_heads"],
         "attention.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
         "attention.head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-        "attention.rope_theta": rope.get("rope_theta", 10000.0),
+        **rope_settings(hf, "attention"),
         "attention.bias": hf.get("attention_bias", False),
         "attention.dropout": hf.get("attention_dropout", 0.0),
         "channel.hidden": hf["intermediate_size"],
@@ -107,7 +106,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     plain = mixer.get("fusion") == "sum" and not mixer.get("normed", True) and mixer.get("beta") == "none" and not mixer.get("shares")
     require(plain, "Falcon-H1 adds its branches as they are")
     mamba, attention = mixer["branches"]
-    require(attention.get("rope", 1.0) == 1.0 and not any(attention.get(k) for k in ("window", "qk_norm", "gate")), "Falcon-H1's attention is plain")
+    require(turning_part(attention) == 1.0 and not any(attention.get(k) for k in ("window", "qk_norm", "gate")), "Falcon-H1's attention is plain")
     require(mamba.get("eps", 1e-5) == own["eps"] == block["eps"], "Falcon-H1 has one eps for all of its norms")
     require(channel["name"] == "glu" and channel.get("activation", "silu") == "silu", "Falcon-H1 has SwiGLU")
     heads = max(1, round(mamba.get("expand", 2.0) * own["width"] / mamba["head_dim"]))
@@ -139,7 +138,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "mlp_bias": channel.get("bias", False),
         "rms_norm_eps": own["eps"],
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        **write_rope(attention.get("rope", 1.0), theta),
         "tie_word_embeddings": own["tied"],
     }
 

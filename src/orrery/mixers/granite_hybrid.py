@@ -27,11 +27,10 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, hybrid_settings, mamba2_rules
+from orrery.nn.exchange_rope import read_rope, turning_part, write_rope
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
     types = hf.get("layer_types") or hf.get("layers_block_type") or ["mamba"] * hf["num_hidden_layers"]
     kinds = ["mamba" if kind in ("linear_attention", "mamba") else "attention" for kind in types]
@@ -46,8 +45,8 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
             "channel.shared": shared / hidden,
             "channel.balance": hf.get("router_aux_loss_coef", 0.001),
         }
-    rotated = 1.0 if hf.get("position_embedding_type") == "rope" else 0.0
-    layers = hybrid_settings(hf, set(kinds), rotated, rope.get("rope_theta", 10000.0))
+    rotated, theta = read_rope(hf)
+    layers = hybrid_settings(hf, set(kinds), rotated if hf.get("position_embedding_type") == "rope" else 0.0, theta)
     return {
         "width": hf["hidden_size"],
         "depth": hf["num_hidden_layers"],
@@ -104,7 +103,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     heads = max(1, round(mamba.get("expand", 2.0) * width / mamba["head_dim"]))
     require(heads * mamba["head_dim"] % width == 0, f"Granite needs an inner size that is a multiple of the width {width}")
     require(mamba.get("eps", 1e-5) == own["eps"] and mamba.get("gate_norm", "after") == "after", "Granite's Mamba-2 has its norm after the gate")
-    queries, rope = attention.get("heads") or width // attention["head_dim"], attention.get("rope", 1.0)
+    queries, rope = attention.get("heads") or width // attention["head_dim"], turning_part(attention)
     odd = any(attention.get(key) for key in ("window", "qk_norm", "gate")) or rope not in (0.0, 1.0)
     require(queries * attention["head_dim"] == width and not odd, "Granite's attention is plain and as wide as the model")
     moe = channel["name"] == "moe"
@@ -125,7 +124,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "attention_multiplier": attention["head_dim"] ** -0.5,
         **dict.fromkeys(("residual_multiplier", "embedding_multiplier", "logits_scaling"), 1.0),
         "position_embedding_type": "rope" if rope else None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        **write_rope(attention.get("rope", 1.0) if rope else 1.0, theta),
         "num_local_experts": channel.get("experts", 8) if moe else 0,
         "num_experts_per_tok": channel.get("top_k", 2) if moe else 0,
         "router_aux_loss_coef": channel.get("balance", 0.01) if moe else 0.0,

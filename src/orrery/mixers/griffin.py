@@ -27,16 +27,14 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange_rope import rope_of, rope_settings, write_rope
+from orrery.nn.rotary import scaling_of
 
 _PATTERN = "recurrent*2 + attention"
 _CYCLE = ["recurrent", "recurrent", "attention"]
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 10000.0)}
-    require(
-        rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart"
-    )
     act = hf.get("hidden_activation", "gelu_pytorch_tanh")
     require(act == "gelu_pytorch_tanh", f"no counterpart for activation {act}")
     width, heads, cycle = hf["hidden_size"], hf["num_attention_heads"], list(hf.get("block_types") or _CYCLE)
@@ -62,8 +60,8 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
     if "attention" in kinds:
         found["attention.kv_heads"] = hf.get("num_key_value_heads") or heads
         found["attention.window"] = hf.get("attention_window_size", 2048)
-        found["attention.rope"] = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 0.5))
-        found["attention.rope_theta"] = rope.get("rope_theta", 10000.0)
+        found |= rope_settings(hf, "attention", part=0.5)
+        require(scaling_of(rope_of(found["attention.rope"])) is None, "RecurrentGemma in transformers does not scale positions")
         found["attention.bias"] = hf.get("attention_bias", False)
         found["attention.dropout"] = hf.get("attention_dropout", 0.0)
     return found
@@ -95,7 +93,8 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     require(not odd, "attention in RecurrentGemma has a bias behind it, and no query-key norm or gate")
     require(own["softcap"] is not None and not own["embed_norm"], "RecurrentGemma caps its logits")
     heads = width // sizes.pop()
-    theta, rope = attention.get("rope_theta", 10000.0), attention.get("rope", 1.0)
+    require(scaling_of(rope_of(attention.get("rope", 1.0))) is None, "RecurrentGemma in transformers does not scale positions")
+    rope = write_rope(attention.get("rope", 1.0), attention.get("rope_theta", 10000.0), partial=True)
     return {
         "hidden_size": width,
         "num_hidden_layers": len(own["layout"]),
@@ -112,8 +111,8 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "logits_soft_cap": own["softcap"],
         "rms_norm_eps": own["eps"],
         "hidden_activation": "gelu_pytorch_tanh",
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": rope},
-        "partial_rotary_factor": rope,
+        **rope,
+        "partial_rotary_factor": rope["rope_parameters"]["partial_rotary_factor"],
         "tie_word_embeddings": own["tied"],
     }
 

@@ -6,6 +6,7 @@ Paper: DeepSeek-V2 (arXiv 2405.04434, section 2.1); without positions as in Kimi
 Equation:  c_t = RMSNorm(W_c x_t),  r_t = rot_t(W_r x_t);  per head  k_t = [r_t, W_k c_t],  v_t = W_v c_t,
     q_t = [rot_t(a_t), b_t]  with  [a_t, b_t] = W_q x_t,  or  W_q RMSNorm(W_z x_t)  with `query_rank`
     y_t = sum_{s in N(t)} softmax_s( q_t . k_s / sqrt(R + N) ) v_s;   N(t) = { s <= t, same document, t - s < window }
+    scores times (0.1 m' ln s + 1)^2 where positions are scaled so (:mod:`orrery.nn.rotary`)
     with `gate`  y_t <- sigmoid(g . x_t) y_t;   out = W_o [y_1 .. y_H]
     The same, absorbed (2405.04434, section 2.1.2):  u_t = W_k^T b_t;  y_t = W_v sum_s softmax_s( (rot_t(a_t) . r_s + u_t . c_s)
     / sqrt(R + N) ) c_s:  one key of R + C numbers for all heads, and nothing is expanded
@@ -16,8 +17,8 @@ Shapes: B batch, T time, D width, H heads, N own part of a head's key, R part th
 Cost: train and prefill 2 D (H (R + N) + C + R + H V) + 2 C H (N + V) a token and 2 H (R + N + V) a pair; decode, absorbed, the same a
     token and 2 H (R + 2 C) a cached one; state (C + R) min(S, W) numbers, where attention's is 2 H N.
 
-Differs from the paper: rotated features come first in a head; no scaling of positions beyond the trained length (YaRN); a window
-    is an addition. Which form computes is decided by the operations that each would take.
+Differs from the paper: rotated features come first in a head; a window is an addition. Which form
+    computes is decided by the operations that each would take.
 
 Oracle: tests/oracles/latent_attention.py (float64 loops); transformers' Kimi Linear, Ling and DeepSeek-V3 through exchange maps.
 """
@@ -39,7 +40,7 @@ from orrery.nn.heads import count_heads, turns
 from orrery.nn.memory import distances, join, keep
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.rotary import RopeScaling, rotate, rotated_size, scaling_of, step_table
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -50,7 +51,8 @@ from orrery.ops.steps.row_linear import RowNorm, row_norm_into
 @dataclass(frozen=True, kw_only=True)
 class LatentAttentionConfig(PartConfig):
     """heads None: width / head_dim. head_dim: N. value_dim V None: N. rank C None: 4 N. shared R None: N / 2. query_rank Q None: W_q is
-    one matrix. rope False: the shared part is not rotated. gate: a number per head. init_std None: sqrt(2 / (5 fan in))."""
+    one matrix. rope False: the shared part is not rotated; or how positions are scaled. gate: a number per head.
+    init_std None: sqrt(2 / (5 fan in))."""
 
     heads: int | None = None
     head_dim: int = 64
@@ -58,7 +60,7 @@ class LatentAttentionConfig(PartConfig):
     rank: int | None = None
     shared: int | None = None
     query_rank: int | None = None
-    rope: bool = True
+    rope: RopeScaling | bool = True
     rope_theta: float = 10000.0
     window: int | None = None
     gate: bool = False
@@ -110,7 +112,9 @@ class LatentAttention(Mixer):
         self.head_dim, self.value_dim = config.head_dim, config.value_dim or config.head_dim
         self.rank = config.rank or 4 * config.head_dim
         self.shared = 2 * (config.head_dim // 4) if config.shared is None else config.shared
-        self.heads = count_heads(config, place)
+        self.heads, self.scaling = count_heads(config, place), scaling_of(config.rope)
+        self.rotated = rotated_size(1.0 if config.rope is True else config.rope, self.shared) if config.rope else 0
+        self.scale = (self.shared + self.head_dim) ** -0.5 * (1.0 if self.scaling is None else self.scaling.score_gain)
         asking = self.heads * (self.shared + self.head_dim)
         self.first, self.compressed = config.query_rank or asking, self.rank + self.shared
         self._parts = [self.first, self.compressed, self.heads if config.gate else 0]
@@ -166,8 +170,8 @@ class LatentAttention(Mixer):
             low = self.query(self.query_norm(low))
         q = low.unflatten(-1, (self.heads, -1))
         c, r = compressed.split([self.rank, self.shared], -1)
-        if self.config.rope and self.shared:
-            table = turns(x, ctx, self.shared, self.config.rope_theta)
+        if self.rotated:
+            table = turns(x, ctx, self.rotated, self.config.rope_theta, self.scaling)
             q, r = rotate(_paired(q), table[..., queries, :]), rotate(_paired(r[:, :, None]), table)[:, :, 0]  # 2405.04434 eq. 14, 15
         return q, torch.cat([self.norm(c), r], -1), gate if self.config.gate else None, conv
 
@@ -208,8 +212,8 @@ class LatentAttention(Mixer):
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | str) -> Tensor:
         dropout, causal = self.config.dropout if self.training else 0.0, isinstance(mask, str) and mask == "causal"
-        seen, scale = None if isinstance(mask, str) else mask, (self.shared + self.head_dim) ** -0.5
-        return F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=causal, scale=scale)
+        seen = None if isinstance(mask, str) else mask
+        return F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=causal, scale=self.scale)
 
     def _mask(self, time: Timeline, clock: Tensor | None, length: int, queries: slice, write: bool) -> Tensor | str:
         """Which columns each query sees: "causal", "all", or bool (1|B,1,T',S). `write`: a column's number is its position."""
@@ -238,11 +242,10 @@ class LatentAttention(Mixer):
         if self.query is not None:
             low, q = x.new_empty(batch, self._parts[0]), x.new_empty(batch, self.query.out_features)
             steps += [row_norm_into(p[:, : self._parts[0]], norm_of(self.query_norm), low), linear_step(low, self.query, q)]
-        turned = self.shared if self.config.rope else 0
-        table = cached_table(torch.arange(run.capacity), run.capacity, turned, self.config.rope_theta, torch.float32)
+        table = step_table(run.capacity, self.rotated, self.config.rope_theta, self.scaling)
         cache, weight = self._ring(state, run), self.expand.weight.view(self.heads, -1, self.rank)
         gain = self.norm.weight, self.norm.eps
-        attend = latent_step(q, p, self._parts[0], cache, run.positions, table, weight, gain, y)
+        attend = latent_step(q, p, self._parts[0], cache, run.positions, table, weight, gain, y, self.scale)
         return in_order(*steps, attend, linear_step(y, self.out, x, add=True))
 
     def _ring(self, state: LatentState, run: Stepping) -> Tensor:
@@ -266,7 +269,7 @@ class LatentAttention(Mixer):
         a, b = q.split([self.shared, self.head_dim], -1)
         scores = torch.einsum("bthr,bsr->bhts", a, r) + torch.einsum("bthn,bshn->bhts", b, k)
         seen = distances(ctx.timeline, None, x.shape[1], self._memory) >= 0
-        return (scores * (self.shared + self.head_dim) ** -0.5).masked_fill(~seen[:, None], -math.inf).softmax(-1)
+        return (scores * self.scale).masked_fill(~seen[:, None], -math.inf).softmax(-1)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None, capacity: int = 0) -> LatentState:
         """Nothing yet; `capacity` slots are set aside for a caller that donates its state."""

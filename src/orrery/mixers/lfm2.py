@@ -37,7 +37,9 @@ from orrery.nn.block import BlockConfig, part_config
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange_rope import rope_settings, write_rope
 from orrery.nn.recompute import linear_of
+from orrery.nn.rotary import part_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -148,8 +150,6 @@ def _hidden(hf: dict[str, Any]) -> int:
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
     moe = hf.get("model_type") == "lfm2_moe"
-    rope = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 1e6)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     depth, width, heads = hf["num_hidden_layers"], hf["hidden_size"], hf["num_attention_heads"]
     attend = range(depth) if hf.get("full_attn_idxs") is None else hf["full_attn_idxs"]
     types = hf.get("layer_types") or ["full_attention" if layer in attend else "conv" for layer in range(depth)]
@@ -172,7 +172,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
             "attention.heads": heads,
             "attention.kv_heads": hf.get("num_key_value_heads") or heads,
             "attention.head_dim": hf.get("head_dim") or width // heads,
-            "attention.rope_theta": rope.get("rope_theta", 1e6),
+            **rope_settings(hf, "attention", 1e6),
             "attention.qk_norm": eps,
         }
     if dense > 0:
@@ -232,7 +232,7 @@ def _write_sparse(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_attention(mixer: Any, own: dict[str, Any]) -> dict[str, Any]:
-    alike = mixer.rope == 1.0 and not (mixer.norm_whole or mixer.gate or mixer.bias or mixer.out_bias or mixer.dropout)
+    alike = part_of(mixer.rope) == 1.0 and not (mixer.norm_whole or mixer.gate or mixer.bias or mixer.out_bias or mixer.dropout)
     require(alike and mixer.window is None and mixer.relative is None, "LFM2's attention is rotary, without gate, bias, window or dropout")
     eps = 1e-6 if mixer.qk_norm is True else mixer.qk_norm
     require(eps == own["eps"], f"LFM2 has a query-key norm with the eps of all norms; set attention.qk_norm={own['eps']:g}")
@@ -241,7 +241,7 @@ def _write_attention(mixer: Any, own: dict[str, Any]) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": mixer.kv_heads or heads,
         "head_dim": mixer.head_dim,
-        "rope_parameters": {"rope_type": "default", "rope_theta": mixer.rope_theta},
+        **write_rope(mixer.rope, mixer.rope_theta),
     }
 
 

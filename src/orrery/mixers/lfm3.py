@@ -35,6 +35,8 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig, part_config
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange_rope import read_rope, rope_of, write_ropes
+from orrery.nn.rotary import part_of, rotated_size, scaling_of
 
 _NAMES = {"conv": "conv", "full": "full_attention", "local": "sliding_attention"}
 
@@ -48,8 +50,8 @@ def _kinds(hf: dict[str, Any]) -> list[str]:
     return [ours[kind] for kind in types]
 
 
-def _rotation(hf: dict[str, Any], kind: str) -> tuple[float, float]:
-    """Share of a head that is rotated, and the base of its angles as it is meant here, for the layers of a kind.
+def _rotation(hf: dict[str, Any], kind: str) -> tuple[float | dict[str, Any], float]:
+    """Share of a head that is rotated (or the scaling of positions), and the base of its angles as it is meant here, for the layers of a kind.
 
     Their pair j of K/2 turns by base^(-2j/K), and only the first of them turn; here the rotated R numbers have pairs of
     their own, which turn by base^(-2j/R). The released files call this "default" beside a share, transformers' defaults call it
@@ -61,7 +63,10 @@ def _rotation(hf: dict[str, Any], kind: str) -> tuple[float, float]:
     }
     rope = (hf.get("rope_parameters") or {}).get(_NAMES[kind]) or own[kind]
     name, share = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
-    require(name in ("default", "proportional") and rope.get("factor", 1.0) == 1.0, f"rotary scaling '{name}' has no counterpart")
+    if name not in ("default", "proportional"):
+        require(share == 1.0, f"rotary scaling '{name}' of a part of a head has no counterpart")
+        return read_rope(hf, own[kind]["rope_theta"], layer=_NAMES[kind])
+    require(rope.get("factor", 1.0) == 1.0, "a factor beside proportional rotation has no counterpart")
     rotated = 2 * int(share * hf["head_dim"] // 2)
     return rotated / hf["head_dim"], float(rope.get("rope_theta", own[kind]["rope_theta"])) ** (rotated / hf["head_dim"])
 
@@ -144,12 +149,13 @@ def _write_attention(kinds: dict[str, Any], own: dict[str, Any]) -> dict[str, An
         require(plain, "LFM3's attention has a gate per head or none, and norms head by head")
         eps = 1e-6 if mixer.qk_norm is True else mixer.qk_norm
         require(eps == own["eps"], f"LFM3 has a query-key norm with the eps of all norms; set attention.qk_norm={own['eps']:g}")
-        heads, rotated = mixer.heads or own["width"] // mixer.head_dim, 2 * int(mixer.rope * mixer.head_dim / 2)
+        heads, rotated = mixer.heads or own["width"] // mixer.head_dim, rotated_size(mixer.rope, mixer.head_dim)
         require(rotated > 0, "LFM3's attention knows positions")
         base = mixer.rope_theta ** (mixer.head_dim / rotated)
         whole = rotated == mixer.head_dim
-        part = {} if whole else {"partial_rotary_factor": rotated / mixer.head_dim}
-        ropes[_NAMES[kind]] = {"rope_type": "default" if whole else "proportional", "rope_theta": base, **part}
+        require(whole or scaling_of(mixer.rope) is None, "LFM3 scales positions of whole heads alone")
+        part = {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": rotated / mixer.head_dim}
+        ropes[_NAMES[kind]] = (mixer.rope, base) if whole else part
         found.append(
             {
                 "num_attention_heads": heads,
@@ -161,7 +167,9 @@ def _write_attention(kinds: dict[str, Any], own: dict[str, Any]) -> dict[str, An
             }
         )
     require(all(each == found[0] for each in found), "both kinds of attention are alike in LFM3, but for window and rotation")
-    return {**found[0], "rope_parameters": ropes, "sliding_window": kinds["local"].window if "local" in kinds else None}
+    scaled = write_ropes({kind: rope for kind, rope in ropes.items() if isinstance(rope, tuple)})
+    parts = {"rope_parameters": {**ropes, **scaled.pop("rope_parameters")}, **scaled}
+    return {**found[0], **parts, "sliding_window": kinds["local"].window if "local" in kinds else None}
 
 
 def _attentions(hf: dict[str, Any]) -> list[tuple[str, Tensor]]:
@@ -170,7 +178,7 @@ def _attentions(hf: dict[str, Any]) -> list[tuple[str, Tensor]]:
     found, half, rows = [], hf["head_dim"] // 2, torch.arange(hf["head_dim"])
     for layer, kind in enumerate(_kinds(hf)):
         if kind != "conv":
-            pairs = round(_rotation(hf, kind)[0] * half)
+            pairs = round(part_of(rope_of(_rotation(hf, kind)[0])) * half)
             turning = torch.stack([rows[:pairs], rows[half : half + pairs]], 1).flatten()
             found.append((f"model.layers.{layer}.self_attn", torch.cat([turning, rows[pairs:half], rows[half + pairs :]])))
     return found

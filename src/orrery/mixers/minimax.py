@@ -23,13 +23,12 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange_rope import rope_settings, turning_part, write_rope
 
 _KINDS = {"full_attention": ("full", "attention"), "linear_attention": ("linear", "lightning")}
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 1e6)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
     require(not hf.get("router_jitter_noise"), "router_jitter_noise has no counterpart")
     depth = hf["num_hidden_layers"]
@@ -56,7 +55,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         found[f"{_KINDS[kind][0]}.scales"] = (*before, *after)
     if "full_attention" in kinds:
         found["attention.kv_heads"] = hf.get("num_key_value_heads") or hf["num_attention_heads"]
-        found["attention.rope_theta"] = rope.get("rope_theta", 1e6)
+        found |= rope_settings(hf, "attention", 1e6)
         found["attention.window"] = hf.get("sliding_window")
         found["attention.dropout"] = hf.get("attention_dropout", 0.0)
     return found
@@ -93,8 +92,8 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "sliding_window": attention.get("window"),
         "attention_dropout": attention.get("dropout", 0.0),
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "max_position_embeddings": 1 << 20,
+        **write_rope(attention.get("rope", 1.0), theta),
         "block_size": 64,
         "tie_word_embeddings": own["tied"],
         **_factors("full_attn", _scales(own, "attention")[:2]),
@@ -124,7 +123,7 @@ def _factors(prefix: str, values: Any) -> dict[str, float]:
 
 
 def _check_parts(attention: dict[str, Any], lightning: dict[str, Any], channel: dict[str, Any] | None) -> None:
-    odd = attention.get("rope", 1.0) != 1.0 or any(attention.get(name) for name in ("qk_norm", "bias", "gate", "norm_whole"))
+    odd = turning_part(attention) != 1.0 or any(attention.get(name) for name in ("qk_norm", "bias", "gate", "norm_whole"))
     require(not odd, "MiniMax in transformers has no partial rotation, query-key norm, bias or output gate")
     same = all(lightning.get(key) == value for key, value in _LIGHTNING.items() if key != "name") if lightning else True
     require(same and lightning.get("eps", 1e-6) == 1e-6, f"MiniMax has lightning attention with {_LIGHTNING} and eps 1e-6")

@@ -24,11 +24,10 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, Rule, attention_rules
+from orrery.nn.exchange_rope import rope_settings, turning_part, write_rope
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 1e6)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
     require(not hf.get("router_jitter_noise"), "router_jitter_noise has no counterpart")
     return {
@@ -38,7 +37,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "mixer.heads": hf["num_attention_heads"],
         "mixer.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
         "mixer.head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-        "mixer.rope_theta": rope.get("rope_theta", 1e6),
+        **rope_settings(hf, "mixer", 1e6),
         "mixer.window": hf.get("sliding_window"),
         "mixer.dropout": hf.get("attention_dropout", 0.0),
         "channel.top_k": hf["num_experts_per_tok"],
@@ -72,7 +71,7 @@ def _write(own: dict[str, Any], cls: str) -> tuple[dict[str, Any], dict[str, Any
     mixer, channel = block["mixer"], block["channel"]
     require(own["layout"] == [0] * len(own["layout"]) and block["placement"] == "pre" and not block["canon"], f"{cls} has one kind of block")
     require(mixer["name"] == "attention" and channel["name"] == "moe", f"{cls} consists of attention and experts")
-    odd = mixer.get("rope", 1.0) != 1.0 or mixer.get("gate") or mixer.get("norm_whole")
+    odd = turning_part(mixer) != 1.0 or mixer.get("gate") or mixer.get("norm_whole")
     require(not odd, f"{cls} has no partial rotation, output gate or norm over all heads")
     routed = channel.get("score", "softmax") == "softmax" and channel.get("scale", 1.0) == 1.0 and channel.get("bias_rate") is None
     require(routed and not channel.get("shared"), f"{cls} has softmax scores without factor or bias, and no shared experts")
@@ -94,8 +93,8 @@ def _write(own: dict[str, Any], cls: str) -> tuple[dict[str, Any], dict[str, Any
             "sliding_window": mixer.get("window"),
             "rms_norm_eps": own["eps"],
             "rope_theta": theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
             "max_position_embeddings": 1 << 20,
+            **write_rope(mixer.get("rope", 1.0), theta),
             "tie_word_embeddings": own["tied"],
         },
         mixer,

@@ -30,6 +30,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, HeadMap, Rule, linear_rules, norm_rules
+from orrery.nn.exchange_rope import read_rope, turning_part, write_ropes
 
 _KINDS = {"full_attention": "global", "sliding_attention": "local"}
 _THETA = {"global": 160000.0, "local": 10000.0}
@@ -44,16 +45,16 @@ def _layers(hf: dict[str, Any]) -> list[str]:
     return [_KINDS[kind] for kind in kinds]
 
 
-def _theta(hf: dict[str, Any], kind: str) -> float:
-    own = (hf.get("rope_parameters") or {}).get({ours: theirs for theirs, ours in _KINDS.items()}[kind]) or {}
-    require(own.get("rope_type", "default") == "default", f"rope type '{own.get('rope_type')}' has no counterpart")
-    return float(own.get("rope_theta") or hf.get(f"{kind}_rope_theta") or _THETA[kind])
+def _rope(hf: dict[str, Any], kind: str) -> dict[str, Any]:
+    base = hf.get(f"{kind}_rope_theta") or _THETA[kind]
+    rope, theta = read_rope(hf, base, layer={ours: theirs for theirs, ours in _KINDS.items()}[kind])
+    return {**({} if rope == 1.0 else {f"{kind}.mixer.rope": rope}), f"{kind}.rope_theta": theta}
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
     require(hf.get("hidden_activation", "gelu") == "gelu", f"no counterpart for activation {hf.get('hidden_activation')}")
     layers = _layers(hf)
-    bases = {f"{kind}.rope_theta": _theta(hf, kind) for kind in dict.fromkeys(layers)}
+    bases = {name: value for kind in dict.fromkeys(layers) for name, value in _rope(hf, kind).items()}
     window = {"local.window": int(hf["local_attention"]) // 2} if "local" in layers else {}
     return {
         "width": hf["hidden_size"],
@@ -85,13 +86,13 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     for block in blocks:
         mixer, channel = block["mixer"], block["channel"] or {}
         plain = mixer["name"] == "bidirectional-attention" and channel.get("name") == "glu" and channel.get("activation") == "gelu"
-        odd = mixer.get("relative") or mixer.get("kv_heads") or mixer.get("rope", 1.0) != 1 or mixer.get("heads") or block["canon"]
+        odd = mixer.get("relative") or mixer.get("kv_heads") or turning_part(mixer) != 1 or mixer.get("heads") or block["canon"]
         require(plain and not odd and block["placement"] == "pre" and not block["first_norm"], "ModernBERT has rotary attention and GeGLU")
     windows = {block["mixer"]["window"] for block in blocks if block["mixer"].get("window")}
     kinds = ["sliding_attention" if blocks[kind]["mixer"].get("window") else "full_attention" for kind in own["layout"]]
-    bases = {kind: _THETA[ours] for kind, ours in _KINDS.items()}
+    bases: dict[str, tuple[Any, float]] = {kind: (1.0, _THETA[ours]) for kind, ours in _KINDS.items()}
     for index, kind in zip(own["layout"], kinds, strict=True):
-        bases[kind] = blocks[index]["mixer"].get("rope_theta", 10000.0)
+        bases[kind] = blocks[index]["mixer"].get("rope", 1.0), blocks[index]["mixer"].get("rope_theta", 10000.0)
     require(len(windows) < 2 and len(blocks) < 3, "ModernBERT has one kind of local and one of global layers")
     require(own["embedding"]["norm"] and own["final_norm"], "ModernBERT has a norm behind its embedding and behind its last layer")
     head, first = own["head"] or {}, blocks[0]
@@ -113,7 +114,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "initializer_range": own["embedding"]["std"],
         "local_attention": 2 * next(iter(windows), 64),
         "layer_types": kinds,
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
+        **write_ropes(bases),
         "classifier_pooling": {"first": "cls", "mean": "mean"}[pool],
         "classifier_bias": head.get("transform_bias", False),
         "classifier_activation": head.get("transform", "gelu"),

@@ -25,12 +25,13 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig, part_config
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange_rope import read_rope, write_rope
+from orrery.nn.rotary import part_of
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {}
-    theta = rope.get("rope_theta")
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
+    theta = (hf.get("rope_parameters") or {}).get("rope_theta")
+    rope, _ = read_rope(hf)
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
     require(hf["rms_norm_eps"] == 1e-6, "the query-key norm here has the eps 1e-6")
     heads, depth = hf["num_attention_heads"], hf["num_hidden_layers"]
@@ -49,7 +50,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "attention.heads": heads,
         "attention.kv_heads": hf.get("num_key_value_heads") or heads,
         "attention.head_dim": hf["hidden_size"] // heads,
-        "attention.rope": 0.0 if theta is None else 1.0,
+        "attention.rope": 0.0 if theta is None else rope,
         "attention.rope_theta": theta or 10000.0,
         "attention.bias": hf.get("attention_bias", False),
         "attention.dropout": hf.get("attention_dropout", 0.0),
@@ -70,7 +71,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     full, linear = (cast(Any, part_config(both[name][0]["mixer"], "mixer")) for name in ("attention", "gated-deltanet"))
     hidden = {(b["channel"]["hidden"], b["channel"].get("activation", "silu"), b["channel"].get("bias", False)) for b in blocks}
     require(len(hidden) == 1 and next(iter(hidden))[1:] == ("silu", False), "OLMo Hybrid has SwiGLU of one size, without bias")
-    plain = full.qk_norm is True and full.norm_whole and not full.gate and full.window is None and full.rope in (0.0, 1.0)
+    plain = full.qk_norm is True and full.norm_whole and not full.gate and full.window is None and part_of(full.rope) in (0.0, 1.0)
     require(plain, "OLMo Hybrid's attention has a query-key norm over all heads, no gate, window or partial rotation")
     gated = linear.decay and linear.gate and linear.norm_eps == 1e-5
     require(gated, "OLMo Hybrid's linear layers have decay, gate and eps 1e-5")
@@ -86,7 +87,8 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": full.kv_heads or heads,
         "attention_bias": full.bias,
         "attention_dropout": full.dropout,
-        "rope_parameters": {"rope_type": "default", "rope_theta": full.rope_theta if full.rope else None},
+        "max_position_embeddings": 1 << 20,
+        **(write_rope(full.rope, full.rope_theta) if full.rope else {"rope_parameters": {"rope_type": "default", "rope_theta": None}}),
         "linear_num_key_heads": keys,
         "linear_num_value_heads": linear.value_heads or keys,
         "linear_key_head_dim": linear.head_dim,
@@ -96,7 +98,6 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "intermediate_size": next(iter(hidden))[0],
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
-        "max_position_embeddings": 1 << 20,
         "pad_token_id": None,  # theirs, left out, would stand outside a smaller vocabulary
         "eos_token_id": None,
         "tie_word_embeddings": own["tied"],

@@ -30,6 +30,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig, part_config
 from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange_rope import rope_settings, write_rope
 
 _LINEAR = {"name": "gated-deltanet", "norm_eps": 1e-6}
 _FULL = {"name": "attention", "qk_norm": True, "gate": True, "rope": 0.25}
@@ -37,8 +38,6 @@ _MOE = {"name": "moe", "shared": 1.0, "shared_gate": True}
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") == "silu", f"no counterpart for activation {hf.get('hidden_act')}")
     require(hf["rms_norm_eps"] == 1e-6, "the query-key norm here has the eps 1e-6")
     depth, kinds = hf["num_hidden_layers"], []
@@ -66,8 +65,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
             "attention.heads": hf["num_attention_heads"],
             "attention.kv_heads": hf["num_key_value_heads"],
             "attention.head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-            "attention.rope": rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 0.25)),
-            "attention.rope_theta": rope.get("rope_theta", 10000.0),
+            **rope_settings(hf, "attention", part=0.25),
             "attention.bias": hf.get("attention_bias", False),
             "attention.dropout": hf.get("attention_dropout", 0.0),
         }
@@ -118,13 +116,13 @@ def _write_attention(mixer: Any, width: int) -> dict[str, Any]:
     alike = mixer.qk_norm is True and not mixer.norm_whole and mixer.gate is True and mixer.window is None
     require(alike, "Qwen3-Next's attention has a gate, a query-key norm per head, and no window")
     heads = mixer.heads or width // mixer.head_dim
-    rope = {"rope_type": "default", "rope_theta": mixer.rope_theta, "partial_rotary_factor": mixer.rope}
+    rope = write_rope(mixer.rope, mixer.rope_theta, partial=True)
     return {
         "num_attention_heads": heads,
         "num_key_value_heads": mixer.kv_heads or heads,
         "head_dim": mixer.head_dim,
-        "rope_parameters": rope,
-        "partial_rotary_factor": mixer.rope,
+        **rope,
+        "partial_rotary_factor": rope["rope_parameters"]["partial_rotary_factor"],
         "attention_bias": mixer.bias,
         "attention_dropout": mixer.dropout,
     }

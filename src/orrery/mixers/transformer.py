@@ -23,13 +23,12 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules
+from orrery.nn.exchange_rope import rope_settings, turning_part, write_rope
 
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
     require(hf.get("hidden_act", "silu") in _ACTIVATIONS, f"no counterpart for activation {hf.get('hidden_act')}")
     return {
         "width": hf["hidden_size"],
@@ -38,7 +37,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "mixer.heads": hf["num_attention_heads"],
         "mixer.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
         "mixer.head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-        "mixer.rope_theta": rope.get("rope_theta", 10000.0),
+        **rope_settings(hf, "mixer"),
         "mixer.bias": hf.get("attention_bias", False),
         "mixer.dropout": hf.get("attention_dropout", 0.0),
         "channel.hidden": hf["intermediate_size"],
@@ -53,7 +52,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     block = own["blocks"][0]
     mixer, channel = block["mixer"], block["channel"]
     require(own["layout"] == [0] * len(own["layout"]) and block["placement"] == "pre" and not block["canon"], "Llama has one kind of block")
-    plain = mixer.get("rope", 1.0) == 1.0 and not any(mixer.get(key) for key in ("window", "qk_norm", "gate"))
+    plain = turning_part(mixer) == 1.0 and not any(mixer.get(key) for key in ("window", "qk_norm", "gate"))
     require(plain, "Llama has no window, query-key norm, gate or partial rotation")
     heads = mixer.get("heads") or own["width"] // mixer["head_dim"]
     theta = mixer.get("rope_theta", 10000.0)
@@ -71,8 +70,8 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "mlp_bias": channel.get("bias", False),
         "rms_norm_eps": own["eps"],
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "max_position_embeddings": 1 << 20,
+        **write_rope(mixer.get("rope", 1.0), theta),
         "tie_word_embeddings": own["tied"],
     }
 

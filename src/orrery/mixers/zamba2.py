@@ -35,9 +35,11 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig, make_part
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules
+from orrery.nn.exchange_rope import read_rope, write_rope
 from orrery.nn.feedforward import GLU, FeedForwardConfig
 from orrery.nn.low_rank import LowRankLinear
 from orrery.nn.norms import RMSNorm
+from orrery.nn.rotary import Rope, part_of
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.zamba import (
     ACTIVATIONS,
@@ -59,14 +61,14 @@ from orrery.ops.steps.row_steps import copy_rows, multiply_rows
 @dataclass(frozen=True, kw_only=True)
 class Zamba2Config(PartConfig):
     """heads H; kv_heads None: as many. hidden F (None: 4 D). activation: of the MLP's gate. rope: rotated part of a head (0: no
-    positions). window: tokens that attention sees; None: all. rank, attention_rank: of the maps beside the MLP's and the attention's
-    ways in; 0: none. bias: of the MLP."""
+    positions), or how positions are scaled. window: tokens that attention sees; None: all. rank, attention_rank: of the maps beside the MLP's
+    and the attention's ways in; 0: none. bias: of the MLP."""
 
     heads: int = 4
     kv_heads: int | None = None
     hidden: int | None = None
     activation: str = "gelu"
-    rope: float = 0.0
+    rope: Rope = 0.0
     rope_theta: float = 10000.0
     window: int | None = None
     rank: int = 0
@@ -205,8 +207,7 @@ _HOME = "shared_transformer"
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or {"rope_type": "default", "rope_theta": hf.get("rope_theta", 10000.0)}
-    require(rope.get("rope_type", "default") == "default", f"rotary scaling '{rope.get('rope_type')}' has no counterpart")
+    rope, theta = read_rope(hf)
     require(hf.get("hidden_act", "gelu") in ACTIVATIONS, f"no counterpart for activation {hf.get('hidden_act')}")
     width, kinds, least, most = hf["hidden_size"], kinds_of(hf), hf.get("time_step_min", 1e-3), hf.get("time_step_max", 0.1)
     inner, heads = hf["mamba_expand"] * width, hf["n_mamba_heads"]
@@ -216,8 +217,8 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
         "zamba2.kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
         "zamba2.hidden": hf.get("intermediate_size") or 4 * width,
         "zamba2.activation": ACTIVATIONS[hf.get("hidden_act", "gelu")],
-        "zamba2.rope": 1.0 if hf.get("use_mem_rope") else 0.0,
-        "zamba2.rope_theta": rope.get("rope_theta", 10000.0),
+        "zamba2.rope": rope if hf.get("use_mem_rope") else 0.0,
+        "zamba2.rope_theta": theta,
         "zamba2.rank": rank,
         "zamba2.attention_rank": rank if hf.get("use_shared_attention_adapter") else 0,
         "zamba2.bias": hf.get("add_bias_linear", False),
@@ -258,7 +259,7 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
     require(guide["name"] == "zamba2", f"Zamba2's guide is its shared attention, not '{guide['name']}'")
     shared = Zamba2Config.from_dict({key: value for key, value in guide.items() if key != "name"})
     require(shared.rank > 0 and shared.attention_rank in (0, shared.rank), "Zamba2 has maps of one rank beside the MLP and perhaps the attention")
-    require(shared.eps == own["eps"] and shared.rope in (0.0, 1.0), "Zamba2 has one eps, and heads that are rotated whole or not at all")
+    require(shared.eps == own["eps"] and part_of(shared.rope) in (0.0, 1.0), "Zamba2 has one eps, and heads that are rotated whole or not at all")
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     require(shared.window is None, "Zamba2's attention sees all tokens")
     require(shared.activation in names, f"no counterpart for activation {shared.activation}")
@@ -279,9 +280,9 @@ def _write(own: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": shared.kv_heads or shared.heads,
         "intermediate_size": shared.hidden or 4 * width,
         "hidden_act": names[shared.activation],
-        "use_mem_rope": bool(shared.rope),
+        "use_mem_rope": part_of(shared.rope) > 0,
         "rope_theta": shared.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shared.rope_theta},
+        **write_rope(shared.rope or 1.0, shared.rope_theta),
         "adapter_rank": shared.rank,
         "use_shared_attention_adapter": shared.attention_rank > 0,
         "add_bias_linear": shared.bias,

@@ -19,6 +19,8 @@ from torch import Tensor
 from orrery.core.config import require
 from orrery.nn.block import part_config
 from orrery.nn.exchange import Rule
+from orrery.nn.exchange_rope import rope_settings, write_rope
+from orrery.nn.rotary import part_of
 
 Layers = Sequence[tuple[str, str]]  # of every layer its mixer, "linear" or "full", and its channel mixer, "dense" or "moe"
 
@@ -87,13 +89,17 @@ def _count(hf: dict[str, Any]) -> int:
     return int(first(hf, "num_experts", "num_local_experts", "n_routed_experts"))
 
 
-def rope_theta(hf: dict[str, Any]) -> float:
-    """The base of the angles. Raises ConfigError where positions are scaled, or pairs are not neighbours."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    require(kind == "default", f"rotary scaling '{kind}' has no counterpart")
+def read_positions(hf: dict[str, Any]) -> dict[str, Any]:
+    """Base and scaling of the angles. Raises ConfigError where pairs are not neighbours."""
     require(hf.get("rope_interleave", True), "pairs of rotated features are neighbours here (rope_interleave)")
-    return float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0)
+    return rope_settings(hf, "latent-attention")
+
+
+def write_positions(mixer: Any) -> dict[str, Any]:
+    """The same, theirs."""
+    rope = 1.0 if mixer.rope is True else mixer.rope
+    require(part_of(rope) == 1.0, "the shared part of a head is rotated whole")
+    return {"rope_theta": mixer.rope_theta, **write_rope(rope, mixer.rope_theta)}
 
 
 Writer = Callable[[Any, int], dict[str, Any]]

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from orrery.core.config import require
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
-from orrery.nn.heads import check_heads, count_heads
+from orrery.nn.heads import check_heads, count_heads, turns
 from orrery.nn.marks import no_decay
 from orrery.nn.memory import columns, distances
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of
 from orrery.ops.fused.rms_norm import rms_norm
 
 _SATURATED = 1000.0
@@ -32,14 +32,14 @@ them, flash kernels recompute weights that no longer sum to 1 and return gradien
 @dataclass(frozen=True, kw_only=True)
 class GraphAttentionConfig(PartConfig):
     """heads None: width / head_dim. hidden: F / K. temperature: tau. sharpen: s is learned (it starts at 1). rope: the
-    rotated part of a head. project: a linear map after the heads. init_std None: sqrt(2 / 5D)."""
+    rotated part of a head, or how positions are scaled. project: a linear map after the heads. init_std None: sqrt(2 / 5D)."""
 
     heads: int | None = None
     head_dim: int = 64
     hidden: float = 0.5
     temperature: float = 1.0
     sharpen: bool = True
-    rope: float = 1.0
+    rope: Rope = 1.0
     rope_theta: float = 10000.0
     project: bool = True
     bias: bool = False
@@ -99,7 +99,7 @@ class GraphAttention(Mixer):
             config.project or inner == place.width,
             f"without a projection {self.heads} heads of {self.head_dim} must make the width {place.width}; set project=true",
         )
-        self.rotated = 2 * int(config.rope * self.head_dim / 2)
+        self.rotated, self.scaling = rotated_size(config.rope, self.head_dim), scaling_of(config.rope)
         self.inputs = Projection(place, branches * inner, bias=config.bias)
         self.sharpness = nn.Parameter(torch.empty(1)) if config.sharpen else None
         hidden = int(config.hidden * self.head_dim)
@@ -127,8 +127,7 @@ class GraphAttention(Mixer):
         p = p.unflatten(-1, (-1, self.heads, self.head_dim))
         q, k, rest = p[:, :, 0], p[:, :, 1], p[:, :, 2:]
         if self.rotated:
-            time = ctx.timeline
-            table = cached_table(time.positions, time.past + x.shape[1], self.rotated, self.config.rope_theta, q.dtype)
+            table = turns(q, ctx, self.rotated, self.config.rope_theta, self.scaling)
             q, k = rotate(q, table), rotate(k, table)
         if self.sharpness is not None:
             q = (q.to(self._kind(q)) * self.sharpness.to(self._kind(q))).to(q.dtype)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from orrery.core.config import require
 from orrery.nn.contract import Context, Place
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import cached_table
+from orrery.nn.rotary import RopeScaling, cached_table, outgrown, part_of, rotary_table
+from orrery.nn.timeline import Timeline
 from orrery.ops.losses.relations import Scored
 
 
@@ -25,7 +27,7 @@ def check_heads(config: Any, even: bool = True) -> None:
     for name in ("heads", "kv_heads"):
         count = getattr(config, name, None)
         require(count is None or count > 0, f"{name} must be positive, not {count}")
-    part = getattr(config, "rope", 1.0)
+    part = part_of(getattr(config, "rope", 1.0))
     require(0 <= part <= 1, f"rope is the rotated part of a head, in [0, 1], not {part}")
 
 
@@ -56,11 +58,22 @@ def reset_projections(inputs: Projection, out: nn.Linear, std: float | None, pla
         inputs.conv.reset_parameters()
 
 
-def turns(x: Tensor, ctx: Context, rotated: int, theta: float) -> Tensor:
+def turns(x: Tensor, ctx: Context, rotated: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """The rotary table of the positions of x (B,T,...) (2104.09864 eq. 34)."""
     time = ctx.timeline
     length = int(ctx.positions.max()) + 1 if ctx.positions is not None else time.past + x.shape[1]
-    return cached_table(time.positions, length, rotated, theta, x.dtype)
+    if outgrown(scaling, length):
+        return rotary_table(time.positions, rotated, theta, x.dtype == torch.float64, scaling, _spans(time))
+    return cached_table(time.positions, length, rotated, theta, x.dtype, scaling)
+
+
+def _spans(time: Timeline) -> Tensor:
+    """Of every token the length of its document, as far as it is read: (1,), (B,1) or (B,T)."""
+    if time.starts is None:
+        return time.positions.amax(-1, keepdim=True) + 1
+    document, positions = time.starts.cumsum(1), time.positions.expand(time.starts.shape)
+    last = positions.new_zeros(document.shape).scatter_reduce(1, document, positions, "amax")
+    return last.gather(1, document) + 1
 
 
 def scored_heads(q: Tensor, k: Tensor, bias: Tensor | None, window: int | None) -> Scored:

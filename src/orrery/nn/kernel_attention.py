@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from orrery.core.config import require
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
-from orrery.nn.heads import check_heads, count_heads
+from orrery.nn.heads import check_heads, count_heads, turns
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import cached_table, rotate
+from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of, step_table
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -34,12 +34,13 @@ from orrery.ops.steps.row_linear import RowNorm
 
 @dataclass(frozen=True, kw_only=True)
 class KernelAttentionConfig(PartConfig):
-    """heads None: width / head_dim. rope: the part of each head that is rotated before the feature map; 0: no positions.
+    """heads None: width / head_dim. rope: the part of each head that is rotated before the feature map, or how
+    positions are scaled; 0: no positions.
     eps: least denominator. init_std None: sqrt(2 / 5D)."""
 
     heads: int | None = None
     head_dim: int = 64
-    rope: float = 1.0
+    rope: Rope = 1.0
     rope_theta: float = 10000.0
     bias: bool = False
     eps: float = 1e-6
@@ -75,7 +76,7 @@ class KernelAttention(Mixer):
         super().__init__(config, place)
         self.head_dim = config.head_dim
         self.heads = count_heads(config, place)
-        self.rotated = 2 * int(config.rope * self.head_dim / 2)
+        self.rotated, self.scaling = rotated_size(config.rope, self.head_dim), scaling_of(config.rope)
         inner = self.heads * self.head_dim
         self.inputs = Projection(place, 3 * inner, bias=config.bias)
         self.out = nn.Linear(inner, place.width, bias=config.bias)
@@ -131,8 +132,7 @@ class KernelAttention(Mixer):
         p, conv = self.inputs(x, None if state is None else state.conv, ctx)
         q, k, v = p.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
         if self.rotated:
-            time = ctx.timeline
-            table = cached_table(time.positions, time.past + x.shape[1], self.rotated, self.config.rope_theta, q.dtype)
+            table = turns(q, ctx, self.rotated, self.config.rope_theta, self.scaling)
             q, k = rotate(q, table), rotate(k, table)
         kind = torch.float64 if p.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
@@ -146,7 +146,7 @@ class KernelAttention(Mixer):
         batch = len(run.x)
         p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)
         memory, peak = run.own(state.memory), run.own(state.peak)
-        table = cached_table(torch.arange(run.capacity), run.capacity, self.rotated, self.config.rope_theta, torch.float32)
+        table = step_table(run.capacity, self.rotated, self.config.rope_theta, self.scaling)
         project = self.inputs.step(run.x, state.conv, p, norm)
         attend = kernel_attention_step(p, memory, peak, y, features, run.positions, table, self.config.eps)
         return in_order(project, attend, linear_step(y, self.out, run.x, add=True))

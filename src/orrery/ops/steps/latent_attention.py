@@ -24,7 +24,8 @@ from orrery.ops.steps.row_linear import array
 
 
 def latent_step(
-    q: Tensor, p: Tensor, begin: int, cache: Tensor, positions: Tensor, table: Tensor, weight: Tensor, norm: tuple[Tensor, float], y: Tensor
+    q: Tensor, p: Tensor, begin: int, cache: Tensor, positions: Tensor, table: Tensor, weight: Tensor, norm: tuple[Tensor, float], y: Tensor,
+    scale: float | None = None,
 ) -> Callable[[], None]:
     """A function that takes one token of every row further each time it is called.
 
@@ -37,11 +38,14 @@ def latent_step(
         weight: (H,N+V,C), W_k and W_v of every head.
         norm: its weight (C,), and eps.
         y: (B,H*V), the result.
+        scale: of the scores; None: 1/sqrt(R + N).
     """
     gain, eps = norm
     arrays = [array(t, y) for t in (cache, positions, torch.view_as_real(table), weight, gain, y)]
     work = weight.numel() + 2 * len(weight) * cache.numel()
-    return prepare_blocks(_step, cache.shape[0] * len(weight), work, q.numpy(), p.numpy(), begin, *arrays, eps)
+    size = weight.shape[1] - y.shape[1] // len(weight) + cache.shape[2] - weight.shape[2]
+    scaled = np.float32(scale or size**-0.5)
+    return prepare_blocks(_step, cache.shape[0] * len(weight), work, q.numpy(), p.numpy(), begin, *arrays, eps, scaled)
 
 
 @inlined
@@ -53,13 +57,12 @@ def _turn(x, angles):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _step(first, last, q, p, begin, cache, positions, table, weight, gain, y, eps):  # type: ignore[no-untyped-def]
+def _step(first, last, q, p, begin, cache, positions, table, weight, gain, y, eps, scale):  # type: ignore[no-untyped-def]
     batch, slots, wide = cache.shape
     heads, both, rank = weight.shape
     shared, values = wide - rank, y.shape[1] // heads
     own = both - values
     size, gate = shared + own, begin + wide
-    scale = np.float32(1.0 / np.sqrt(np.float64(size)))
     new, asked = np.empty(wide, np.float32), np.empty(wide, np.float32)
     scores, mean = np.empty(slots, np.float32), np.empty(rank, np.float32)
     for block in range(first, last):
