@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 def test_standard_input_is_utf_8_and_what_is_not_is_counted(folder, monkeypatch, capsys):
     code, out, error = typed(monkeypatch, capsys, "predict", folder / "run", stdin=b"\xef\xbb\xbfthe dog\r\n\r\ncaf\xe9 cat")
     assert code == 0 and len([json.loads(line) for line in out.splitlines()]) == 3
-    assert "note: 1 character not UTF-8 and replaced, the first in 'standard input'" in error
+    assert "note: 1 character was not UTF-8 and was replaced, the first in 'standard input', line 3" in error
     assert typed(monkeypatch, capsys, "predict", folder / "run")[:2] == (0, "")
 
 
@@ -75,3 +75,23 @@ def test_a_folder_of_other_things_is_left_alone(folder, monkeypatch, capsys):
     code, _, error = typed(monkeypatch, capsys, *train, "--out", folder / "mine")
     assert code == 2 and "holds no run, but 'best', which a run would write over" in error
     assert [path.name for path in (folder / "mine").rglob("*")] == ["best", "letter.txt"]
+
+
+def test_an_encoding_is_recorded_and_taken_again(tmp_path, monkeypatch, capsys):
+    rows = [f"{'żółw' if n % 2 else 'łoś'} numer {n},{'ab'[n % 2]}" for n in range(40)]
+    (tmp_path / "t.csv").write_bytes(("text,label\n" + "\n".join(rows) + "\n").encode("cp1250"))
+    settings = ("--set", "epochs=1", "--set", "model.width=16", "--set", "model.depth=1", "--no-baseline", "--json")
+    made = ("finetune", "bert", "--train", tmp_path / "t.csv", "--tokenizer", "bytes", *settings, "--out", tmp_path / "run")
+    code, _, error = typed(monkeypatch, capsys, *made, "--encoding", "cp1205")
+    assert code == 2 and "there is no encoding 'cp1205'. Did you mean 'cp12" in error and not (tmp_path / "run").exists()
+    code, out, error = typed(monkeypatch, capsys, *made, "--encoding", "windows-1250")
+    assert code == 0 and json.loads(out)["notes"] == []
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["facts"]["encodings"] == {"train": "cp1250", "validation": "cp1250"}
+    assert "Read as cp1250 (train), cp1250 (validation)." in (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    again = typed(monkeypatch, capsys, "predict", tmp_path / "run", "--input", tmp_path / "t.csv")
+    (tmp_path / "u.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    assert again[1] == typed(monkeypatch, capsys, "predict", tmp_path / "run", "--input", tmp_path / "u.csv", "--encoding", "utf-8")[1]
+    assert "note" not in again[2] and again[1] == typed(monkeypatch, capsys, "predict", tmp_path / "run", stdin="\n".join(
+        row.partition(",")[0] for row in rows).encode("cp1250"))[1]  # fmt: skip
+    found = json.loads(typed(monkeypatch, capsys, "evaluate", tmp_path / "run", tmp_path / "u.csv", "--truncate", "--json")[1])
+    assert found["notes"][-1].startswith("40 lines are UTF-8 but were read as cp1250, the first in 'u.csv', lines 2, 3, 4, 5 and 6")

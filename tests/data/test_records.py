@@ -15,7 +15,8 @@ from orrery.core.errors import DataError
 from orrery.data import records
 from orrery.data.examples import TaskSpec
 from orrery.data.labelled import split_table
-from orrery.data.records import read_table
+from orrery.data.records import open_rows, read_table
+from orrery.data.text import Tally
 
 
 def write(folder, name, text):
@@ -58,6 +59,37 @@ def test_the_first_line_says_what_separates(tmp_path):
     assert read_table(write(tmp_path, "c.csv", "text,a;b\n1;2,x\n")).columns == ("text", "a;b")
     assert read_table(write(tmp_path, "d.csv", "text\na;b\n")).column("text") == ["a;b"]
     assert read_table(write(tmp_path, "e.csv", "a;b\n"), header=False).column("2") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "header", "columns"),
+    [
+        ("Well; that was it\nI liked it\nFine; so; so\n", False, 1),  # texts, one of which holds a semicolon
+        ("Well; that was it\nNo; it was not\n", False, 2),  # nothing says that these are texts
+        ("id;text, long;label\n1;a;b\n2;a, b;c\n", True, 3),  # a comma in the header of a table of semicolons
+        ("1,5;2\n3;4\n5;6,5\n", False, 2),
+        ("a;b,c;d\nx,y\nu;v,w\n", False, 2),
+        ('text,label\n"a;b\nc",1\nd,2\n', True, 2),
+        ("text;label\na;b;1\nc;d;2\n", True, 2),  # broken: told with its line, not read as one column
+        ("text\na;b\nc\n", True, 1),
+        ("\ntext\tlabel\na, b\tc\n", True, 2),
+        ('"one; two, three"\n"four"\n', False, 1),
+    ],
+)
+def test_a_separator_cuts_most_rows_alike(tmp_path, text, header, columns):
+    assert len(open_rows(write(tmp_path, "a.csv", text), Tally(), header)[1]) == columns
+
+
+def test_a_table_longer_than_its_sample_is_judged_by_whole_rows(tmp_path):
+    rows = "".join(f'{n};"text {n}\n, more"\n' for n in range(400))
+    assert read_table(write(tmp_path, "a.csv", "id;text\n" + rows)).column("id")[-1] == "399"
+
+
+def test_texts_of_one_column_with_commas_are_told_how_to_be_read(tmp_path):
+    path = write(tmp_path, "a.csv", "Well; that was it\nI liked it, mostly\n")
+    with pytest.raises(DataError, match=r"line 2: 2 fields, but there is 1 column; .* read as text=FILE"):
+        read_table(path, header=False)
+    assert read_table(f"text={path}").column("text")[1] == "I liked it, mostly"
 
 
 def test_a_field_without_end_is_not_read_for_ever(tmp_path, monkeypatch):

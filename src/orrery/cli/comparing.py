@@ -23,6 +23,7 @@ def compare(
     validation: str = typer.Option("", "--validation", help="With --task: a table that chooses the epoch; else held out."),
     test: str = typer.Option("", "--test", help="With --task: a table that chooses nothing; else held out."),
     corpus: str = typer.Option("stdlib", help="stdlib, a file, a folder, a glob, FILE.jsonl:FIELD, or TABLE.csv:COLUMN."),
+    encoding: str = typer.Option("", "--encoding", help="Of a table or corpus that is not UTF-8: cp1250, latin-1, utf-16 ..."),
     budget: str = typer.Option("", help="Of each run: 1Mtok, 20Mtok, 1e13flop, 2min, 500steps; with --task also 5epochs."),
     seeds: int = typer.Option(3, help="Paired seeds; a verdict needs six or more."),
     size: str = typer.Option("", help="nano, micro, tiny, small or base: equal parameters for all; by default nano, with --task micro."),
@@ -52,9 +53,9 @@ def compare(
     if task:
         asked = {"jobs": jobs, "max-params": max_params, "max-state": max_state, "max-ms-per-token": max_ms_per_token}
         how = (budget, seeds, size or "micro", baseline, settings, tune is not False)
-        over_task(architectures or [], (task, validation, test), (kind, text, pair, label, choices), how, asked, out or root / "task", as_json)
+        tables = (task, validation, test, encoding)
+        over_task(architectures or [], tables, (kind, text, pair, label, choices), how, asked, out or root / "task", as_json)
         return
-    size = size or "nano"
     from orrery.compare.conduct import Parts
     from orrery.compare.protocol import Settings
     from orrery.compare.reference import nearest
@@ -62,8 +63,9 @@ def compare(
     from orrery.compare.session import DEFAULT
     from orrery.compare.session import compare as run
     from orrery.core.config import parse_overrides
+    from orrery.data.encodings import with_encoding
 
-    shipped = nearest(size, corpus)
+    shipped = nearest(size := size or "nano", corpus)
     if shipped is not None and not as_json:
         show_reference(shipped)
     command = "orrery " + shlex.join(sys.argv[1:]) if len(sys.argv) > 1 else "orrery compare"
@@ -71,7 +73,7 @@ def compare(
     with LiveView(reference=shipped) as view:
         result = run(
             architectures or DEFAULT,
-            corpus,
+            with_encoding(corpus, encoding),
             budget or Settings.budget,
             seeds,
             size,
@@ -92,13 +94,13 @@ def compare(
 
 
 def over_task(
-    architectures: list[str], tables: tuple[str, str, str], columns: tuple[str, str, str, str, str], how: tuple[str, int, str, str, list[str], bool],
+    architectures: list[str], tables: tuple[str, ...], columns: tuple[str, str, str, str, str], how: tuple[str, int, str, str, list[str], bool],
     foreign: dict[str, Any], out: Path, as_json: bool,
 ) -> None:
     """`orrery compare ... --task`.
 
     Args:
-        tables: training, validation and test; empty where there is none.
+        tables: training, validation and test; empty where there is none; and the encoding of all, "": UTF-8.
         columns: kind, text, pair, label, choices. how: budget, seeds, size, baseline, settings, whether rates are swept.
         foreign: options that only comparisons on text know.
     """
@@ -111,7 +113,7 @@ def over_task(
 
     if given := next((name for name, value in foreign.items() if value), None):
         raise ConfigError(f"--{given} belongs to comparisons on text; leave it out with --task")
-    read = [read_table(name) if name else None for name in tables]
+    read = [read_table(name, encoding=tables[-1]) if name else None for name in tables[:-1]]
     assert read[0] is not None
     kind, text, pair, label, choices = columns
     spec = task_of(read[0], kind or None, (text, pair, label), choices, "--kind")

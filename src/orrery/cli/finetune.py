@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def finetune(
     repair: bool = typer.Option(False, "--repair", help="Read tags that break their scheme as the CoNLL scorer does, and count them."),
     settings: list[str] = typer.Option([], "--set", help="epochs=5, lr=1e-4, batch=16, seed=1; model.KEY=VALUE; distil.KEY=VALUE."),
     baseline: bool = typer.Option(True, "--baseline/--no-baseline", help="Fit a bag of words (or the like) beside it."),
-    strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8 in place of replacing and counting it."),
+    encoding: str = typer.Option("", "--encoding", help="Of text that is not UTF-8: cp1250, latin-1, utf-16 ...; or before a file, cp1250:FILE."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse text that is not of its encoding in place of replacing and counting it."),
     as_json: bool = typer.Option(False, "--json", help="For machines: the result."),
 ) -> None:
     """Fine-tune a model on a table; the same command continues what was interrupted.
@@ -60,13 +62,13 @@ def finetune(
 
     if bool(train) == bool(tasks):
         raise ConfigError("say what to learn from: --train TABLE for one task, or --tasks FILE.json for several")
-    given: dict[str, Any] = {key: True for key, wanted in (("balance", balance), ("truncate", truncate), ("repair", repair)) if wanted}
-    given |= parse_overrides(settings)
+    wanted = {"balance": balance, "truncate": truncate, "repair": repair}
+    given: dict[str, Any] = {key: True for key in wanted if wanted[key]} | parse_overrides(settings)
     if tasks:
-        _finetune_several(model, tasks, out, size, tokenizer, given, baseline, as_json, (header, strict))
+        _finetune_several(model, tasks, out, size, tokenizer, given, baseline, as_json, (header, strict, encoding))
         return
     tables = {
-        side: read_table(source, header=header, strict=strict)
+        side: read_table(source, header=header, strict=strict, encoding=encoding)
         for side, source in (("train", train), ("validation", validation), ("test", test))
         if source is not None
     }
@@ -74,8 +76,7 @@ def finetune(
     spec = spec.replace(names=tuple(filter(None, names.split(","))), apart=apart, words=words)
     own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     distil = {key.removeprefix("distil."): value for key, value in given.items() if key.startswith("distil.")}
-    if teacher is not None:
-        distil["teacher"] = teacher
+    distil |= {} if teacher is None else {"teacher": teacher}
     plain = {key: value for key, value in given.items() if not key.startswith(("model.", "distil."))}
     config = FinetuneConfig.from_dict({"task": spec.to_dict(), **plain, "distil": distil})
     result = run(
@@ -116,12 +117,12 @@ def task_of(table: Any, task: str | None, columns: tuple[str, str, str], choices
 
 def _finetune_several(
     model: str, file: str, out: Path, size: str | None, tokenizer: str | None, given: dict[str, Any], baseline: bool, as_json: bool,
-    reading: tuple[bool, bool],
+    reading: tuple[bool, bool, str],
 ) -> None:  # fmt: skip
     """`--tasks`: what the file says of all tasks, then what was typed."""
     from orrery.methods.multitask import MultitaskConfig, multitask, read_tasks
 
-    parts, said = read_tasks(file, header=reading[0], strict=reading[1])
+    parts, said = read_tasks(file, header=reading[0], strict=reading[1], encoding=reading[2])
     own = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     shared = {**said, **{key: value for key, value in given.items() if not key.startswith("model.")}}
     top: dict[str, Any] = {key: shared.pop(key) for key in ("weighting", "temperature") if key in shared}
@@ -191,6 +192,7 @@ def predict(
     ),
     table: str | None = typer.Option(None, "--input", help="A table with the columns that the model reads."),
     header: bool = typer.Option(True, "--header/--no-header", help="Whether the first row of a CSV names its columns."),
+    encoding: str = typer.Option("", "--encoding", help="Of the table or input; else that of the training table."),
     truncate: bool = typer.Option(False, "--truncate", help="Cut texts that are too long in place of refusing them."),
 ) -> None:
     """Answer texts, one JSON object a line.
@@ -206,20 +208,23 @@ def predict(
     fitted, tally = load_fitted(model), Tally()
     rows: Any = list(text) or None
     if table is not None:
-        rows = read_table(table, header=header)
+        rows = read_table(table, header=header, encoding=encoding or fitted.encoding)
         tally = rows.tally
-    examples = fitted.read(_lines(tally) if rows is None else rows, truncate)
+    examples = fitted.read(_lines(tally, encoding or fitted.encoding) if rows is None else rows, truncate)
     for answer in fitted.answers(examples, quiet=False):
         print(json.dumps(answer, ensure_ascii=False))
     for note in _reading(tally, examples):
         output.remark(f"note: {note}")
 
 
-def _lines(tally: Any) -> list[str]:
-    """The lines of standard input, whatever encoding the terminal is said to have: UTF-8, and what is not is replaced and counted."""
-    from orrery.data.text import stream_pieces
+def _lines(tally: Any, encoding: str) -> list[str]:
+    """The lines of standard input, whatever encoding the terminal is said to have; what is not of this encoding is replaced and counted."""
+    from orrery.data.encodings import find_encoding
+    from orrery.data.text import as_utf_8, stream_pieces
 
-    lines = "".join(stream_pieces(sys.stdin.buffer, "standard input", tally)).split("\n")
+    name, given = "standard input", io.BytesIO(sys.stdin.buffer.read())
+    text = "".join(stream_pieces(as_utf_8(given, name, tally, find_encoding(encoding)), name, tally))
+    lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
@@ -230,9 +235,7 @@ def _reading(tally: Any, examples: Any) -> list[str]:
     found = []
     if examples.cut:
         found.append(f"{counted(examples.cut, 'row')} cut to {examples.spec.length} tokens")
-    if tally.replaced:
-        found.append(f"{counted(tally.replaced, 'character')} not UTF-8 and replaced, the first in '{tally.replaced_in}'")
-    return found
+    return [*found, *tally.notes()]
 
 
 def evaluate(
@@ -240,6 +243,7 @@ def evaluate(
     table: str = typer.Argument(..., help="A table with the model's columns and its labels."),
     against: Path | None = typer.Option(None, "--against", help="Another fine-tuned model, compared row by row."),
     header: bool = typer.Option(True, "--header/--no-header", help="Whether the first row of a CSV names its columns."),
+    encoding: str = typer.Option("", "--encoding", help="Of the table or input; else that of the training table."),
     truncate: bool = typer.Option(False, "--truncate", help="Cut texts that are too long in place of refusing them."),
     as_json: bool = typer.Option(False, "--json", help="For machines."),
 ) -> None:
@@ -251,8 +255,8 @@ def evaluate(
     from orrery.evaluate.predictions import paired_interval
     from orrery.methods.fitted import load_fitted
 
-    rows = read_table(table, header=header)
     fitted = load_fitted(model)
+    rows = read_table(table, header=header, encoding=encoding or fitted.encoding)
     examples = fitted.encode(rows, truncate=truncate)
     judged = fitted.judge(examples, quiet=as_json)
     figures = {name: value.to_dict() for name, value in judged.measured().items()}

@@ -35,8 +35,9 @@ def pretrain(
     budget: str = typer.Option("2Mtok", help="2Mtok, 1e13flop, 2min or 500steps."),
     seed: int = typer.Option(0, help="Of parameters, noise and data order."),
     settings: list[str] = typer.Option([], "--set", help="Any setting: --set data.length=128 --set optim.lr=5e-4."),
+    encoding: str = typer.Option("", "--encoding", help="Of a corpus that is not UTF-8: cp1250, latin-1, utf-16 ...; or cp1250:CORPUS."),
     strict: bool = typer.Option(
-        False, "--strict", help="Refuse text that is not UTF-8 in place of replacing and counting it."
+        False, "--strict", help="Refuse text that is not of its encoding in place of replacing and counting it."
     ),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     as_json: bool = typer.Option(False, "--json", help="The result for machines."),
@@ -48,11 +49,12 @@ def pretrain(
     Example:  orrery pretrain distilbert --teacher runs/polish-bert --corpus polish/ --out runs/polish-small
     """
     from orrery.core.config import parse_overrides
+    from orrery.data.encodings import with_encoding
     from orrery.methods.pretrain import pretrain as run
 
     typed: dict[str, Any] = {
         "model.size": size,
-        "data.corpus": corpus,
+        "data.corpus": with_encoding(corpus, encoding),
         "data.tokenizer": tokenizer,
         "data.strict": strict,
         "budget": budget,
@@ -61,6 +63,7 @@ def pretrain(
         **parse_overrides(settings),
     }
     taken = _numbers(layers) if layers else None
+    also = also and with_encoding(also, encoding)
     result = run(
         model, out, typed, objective=objective, teacher=teacher, recipe=recipe, layers=taken, also=also, quiet=quiet or as_json
     )

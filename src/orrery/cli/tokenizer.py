@@ -17,6 +17,7 @@ def train(
     spec: str = typer.Argument(..., help="bpe:8192, unigram:8192, wordpiece:8192, wordpiece:8192,lower, chars:500."),
     corpus: str = typer.Argument(..., help="A registered corpus, a file, a folder, a pattern, FILE.jsonl:FIELD, or TABLE.csv:COLUMN."),
     out: Path = typer.Option(..., "--out", help="The folder to write."),
+    encoding: str = typer.Option("", "--encoding", help="Of a corpus that is not UTF-8: cp1250, latin-1, utf-16 ...; or cp1250:CORPUS."),
     as_json: bool = typer.Option(False, "--json", help="For machines."),
 ) -> None:
     """Train a tokenizer on a corpus' training side and write it to a folder, which any --tokenizer takes.
@@ -26,10 +27,11 @@ def train(
     from orrery.core.errors import DataError
     from orrery.core.files import atomic_directory
     from orrery.data.dataset import build_tokenizer
+    from orrery.data.encodings import with_encoding
 
     if out.exists() and not (out / "orrery-tokenizer.json").is_file():
         raise DataError(f"'{out}' exists and holds no tokenizer; name another folder")
-    trained = build_tokenizer(spec, corpus)
+    trained = build_tokenizer(spec, with_encoding(corpus, encoding))
     with atomic_directory(out) as folder:
         trained.save(folder)
     if as_json:
@@ -50,6 +52,7 @@ def report(
         None, "--by", help="A column, such as language: --text is TABLE.csv:COLUMN then, and every value of it a text of its own."
     ),
     trained_on: Optional[str] = typer.Option(None, "--train", help="What specs are trained on; else the first text, with --by all."),  # noqa: UP045
+    encoding: str = typer.Option("", "--encoding", help="Of texts that are not UTF-8: cp1250, latin-1, utf-16 ...; or LABEL=cp1250:CORPUS."),
     as_json: bool = typer.Option(False, "--json", help="For machines."),
 ) -> None:
     """Bytes per token, fertility, broken words and unknowns of tokenizers, on the held-out side of each text.
@@ -61,19 +64,21 @@ def report(
     from orrery.core.errors import DataError
     from orrery.data.corpora import MemoryCorpus
     from orrery.data.dataset import build_tokenizer
+    from orrery.data.encodings import with_encoding
     from orrery.data.fertility import compare_tokenizers, held_out, texts_by
 
     if by is not None:
         if len(text) > 1:
             raise DataError("with --by all texts stand in one table; give --text once")
-        texts: dict[str, Any] = dict(texts_by(text[0], by))
+        texts: dict[str, Any] = dict(texts_by(with_encoding(text[0], encoding), by))
         first: Any = MemoryCorpus([kept for part in texts.values() for kept in part.texts.values()], name=text[0])
     else:
         pairs = [item.partition("=") if "=" in item else (item, "=", item) for item in text]
         if len({label for label, *_ in pairs}) < len(pairs):
             raise DataError("two texts have the same label; write --text LABEL=CORPUS")
-        texts, first = {label: corpus for label, _, corpus in pairs}, pairs[0][2]
-    built = [build_tokenizer(spec, trained_on or first) for spec in tokenizers]
+        texts = {label: with_encoding(corpus, encoding) for label, _, corpus in pairs}
+        first = texts[pairs[0][0]]
+    built = [build_tokenizer(spec, with_encoding(trained_on, encoding) if trained_on else first) for spec in tokenizers]
     rows = compare_tokenizers(built, {label: held_out(corpus) for label, corpus in texts.items()})
     if as_json:
         output.say_json([row.to_dict() for row in rows])

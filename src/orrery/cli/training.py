@@ -21,7 +21,8 @@ def train(
     seed: int = typer.Option(0, help="Of parameters and data order."),
     lr: Optional[float] = typer.Option(None, help="Peak learning rate; by default the recorded one of this architecture."),  # noqa: UP045
     settings: list[str] = typer.Option([], "--set", help="Any other setting, as key=value: --set data.length=512 --set model.canon=abcd."),
-    strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8 in place of replacing and counting it."),
+    encoding: str = typer.Option("", "--encoding", help="Of a corpus that is not UTF-8: cp1250, latin-1, utf-16 ...; or cp1250:CORPUS."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse text that is not of its encoding in place of replacing and counting it."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     as_json: bool = typer.Option(False, "--json", help="The result for machines."),
 ) -> None:
@@ -29,9 +30,10 @@ def train(
 
     Example:  orrery train transformer --size micro --corpus stdlib --budget 2Mtok --seed 1 --out runs/first
     """
+    from orrery.data.encodings import with_encoding
     from orrery.train import train as run
 
-    config = training_config(model, size, corpus, tokenizer, budget, seed, lr, settings, strict)
+    config = training_config(model, size, with_encoding(corpus, encoding), tokenizer, budget, seed, lr, settings, strict)
     result = run(config, out, quiet=quiet or as_json)
     if as_json:
         output.say_json(result)

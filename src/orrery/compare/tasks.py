@@ -369,8 +369,7 @@ class _Sweep:
             notes.append(
                 f"no {' and no '.join(self.kept)} table was given: held out of {source}, the same rows for all"
             )
-        if replaced := sum(table.tally.replaced for table in self.tables.values()):
-            notes.append(f"{counted(replaced, 'character')} not UTF-8 and replaced")
+        notes += [note for table in self.tables.values() for note in table.tally.notes()]
         for one in self.contenders:
             if one.folder:
                 notes.append(

@@ -6,6 +6,7 @@
     open_corpus("notes/**/*.md")           a pattern
     open_corpus("web.jsonl.gz:body.text")  one document per line, from a field of JSON lines (default field: text)
     open_corpus("reviews.csv:review")      one document per row, from a column of a table (.csv, .tsv, .json, .conll, .conllu)
+    open_corpus("cp1250:notes/")           any of these in an encoding other than UTF-8
 
 `corpus.facts()` reads everything once (and remembers the answer for files that have not changed since): size, content
 hash and the split. Nothing is held in memory but sixteen bytes per document.
@@ -32,6 +33,7 @@ from orrery.core.files import cache_dir, read_json, write_json
 from orrery.core.progress import progress
 from orrery.core.registry import load, names
 from orrery.data import split as splitting
+from orrery.data.encodings import UTF_8, split_source
 from orrery.data.records import open_rows
 from orrery.data.split import Hash, Split
 from orrery.data.text import Document, Tally, file_pieces, memory_document, read_head, records, why_not_text
@@ -50,8 +52,10 @@ class Facts:
     hash: str  # of the documents' texts, in order; 32 hex digits
     documents: int
     bytes: int  # of UTF-8 text
-    replaced: int = 0  # characters that stand for bytes that were not UTF-8
+    encoding: str = UTF_8
+    replaced: int = 0  # characters that stand for bytes that were not of the encoding
     replaced_in: str = ""  # the first document with such bytes
+    doubts: tuple[str, ...] = ()  # what a reader should know of how it was decoded, in words
     binary: int = 0  # files left out because they are not text
     empty: int = 0  # files or records without text
     split: Split = field(default_factory=Split)
@@ -63,7 +67,7 @@ class Facts:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Facts:
         """Inverse of :meth:`to_dict`."""
-        return cls(**{**data, "split": Split.from_dict(data["split"])})
+        return cls(**{**data, "split": Split.from_dict(data["split"]), "doubts": tuple(data.get("doubts", ()))})
 
 
 class Corpus(ABC):
@@ -94,7 +98,7 @@ class Corpus(ABC):
         if self._facts is None:
             mark = self.fingerprint()
             remembered = _recall(mark) if mark else None
-            if remembered is None or (self.strict and remembered.replaced):
+            if remembered is None or (remembered.replaced and (self.strict or not remembered.doubts)):
                 remembered = self._scan(quiet)
                 if mark:
                     _remember(mark, remembered)
@@ -127,8 +131,10 @@ class Corpus(ABC):
             hash=whole.hexdigest(),
             documents=len(us),
             bytes=sum(sizes),
+            encoding=tally.encoding,
             replaced=tally.replaced,
             replaced_in=tally.replaced_in,
+            doubts=tuple(tally.notes()),
             binary=tally.binary,
             empty=tally.empty,
             split=decided,
@@ -166,44 +172,46 @@ class MemoryCorpus(Corpus):
 class FileCorpus(Corpus):
     """Local files. In a folder or pattern, binary files are left out and counted; a single binary file is an error."""
 
-    def __init__(self, name: str, files: dict[str, Path], record_field: str = "", strict: bool = False) -> None:
+    def __init__(
+        self, name: str, files: dict[str, Path], record_field: str = "", strict: bool = False, encoding: str = UTF_8
+    ) -> None:  # fmt: skip
         super().__init__(name, strict)
-        self.files, self.field = files, record_field
+        self.files, self.field, self.encoding = files, record_field, encoding
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """One document per text file or JSON line."""
         tally = tally if tally is not None else self.tally()
         for label, path in self.files.items():
-            start = read_head(path)
+            start = read_head(path, self.encoding)
             if not start:
                 tally.empty += 1
                 continue
-            reason = why_not_text(start)
+            reason = why_not_text(start, self.encoding)
             if reason and len(self.files) == 1:
                 raise DataError(f"'{path}' is not a text file: {reason}")
             if reason:
                 tally.binary += 1
             elif self.field or _JSON_LINES.search(path.name):
-                yield from records(path, label, self.field or "text", tally)
+                yield from records(path, label, self.field or "text", tally, self.encoding)
             else:
-                yield _file_document(label, path)
+                yield _file_document(label, path, self.encoding)
 
     def fingerprint(self) -> str | None:
-        """Changes when a file is added, removed, renamed, or written to."""
-        return stat_fingerprint(["files", self.field], self.files)
+        """Changes when a file is added, removed, renamed, or written to, or read in another encoding."""
+        return stat_fingerprint(["files", self.field, *_unusual(self.encoding)], self.files)
 
 
 class TableCorpus(Corpus):
     """A column of a table, one document for each of its rows."""
 
-    def __init__(self, path: Path, column: str, strict: bool = False) -> None:
+    def __init__(self, path: Path, column: str, strict: bool = False, encoding: str = UTF_8) -> None:
         super().__init__(f"{path.name}:{column}", strict)
-        self.path, self.column = path, column
+        self.path, self.column, self.encoding = path, column, encoding
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """One document per row whose cell is not empty; words of a sentence are joined by spaces."""
         tally = tally if tally is not None else self.tally()
-        rows = open_rows(self.path, tally)[2]
+        rows = open_rows(self.path, tally, encoding=self.encoding)[2]
         for row in rows:
             if self.column not in row.values:
                 listed = ", ".join(f"'{column}'" for column in list(row.values)[:12])
@@ -217,12 +225,16 @@ class TableCorpus(Corpus):
                 tally.empty += 1
 
     def fingerprint(self) -> str | None:
-        """Changes when the file is written to."""
-        return stat_fingerprint(["column", self.column], {self.path.name: self.path})
+        """Changes when the file is written to, or read in another encoding."""
+        return stat_fingerprint(["column", self.column, *_unusual(self.encoding)], {self.path.name: self.path})
 
 
-def _file_document(label: str, path: Path) -> Document:
-    return Document(label, lambda tally: file_pieces(path, label, tally))
+def _unusual(encoding: str) -> list[str]:
+    return [] if encoding == UTF_8 else [encoding]
+
+
+def _file_document(label: str, path: Path, encoding: str) -> Document:
+    return Document(label, lambda tally: file_pieces(path, label, tally, encoding))
 
 
 def stat_fingerprint(about: list[str], files: dict[str, Path]) -> str | None:
@@ -262,21 +274,25 @@ def _recall(mark: str) -> Facts | None:
 
 
 def open_corpus(spec: str | Path | Corpus, strict: bool = False) -> Corpus:
-    """A corpus: a registered name, a file, a folder, a pattern, `FILE.jsonl:FIELD`, `TABLE.csv:COLUMN`; or a Corpus, as it is.
+    """A corpus: a registered name, a file, a folder, a pattern, `FILE.jsonl:FIELD`, `TABLE.csv:COLUMN`, any of files behind `ENCODING:`; or
+    a Corpus, as it is.
 
     Raises:
-        DataError: when there is no such name, file or match.
+        DataError: when there is no such name, file or match, or an encoding is said of a registered name.
     """
     if isinstance(spec, Corpus):
         return spec
-    text = str(spec)
+    said, text = split_source(str(spec))
+    encoding = said or UTF_8
     if not text.strip():
         raise DataError("no corpus named; give a registered name, a file, a folder or a pattern")
     if text in names(kind="corpus"):
+        if said:
+            raise DataError(f"the corpus '{text}' knows its own encoding; leave {said} out")
         return load(text, "corpus")(strict=strict)
     path, wanted = text, ""
     if not os.path.exists(text) and (match := _COLUMN.match(text)) and os.path.isfile(os.path.expanduser(match["path"])):
-        return TableCorpus(Path(match["path"]).expanduser(), match["column"], strict)
+        return TableCorpus(Path(match["path"]).expanduser(), match["column"], strict, encoding)
     if not os.path.exists(text) and (match := _SPEC_FIELD.match(text)):
         path, wanted = match["path"], match["field"]
     path = os.path.expanduser(path)
@@ -293,7 +309,7 @@ def open_corpus(spec: str | Path | Corpus, strict: bool = False) -> Corpus:
         raise DataError(
             f"no corpus, file or folder '{text}'.{suggest(text, known)} Registered corpora: {', '.join(known)}"
         )
-    return FileCorpus(name, files, wanted, strict)
+    return FileCorpus(name, files, wanted, strict, encoding)
 
 
 def _below(folder: Path) -> dict[str, Path]:

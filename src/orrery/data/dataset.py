@@ -62,9 +62,9 @@ class Dataset:
     def notes(self) -> list[str]:
         """What a reader of results should know: text that was replaced, left out, or lost by the tokenizer."""
         corpus, found = self.info["corpus"], []
+        found += corpus["doubts"]
         if corpus["replaced"]:
-            first = f"{corpus['replaced']:,} characters were not UTF-8 and were replaced, the first in '{corpus['replaced_in']}'"
-            found.append(f"{first} (--strict refuses such text)")
+            found[0] += "; --strict refuses such text"
         if corpus["binary"]:
             found.append(f"{corpus['binary']:,} binary file{'s were' if corpus['binary'] > 1 else ' was'} left out")
         unknown = sum(self.info[side]["unknown"] for side in ("train", "validation"))

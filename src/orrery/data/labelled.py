@@ -29,6 +29,7 @@ from orrery.data.choosing import join_documents, read_choice, read_choices, read
 from orrery.data.examples import NAMED, Examples, TaskSpec
 from orrery.data.marks import frame_ids
 from orrery.data.records import Row, Table
+from orrery.data.text import Tally
 from orrery.data.tokenizers import Tokenizer
 
 IGNORE = -100
@@ -470,4 +471,5 @@ def split_table(table: Table, share: float, seed: int, spec: TaskSpec) -> tuple[
         held = {number for number, row in enumerate(table.rows) if texts[row.values.get(spec.text)] in held}
     kept = [row for number, row in enumerate(table.rows) if number not in held]
     out = [row for number, row in enumerate(table.rows) if number in held]
-    return Table(f"{table.name} (kept)", table.columns, kept, table.tally), Table(f"{table.name} (held out)", table.columns, out)
+    other = Table(f"{table.name} (held out)", table.columns, out, Tally(encoding=table.tally.encoding))
+    return Table(f"{table.name} (kept)", table.columns, kept, table.tally), other

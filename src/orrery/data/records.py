@@ -1,15 +1,16 @@
 """Tables of examples as people keep them: CSV, TSV, JSON lines, CoNLL columns, parallel lines, labels before text.
 
-    FILE.csv  FILE.tsv      a header names the columns; without one they are "1", "2", ...; a first line of a CSV without a
-                            comma says whether semicolons or tabs separate (spreadsheets write them where 1,5 is a number)
+    FILE.csv  FILE.tsv      a header names the columns; without one they are "1", "2", ...; a CSV may be separated by semicolons
+                            or tabs (spreadsheets write them where 1,5 is a number): :func:`guess_separator`
     FILE.jsonl              one object a line; its keys are the columns
     FILE.conll  FILE.conllu one token a line, an empty line ends a sentence; columns are "1", "2", ..., each a list
     FILE.json               a list of objects, or SQuAD's layout: columns id, context, question, answers
     words=A,tags=B          parallel files, one example a line; columns by the names given
     label-text:FILE         each line a label, white space, and the text; columns "label" and "text"
     jsonl:FILE, csv:FILE .. a file whose name does not say what it is
+    cp1250:FILE             any of these in an encoding other than UTF-8
 
-Every file may be compressed (.gz, .bz2, .xz). Text that is not UTF-8 is replaced and counted, or refused when strict.
+Every file may be compressed (.gz, .bz2, .xz). Text that is not of its encoding is replaced and counted, or refused when strict.
 What is wrong with a file is said with its line; a row that cannot be an example is never guessed at.
 """
 
@@ -21,17 +22,19 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orrery.core.errors import DataError, suggest
+from orrery.data.encodings import UTF_8, find_encoding, split_source
 from orrery.data.text import Tally, file_pieces
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "conll", "label-text")
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".conll": "conll", ".conllu": "conll"}
 _PACKED = (".gz", ".bz2", ".xz")
+SAMPLE = 200  # lines by which a separator is guessed
 LONGEST = 1 << 26  # characters of one field; more is a file that is no table
 
 
@@ -81,22 +84,23 @@ class Table:
 
 
 def read_table(
-    source: str | Path, *, header: bool = True, separator: str = "", strict: bool = False, limit: int | None = None
+    source: str | Path, *, header: bool = True, separator: str = "", strict: bool = False, limit: int | None = None, encoding: str = ""
 ) -> Table:
     """Read a table.
 
     Args:
         source: see the list above.
         header: whether the first row of a CSV or TSV names the columns.
-        separator: between a CSV's columns; "": what its first line says (tab for TSV).
-        strict: refuse text that is not UTF-8.
+        separator: between a CSV's columns; "": what its first lines say (tab for TSV).
+        strict: refuse text that is not of its encoding.
         limit: at most so many rows, from the top.
+        encoding: of a source that does not say its own; "": UTF-8.
 
     Raises:
-        DataError: a file that cannot be read, is empty, or has a broken row (with its line).
+        DataError: a file that cannot be read, is empty, or has a broken row (with its line). ConfigError: no such encoding.
     """
     tally = Tally(strict)
-    name, columns, rows = open_rows(source, tally, header, separator)
+    name, columns, rows = open_rows(source, tally, header, separator, encoding)
     held: list[Row] = []
     for row in rows:
         if limit is not None and len(held) >= limit:
@@ -109,18 +113,19 @@ def read_table(
 
 
 def open_rows(
-    source: str | Path, tally: Tally, header: bool = True, separator: str = ""
+    source: str | Path, tally: Tally, header: bool = True, separator: str = "", encoding: str = ""
 ) -> tuple[str, Sequence[str], Iterator[Row]]:
     """A table's name, its columns where they are known before its rows, and its rows, one at a time; see :func:`read_table`."""
-    text = str(source)
+    own, text = split_source(str(source))
+    encoding = own or (find_encoding(encoding) if encoding else UTF_8)
     form, parts = _form(text)
     if form == "lines":
-        return text, tuple(parts), _parallel(parts, tally)
+        return text, tuple(parts), _parallel(parts, tally, encoding)
     path = Path(next(iter(parts.values()))).expanduser()
     name = path.name
     if not path.is_file():
         raise DataError(f"cannot read '{path}': {'it is a folder' if path.is_dir() else 'no such file'}")
-    stream = _stream(path, tally)
+    stream = _stream(path, tally, encoding)
     if form in ("csv", "tsv"):
         return name, *_separated(stream, name, header, separator or ("\t" if form == "tsv" else ""))
     if form == "label-text":
@@ -150,10 +155,10 @@ def _form(text: str) -> tuple[str, dict[str, str]]:
     return form, {"": text}
 
 
-def _stream(path: Path, tally: Tally) -> Iterator[str]:
+def _stream(path: Path, tally: Tally, encoding: str) -> Iterator[str]:
     """The lines of a file with their endings, as csv wants them."""
     rest: list[str] = []
-    for piece in file_pieces(path, path.name, tally):
+    for piece in file_pieces(path, path.name, tally, encoding):
         *lines, last = piece.split("\n")
         for line in lines:
             yield "".join((*rest, line, "\n"))
@@ -166,17 +171,19 @@ def _stream(path: Path, tally: Tally) -> Iterator[str]:
 def _separated(stream: Iterator[str], name: str, header: bool, separator: str) -> tuple[tuple[str, ...], Iterator[Row]]:
     if len(separator) > 1:
         raise DataError(f"a separator is one character, not {separator!r}")
-    start = next(stream, "")
-    stream, bare = itertools.chain([start] if start else [], stream), _QUOTED.sub("", start)
+    csv.field_size_limit(LONGEST)
+    sample, more = list(_sample(stream)), list(itertools.islice(stream, 1))
+    stream, bare = itertools.chain(sample, more, stream), _QUOTED.sub("", sample[0] if sample else "")
     if "\r" in bare.rstrip("\r\n"):
         raise DataError(f"'{name}' ends its lines with carriage returns alone; save it with line feeds, as UTF-8")
-    separator = separator or next((sign for sign in ",;\t" if sign in bare), ",")
-    csv.field_size_limit(LONGEST)
+    separator = separator or guess_separator(sample, header, not more)
     if separator == "\t":  # a quotation mark in such a file is one
         reader = csv.reader(stream, delimiter=separator, quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(stream, delimiter=separator, strict=True)
     first = _next(reader, name)
+    while first == []:
+        first = _next(reader, name)
     if first is None:
         raise DataError(f"'{name}' is empty")
     columns = tuple(cell.strip() for cell in first) if header else tuple(str(n + 1) for n in range(len(first)))
@@ -194,11 +201,61 @@ def _separated(stream: Iterator[str], name: str, header: bool, separator: str) -
                     return
             if row:
                 if len(row) != len(columns):
-                    raise DataError(f"{name}, line {line}: {len(row)} fields, but there are {len(columns)} columns")
+                    raise DataError(f"{name}, line {line}: {_miscounted(len(row), len(columns))}")
                 yield Row(f"{name}, line {line}", dict(zip(columns, row, strict=True)))
             row = None
 
     return columns, rows()
+
+
+def _miscounted(fields: int, columns: int) -> str:
+    if columns > 1:
+        return f"{fields} fields, but there are {columns} columns"
+    return (
+        f"{fields} fields, but there is 1 column; a text that holds commas stands in quotation marks in a CSV, and a file of plain lines is "
+        "read as text=FILE"
+    )
+
+
+def _sample(stream: Iterator[str]) -> Iterator[str]:
+    """The first lines of a table, about 256 kB of them."""
+    size = 0
+    for line in itertools.islice(stream, SAMPLE):
+        yield line
+        size += len(line)
+        if size > 1 << 18:
+            return
+
+
+def guess_separator(lines: Sequence[str], header: bool = True, whole: bool = True) -> str:
+    """What separates the columns of a CSV, by its first lines: of comma, semicolon and tab the one that cuts most rows, and more than half
+    of them, into as many fields as the first (two or more); the first of equals.
+
+    Where none does, a header with commas is cut at these, else at semicolons or tabs, and the row that does not follow is told. Without a
+    header such lines are texts of one column.
+
+    Args:
+        header: whether the first row names the columns. whole: whether these lines are all that there are.
+    """
+    best, most = "", 0.5
+    first = next((line for line in lines if line.strip()), "")
+    signs = [sign for sign in ",;\t" if sign in _QUOTED.sub("", first)]
+    for sign in signs:
+        counts = _fields(lines, sign)
+        counts = counts if whole else counts[:-1] or counts  # the last row may go on
+        share = sum(count == counts[0] for count in counts) / len(counts) if counts and counts[0] > 1 else 0.0
+        if share > most:
+            best, most = sign, share
+    return best or (signs[0] if signs and header else ",")
+
+
+def _fields(lines: Sequence[str], sign: str) -> list[int]:
+    """Fields of every row under a separator."""
+    reader = csv.reader(lines, delimiter=sign, quoting=csv.QUOTE_NONE if sign == "\t" else csv.QUOTE_MINIMAL)
+    found: list[int] = []
+    with suppress(csv.Error):
+        found += (len(row) for row in reader if row)
+    return found
 
 
 def _next(reader: Any, name: str) -> list[str] | None:
@@ -212,7 +269,7 @@ def _next(reader: Any, name: str) -> list[str] | None:
             reason = f"a field of more than {LONGEST:,} characters; is a quote before it never closed?"
         raise DataError(f"{name}, line {reader.line_num}: {reason}") from error
     if row and any("\0" in cell for cell in row):
-        raise DataError(f"{name}, line {reader.line_num}: a NUL character, as UTF-16 has them; convert the file to UTF-8")
+        raise DataError(f"{name}, line {reader.line_num}: a NUL character, as UTF-16 has them; if it is that, say so with --encoding utf-16")
     return row
 
 
@@ -297,12 +354,12 @@ def _labelled(stream: Iterator[str], name: str) -> Iterator[Row]:
         yield Row(f"{name}, line {number}", {"label": label, "text": rest[0] if rest else ""})
 
 
-def _parallel(parts: dict[str, str], tally: Tally) -> Iterator[Row]:
+def _parallel(parts: dict[str, str], tally: Tally, encoding: str) -> Iterator[Row]:
     paths = {column: Path(path).expanduser() for column, path in parts.items()}
     for path in paths.values():
         if not path.is_file():
             raise DataError(f"cannot read '{path}': no such file")
-    streams = {column: _stream(path, tally) for column, path in paths.items()}
+    streams = {column: _stream(path, tally, encoding) for column, path in paths.items()}
     number = 0
     while True:
         number += 1

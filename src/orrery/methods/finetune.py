@@ -195,7 +195,7 @@ class Job(Epochs):
         self.source = self._start(source, spec, train, tokenizer, size, settings)
         self.device = pick_device("auto")
         self.model = self.source.model.to(self.device)
-        self.fitted = Fitted(self.model, self.source.tokenizer, spec)
+        self.fitted = Fitted(self.model, self.source.tokenizer, spec, encoding=train.tally.encoding)
         self.examples = self._encode(spec)
         self.weights = self._weights()
         self.steps_per_epoch = -(-len(self.examples["train"]) // config.batch)
@@ -247,9 +247,8 @@ class Job(Epochs):
             e.spec = self.fitted.spec
         if cut := sum(e.cut for e in examples.values()):
             self.notes.append(f"{cut} {'row was' if cut == 1 else 'rows were'} cut to {draft.spec.length} tokens")
-        replaced = sum(table.tally.replaced for table in self.tables.values())
-        if replaced:
-            self.notes.append(f"{counted(replaced, 'character')} not UTF-8 and replaced")
+        for table in self.tables.values():
+            self.notes += table.tally.notes()
         if spec.kind == "regression":
             values = np.array(examples["train"].targets, dtype=float)
             self.fitted.shift, self.fitted.scale = float(values.mean()), float(values.std()) or 1.0
@@ -304,8 +303,10 @@ class Job(Epochs):
         }
 
     def facts(self) -> dict[str, Any]:
-        """Rows of each table, and what a reader should know of them."""
-        return {"rows": {side: len(table) for side, table in self.tables.items()}, "notes": self.notes}
+        """Rows and encoding of each table, and what a reader should know of them."""
+        tables = self.tables.items()
+        encodings = {side: table.tally.encoding for side, table in tables}
+        return {"rows": {side: len(table) for side, table in tables}, "encodings": encodings, "notes": self.notes}
 
     def batches(self, epoch: int) -> list[Any]:
         """Numbers of examples, batch by batch."""

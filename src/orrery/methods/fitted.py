@@ -1,7 +1,7 @@
 """A model fitted to a task: what it takes to answer, and nothing else. Saved as one folder, loaded as one.
 
     weights/    the model, its tokenizer beside it
-    task.json   the task: kind, columns, labels, length; how numbers were scaled
+    task.json   the task: kind, columns, labels, length; how numbers were scaled; the encoding of the training table
     words/      a bag of words that answers beside the model, where the task asks for one
 
 B batch, T time, N examples, C labels.
@@ -22,6 +22,7 @@ from orrery.core.files import read_json
 from orrery.core.progress import progress
 from orrery.data.answering import join_windows
 from orrery.data.choosing import read_choices
+from orrery.data.encodings import UTF_8, find_encoding
 from orrery.data.examples import Examples, TaskSpec
 from orrery.data.labelled import collate, encode, sorted_batches
 from orrery.data.records import Row, Table
@@ -40,7 +41,8 @@ TASK = "task.json"
 
 @dataclass
 class Fitted:
-    """model: with the head of the task. shift, scale: a number is predicted as `shift + scale * output`. words: answers beside it."""
+    """model: with the head of the task. shift, scale: a number is predicted as `shift + scale * output`. words: answers beside it.
+    encoding: of the table that it learnt from, in which others are read unless something else is said."""
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -48,10 +50,12 @@ class Fitted:
     shift: float = 0.0
     scale: float = 1.0
     words: Words | None = None
+    encoding: str = UTF_8
 
     def record(self) -> dict[str, Any]:
         """What `task.json` says."""
-        return {"format": FORMAT, "task": self.spec.to_dict(), "shift": self.shift, "scale": self.scale}
+        scaled = {"shift": self.shift, "scale": self.scale}
+        return {"format": FORMAT, "task": self.spec.to_dict(), **scaled, "encoding": self.encoding}
 
     def encode(self, table: Table, labelled: bool = True, truncate: bool = False) -> Examples:
         """A table's examples as the model reads them."""
@@ -243,13 +247,14 @@ def load_fitted(folder: str | Path) -> Fitted:
                 f"'{path / TASK}' is of format {stored['format']}; this version reads format {FORMAT}"
             )
         spec, shift, scale = TaskSpec.from_dict(stored["task"]), float(stored["shift"]), float(stored["scale"])
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        encoding = find_encoding(stored.get("encoding", UTF_8))
+    except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise CorruptionError(f"'{path / TASK}' is damaged: {error}") from error
     model = load(path / "weights")
     tokenizer = load_tokenizer(path / "weights" / "tokenizer")
     if tokenizer.vocab_size > int(getattr(model, "vocab_size", tokenizer.vocab_size)):
         raise CorruptionError(f"the tokenizer in '{path}' makes {tokenizer.vocab_size} ids, more than the model knows")
-    return Fitted(model, tokenizer, spec, shift, scale, Words.load(path, spec) if spec.words else None)
+    return Fitted(model, tokenizer, spec, shift, scale, Words.load(path, spec) if spec.words else None, encoding)
 
 
 def position_limit(model: nn.Module) -> int:

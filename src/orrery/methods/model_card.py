@@ -11,9 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from orrery.data.encodings import UTF_8
 from orrery.data.examples import NAMED
 from orrery.data.labelled import read_label
 from orrery.data.records import Table
+from orrery.data.text import named
 from orrery.evaluate.tasks import LOWER, Judged
 from orrery.methods.fitted import Fitted
 from orrery.models.encoder_decoder import PairReader
@@ -131,6 +133,9 @@ def _data(tables: dict[str, Table], fitted: Fitted) -> list[str]:
                 + (" ... |" if len(counts) > 6 else " |")
             )
         lines.append(line)
+    read = {side: named(table.tally.encoding) for side, table in tables.items()}
+    if any(name != named(UTF_8) for name in read.values()):
+        lines += ["", "Read as " + ", ".join(f"{name} ({side})" for side, name in read.items()) + "."]
     lines += [
         "",
         f"Tokenizer {fitted.tokenizer.name} ({fitted.tokenizer.vocab_size} ids); at most {spec.length} tokens of an example.",
