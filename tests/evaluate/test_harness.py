@@ -57,12 +57,15 @@ def test_likelihoods_are_the_model_s(model, asked):
     assert greedy[1] == (int(row.argmax()) < 128)
 
 
-def test_rolling_covers_every_token_once(model, asked):
-    text = "The cats that the dog saw ran home, all of them."
+def test_rolling_covers_every_token_once_in_the_harness_s_windows(model, asked):
+    from lm_eval.utils import get_rolling_token_windows
+
+    text = "The cats that the dog saw ran home, all of them but one."
     ids = ByteTokenizer().encode(text).tolist()
     before = [ByteTokenizer().doc_id, *ids]
-    expected = sum(plain(model, before[i : i + 25], len(before[i : i + 25]) - 1)[0] for i in range(0, len(ids), 24))
-    assert asked.loglikelihood_rolling(instances((text,), kind="loglikelihood_rolling")) == [
+    windows = get_rolling_token_windows(ids, before[0], max_seq_len=24, context_len=1)
+    expected = sum(plain(model, [*read, wanted[-1]], len(wanted))[0] for read, wanted in windows)
+    assert len(ids) % 24 and asked.loglikelihood_rolling(instances((text,), kind="loglikelihood_rolling")) == [
         pytest.approx(expected, abs=1e-3)
     ]
 
@@ -80,6 +83,11 @@ def test_generation_stops_where_it_is_told(model, asked):
             model, prompt, rule["max_gen_toks"], temperature=0.0, stop=rule["until"], tokenizer=ByteTokenizer()
         )
         assert text == own and "\n" not in text
+    with pytest.raises(ConfigError, match="24 new tokens leave no room for a prompt in the 24"):
+        asked.generate_until(instances(("The cat", {"max_gen_toks": 24}), kind="generate_until"))
+    (long,) = asked.generate_until(instances(("The cat sat on the mat, and", {"until": []}), kind="generate_until"))
+    cut = orrery.generate(model, "the mat, and"[-11:], 12, temperature=0.0, tokenizer=ByteTokenizer())
+    assert long == cut, "where no number is asked for, half of what is read is left to the prompt"
     with pytest.raises(ConfigError, match="'num_beams'"):
         asked.generate_until(instances(("a", {"num_beams": 3}), kind="generate_until"))
 

@@ -98,11 +98,31 @@ def test_span_f1_equals_seqeval(rows):
     assert sum(s.right for s in report.sentences) == report.overall.right
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(["O", *(f"{mark}-{kind}" for mark in "BIES" for kind in "AB")]), min_size=1, max_size=12))
+def test_broken_sequences_of_ends_and_single_tokens_are_read_as_seqeval_reads_them(tags):
+    labels = pytest.importorskip("seqeval.metrics.sequence_labeling")
+    assert [(kind, first, last - 1) for kind, first, last in spans(tags)] == labels.get_entities(tags)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("AB"), st.integers(1, 4), st.booleans()), min_size=1, max_size=5))
+def test_bilou_is_read_as_seqeval_reads_it(parts):
+    scheme = pytest.importorskip("seqeval.scheme")
+    tags: list[str] = []
+    for kind, size, outside in parts:
+        inner = ["O"] * size if outside else [f"U-{kind}"] if size == 1 else [f"B-{kind}", *[f"I-{kind}"] * (size - 2), f"L-{kind}"]
+        tags += inner
+    theirs = scheme.Entities([tags], scheme.BILOU).entities[0]
+    assert spans(tags) == [Span(each.tag, each.start, each.end) for each in theirs]
+    assert broken(tags, "bioes") is None and (not theirs or scheme_of([tags]) in ("bio", "bioes"))
+
+
 def test_spans_of_both_schemes():
     assert spans(["B-A", "I-A", "O", "B-B"]) == [Span("A", 0, 2), Span("B", 3, 4)]
     assert spans(["B-A", "E-A", "S-B", "I-C"]) == [Span("A", 0, 2), Span("B", 2, 3), Span("C", 3, 4)]
     assert spans(["B-A", "B-A", "I-B"]) == [Span("A", 0, 1), Span("A", 1, 2), Span("B", 2, 3)]
-    assert scheme_of([["B-A", "I-A", "O"]]) == "bio" and scheme_of([["S-A"]]) == "bioes"
+    assert scheme_of([["B-A", "I-A", "O"]]) == "bio" and scheme_of([["S-A"]]) == scheme_of([["U-A"]]) == "bioes"
     assert scheme_of([["NOUN", "O"]]) == "plain"
     assert score_spans([["O"]], [["O"]]).overall.f1 == 1
 

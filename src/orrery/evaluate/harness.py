@@ -6,7 +6,7 @@
 
 Needs the extra `eval`. All three kinds of request are answered: `loglikelihood`, `loglikelihood_rolling`, `generate_until`.
 Every context begins with the document's mark, as the model's training texts did. Rolling likelihoods read windows of
-`length` tokens that overlap by nothing but the token before each.
+`length` tokens, each behind the token before it; the last begins earlier, so that it is as long, as the harness has it.
 
 B batch, T time.
 """
@@ -108,8 +108,9 @@ class _Asked:
         """Log-probability of a whole text, in windows that cover every token once."""
         ids = self.tokenizer.encode(text).tolist()
         before = [self.tokenizer.doc_id, *ids]
-        windows = [(before[i : i + 1], ids[i : i + self.length]) for i in range(0, len(ids), self.length)]
-        return float(sum(self._window(windows)))
+        ends = [min(start + self.length, len(ids)) for start in range(0, len(ids), self.length)]
+        rows = [(before[max(0, end - self.length) : end + 1], end - self.length * number) for number, end in enumerate(ends)]
+        return float(sum(self._window(rows)))
 
     def write(self, prompts: list[str], asked: dict[str, Any]) -> list[str]:
         """Continuations until a stop string, which is not part of them."""
@@ -118,11 +119,13 @@ class _Asked:
                 f"the model cannot be asked to generate with '{unknown[0]}'; it knows {', '.join(sorted(_KNOWN))}"
             )
         stop = asked.get("until") or []
-        count = int(asked.get("max_gen_toks") or asked.get("max_new_tokens") or NEW_TOKENS)
+        count = int(asked.get("max_gen_toks") or asked.get("max_new_tokens") or min(NEW_TOKENS, self.length // 2))
+        if count >= self.length:
+            raise ConfigError(f"{count} new tokens leave no room for a prompt in the {self.length} that are read; ask for fewer (max_gen_toks)")
         options = {key: asked[key] for key in _SAMPLING if asked.get(key) is not None}
         if not asked.get("do_sample", options.get("temperature", 0.0) > 0):
             options = {"temperature": 0.0}
-        room = max(1, self.length - count)
+        room = self.length - count
         cut = [self._last(prompt, room) for prompt in prompts]
         stops = [stop] if isinstance(stop, str) else list(stop)
         return list(generate(self.model, cut, count, stop=stops, seed=self.seed, tokenizer=self.tokenizer, **options))
@@ -131,8 +134,8 @@ class _Asked:
         ids = self.tokenizer.encode(prompt)
         return prompt if len(ids) < room else self.tokenizer.decode(ids[-(room - 1) :].tolist() if room > 1 else [])
 
-    def _window(self, windows: list[tuple[list[int], list[int]]]) -> list[float]:
-        rows = [([*before, *ids], len(ids)) for before, ids in windows if ids]
+    def _window(self, rows: list[tuple[list[int], int]]) -> list[float]:
+        """Log-probability of the last `count` ids of every row."""
         training = self.model.training
         self.model.eval()
         try:

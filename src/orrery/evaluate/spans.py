@@ -1,7 +1,8 @@
 """Spans in tag sequences, and their F1: what taggers are judged by.
 
-Schemes: "bio" (B- begins, I- goes on; also known as IOB2), "bioes" (and E- ends, S- stands alone), "plain" (every token has
-a label of its own, as parts of speech: no spans). A span is (type, first token, one behind the last).
+Schemes: "bio" (B- begins, I- goes on; also known as IOB2), "bioes" (and E- ends, S- stands alone; also with L- and U- for these,
+as BILOU has them), "plain" (every token has a label of its own, as parts of speech: no spans). A span is (type, first token, one
+behind the last).
 
 Reading: as the CoNLL scorer does: I-X that nothing of its type comes before begins a span, so that broken sequences have a
 reading too (:func:`broken` says where they break). The F1 of a corpus is micro-averaged: spans right over spans
@@ -20,6 +21,7 @@ from orrery.core.errors import DataError
 
 SCHEMES = ("bio", "bioes", "plain")
 OUTSIDE = "O"
+_SAME = {"L": "E", "U": "S"}  # BILOU's names
 
 
 class Span(NamedTuple):
@@ -80,9 +82,9 @@ class SpanReport:
 
 
 def split_tag(tag: str) -> tuple[str, str]:
-    """("B", "LOC") of "B-LOC"; ("O", "") of "O"; a prefix alone ("B") has the type "_"."""
+    """("B", "LOC") of "B-LOC"; ("O", "") of "O"; a prefix alone ("B") has the type "_"; BILOU's L and U are E and S."""
     prefix, dash, kind = tag.partition("-")
-    return prefix, kind if dash else ("" if tag == OUTSIDE else "_")
+    return _SAME.get(prefix, prefix), kind if dash else ("" if tag == OUTSIDE else "_")
 
 
 def scheme_of(tags: Sequence[Sequence[str]]) -> str:
