@@ -55,3 +55,23 @@ def test_lengths_and_state(trained):
     assert "retention" in typed(*words, "--state", "--insertion", 0.9)
     with pytest.raises(ConfigError, match="unknown policy 'slid'"):
         typed(*words, "--policy", "slid:3")
+
+
+def test_positions_are_scaled_when_a_model_is_read(tmp_path):
+    """The trained length is the run's; with --paired the model as it was stands beside."""
+    (tmp_path / "text").mkdir()
+    for number in range(8):
+        (tmp_path / "text" / f"{number}.txt").write_text(" ".join(["alpha", "beta", "gamma"][number % 3 :] * 40))
+    shape = ["model.size=None", "model.width=32", "model.depth=1", "model.head_dim=8", "data.length=16", "data.batch=4"]
+    settings = [part for setting in shape for part in ("--set", setting)]
+    typed("train", "transformer", "--corpus", tmp_path / "text", "--budget", "2steps", "--out", tmp_path / "run", "--json", *settings)
+    words = ("eval", tmp_path / "run", "--corpus", tmp_path / "text", "--lengths", "--length", 128, "--longest", 128, "--json")
+    plain = json.loads(typed(*words))["rows"]
+    found = json.loads(typed(*words, "--rope", "yarn(factor=8)", "--paired"))
+    assert [row["bits_per_byte"] for row in found["without"]["rows"]] == [row["bits_per_byte"] for row in plain]
+    assert all(row["difference"] != 0 for row in found["difference"])
+    named = json.loads(typed(*words, "--rope", "yarn(factor=8, original=16)"))
+    assert named["rows"] == found["rows"]
+    assert json.loads(typed("generate", tmp_path / "run", "alpha", "--rope", "dynamic(factor=4)", "-n", 8, "--json"))["text"]
+    with pytest.raises(ConfigError, match="unknown scaling of positions 'yran'"):
+        typed(*words, "--rope", "yran(factor=8)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import typer
 
@@ -24,6 +24,7 @@ def generate(
     seed: Optional[int] = typer.Option(None, help="Of the draws; without it every call differs."),  # noqa: UP045
     policy: str = typer.Option("", help="Of a carried state: slide:512, normalise:1.5x, normalise:40 or restart:256."),
     policy_window: int = typer.Option(64, help="Tokens after each of which the policy acts."),
+    rope: str = typer.Option("", help="Scale rotary positions: 'yarn(factor=4)', linear, dynamic, llama3; none: as they are without."),
     as_json: bool = typer.Option(False, "--json", help="For machines: prompt, text, settings, seconds."),
 ) -> None:
     """Continue a prompt, shown as it is written.
@@ -38,7 +39,7 @@ def generate(
 
     if prompt == "-":
         prompt = sys.stdin.read()
-    loaded = load(weights_folder(model))
+    loaded = stretched(load(weights_folder(model)), rope, model)
     settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
     if not as_json:
         print(prompt, end="", flush=True)
@@ -59,6 +60,26 @@ def generate(
         output.say_json({"prompt": prompt, "text": text, "settings": settings.to_dict(), "seed": seed, "seconds": seconds})
     else:
         print()
+
+
+def stretched(loaded: Any, rope: str, path: Path) -> Any:
+    """The model, its positions scaled where `--rope` says so; the trained length is the run's, if there is one."""
+    if not rope:
+        return loaded
+    from orrery.methods.stretch import stretch
+
+    return stretch(loaded, rope, trained_length(path))
+
+
+def trained_length(model: Path) -> int | None:
+    """The length that a run's folder says its model was trained at; None for bare weights."""
+    from orrery.core.errors import OrreryError
+    from orrery.runs import Run
+
+    try:
+        return int(Run.open(model).config["data"]["length"])
+    except (OrreryError, KeyError, TypeError, ValueError):
+        return None
 
 
 def weights_folder(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import typer
 
 from orrery.cli import output
-from orrery.cli.text import weights_folder
+from orrery.cli.text import stretched, trained_length, weights_folder
 
 
 def train(
@@ -119,7 +119,8 @@ def evaluate(
     decay: float = typer.Option(1.0, help="Forget more: the exponent of every token's decay."),
     insertion: float = typer.Option(1.0, help="Remember less: the factor of what is written into the state."),
     pairs: list[str] = typer.Option([], "--pairs", help="In place of a corpus: minimal pairs, FILE.jsonl[.gz] with sentence_good and sentence_bad."),
-    paired: bool = typer.Option(False, "--paired", help="With --lengths and a policy or forgetting: also without, and the difference."),
+    rope: str = typer.Option("", help="Scale rotary positions: 'yarn(factor=4)', linear, dynamic, llama3; none: as they are without."),
+    paired: bool = typer.Option(False, "--paired", help="With --lengths and a policy, forgetting or --rope: also without, and the difference."),
     strict: bool = typer.Option(False, "--strict", help="Refuse text that is not UTF-8."),
     as_json: bool = typer.Option(False, "--json", help="For machines, with every document's score."),
 ) -> None:
@@ -138,7 +139,8 @@ def evaluate(
     from orrery.methods.forget_more import forget_more
     from orrery.models.storage import load
 
-    plain = loaded = load(weights_folder(model))
+    plain = load(weights_folder(model))
+    loaded = stretched(plain, rope, model)
     chosen = create_policy(policy) if policy else None
     data = prepare(corpus, saved_tokenizer(loaded), strict)
     if (decay, insertion) != (1.0, 1.0):
@@ -204,17 +206,6 @@ def _bits(model: Any, tokens: Any, sample: int, length: int, batch: int, carried
         fired = activity(model, windows)
         return {**bits_per_byte(model, windows), **({"activity": fired} if fired else {})}
     return carried_bits_per_byte(model, tokens, windows.documents, length, batch, policy)
-
-
-def trained_length(model: Path) -> int | None:
-    """The length that a run's folder says its model was trained at; None for bare weights."""
-    from orrery.core.errors import OrreryError
-    from orrery.runs import Run
-
-    try:
-        return int(Run.open(model).config["data"]["length"])
-    except (OrreryError, KeyError, TypeError, ValueError):
-        return None
 
 
 def print_lengths(found: dict[str, Any], trained: int | None) -> None:

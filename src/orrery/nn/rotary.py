@@ -70,7 +70,7 @@ class RopeScaling(Config):
         """From a mapping of settings, or from text "kind(setting=value, ...)"."""
         if isinstance(data, (int, float)):
             raise ConfigError(f"setting '{where}' must be a number or a scaling such as \"yarn(factor=4, original=4096)\", not {data!r}")
-        return super().from_dict(_spelled(data) if isinstance(data, str) else data, where)
+        return super().from_dict(spelled_scaling(data) if isinstance(data, str) else data, where)
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"unknown scaling of positions '{self.kind}'.{suggest(self.kind, KINDS)} Known: {', '.join(KINDS)}")
@@ -122,7 +122,7 @@ def _magnitude(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0
 
 
-def _spelled(text: str) -> dict[str, Any]:
+def spelled_scaling(text: str) -> dict[str, Any]:
     """The settings of "kind(setting=value, ...)"."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
