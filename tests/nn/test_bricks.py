@@ -119,6 +119,18 @@ def test_rotary_tables_are_shared_and_equal_what_they_cache():
     rotate(x, cached_table(torch.arange(5), 5, 6, 77.0, torch.float32)).sum().backward()  # no inference tensor was kept
 
 
+def test_far_on_in_a_stream_no_table_of_all_positions_is_made(monkeypatch):
+    from orrery.nn import rotary
+
+    made = []
+    monkeypatch.setattr(rotary, "_table", lambda length, *rest: made.append(length) or rotary_table(torch.arange(length), *rest[:2]))
+    for start in (1000, (1 << 40) - 3):
+        positions = torch.tensor([[start, start + 1], [5, 6]])
+        found = cached_table(positions, start + 2, 8, 1e4, torch.float32)
+        assert torch.equal(found, rotary_table(positions, 8, 1e4))
+    assert made == [1024]
+
+
 @pytest.mark.parametrize(("cls", "hidden"), [(MLP, 64), (GLU, 48)])
 def test_feed_forward_sizes_and_canon(cls, hidden):
     plain = cls(FeedForwardConfig(), Place(width=16))

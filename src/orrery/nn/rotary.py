@@ -217,6 +217,9 @@ def rotary_table(
     return torch.polar(magnitude, angles).to(torch.complex128 if double else torch.complex64)
 
 
+_LONGEST = 1 << 16  # positions that a table is kept for beyond those of the call's own tokens
+
+
 @functools.lru_cache(maxsize=16)
 def _table(length: int, rotated: int, theta: float, device: torch.device, double: bool, scaling: RopeScaling | None) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
@@ -226,7 +229,7 @@ def _table(length: int, rotated: int, theta: float, device: torch.device, double
 def cached_table(
     positions: Tensor, length: int, rotated: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
 ) -> Tensor:
-    """The same as :func:`rotary_table`, looked up: one table per size serves all layers and calls.
+    """The same as :func:`rotary_table`, looked up: one table per size serves all layers and calls, up to `_LONGEST` positions.
 
     Args:
         positions: (T,) counting from 0, or (B,T).
@@ -236,6 +239,8 @@ def cached_table(
     double = dtype == torch.float64
     if outgrown(scaling, length):
         return rotary_table(positions, rotated, theta, double, scaling, torch.tensor(length, device=positions.device))
+    if positions.dim() > 1 and length > max(_LONGEST, positions.shape[1]):  # a state far on in a stream costs what its tokens cost
+        return rotary_table(positions, rotated, theta, double, scaling)
     size = 1 << max(6, (length - 1).bit_length())
     table = _table(size, rotated, theta, positions.device, double, scaling)
     return table[: len(positions)] if positions.dim() == 1 else table[positions]
