@@ -121,5 +121,5 @@ def test_ids_of_a_window_are_the_frame_around_the_words():
     examples = encode_answers(table(row("a b", "q", "b")), SPEC, ByteTokenizer())
     doc = ByteTokenizer().doc_id
     assert examples.ids[0].tolist() == [doc, ord("q"), doc, ord("a"), ord(" "), ord("b"), doc]
-    assert examples.places[0].tolist() == [[-1, -1]] * 3 + [[0, 1], [2, 3], [2, 3], [-1, -1]]
-    assert examples.targets[0].tolist() == [4, 5] and np.array_equal(examples.types[0], [0, 0, 0, 1, 1, 1, 1])
+    assert examples.places[0].tolist() == [[-1, -1]] * 3 + [[0, 1], [-1, -1], [2, 3], [-1, -1]]
+    assert examples.targets[0].tolist() == [5, 5] and np.array_equal(examples.types[0], [0, 0, 0, 1, 1, 1, 1])

@@ -9,11 +9,13 @@ import sys
 
 import pytest
 
+import orrery
 from orrery.core.errors import DataError
 from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
+from orrery.data.tokenizer_files import open_tokenizer_file
 from orrery.methods.finetune import FinetuneConfig, finetune
-from orrery.methods.fitted import load_fitted
+from orrery.methods.fitted import Fitted, load_fitted
 from orrery.methods.nearest_words import nearest_words
 
 WORDS = {"who": ["anna", "bob", "carl"], "where": ["rome", "oslo", "lima"], "what": ["bread", "cake", "soup"]}
@@ -104,3 +106,35 @@ def test_the_nearest_words_are_near():
     assert nearest_words(SPEC, Table("t", (), row), Table("t", (), row))[1]["texts"][0] in marathi["context"].split(), "vowels that are marks"
     silent = [Row("r", {**made[0].values, "answer": ""})] * 3
     assert nearest_words(SPEC, Table("t", (), silent), Table("t", (), made)) == ("never an answer", {"texts": ["", ""]})
+
+
+PAIRS = [("Who met Bob?", "Anna met Bob, in Rome (Italy). Bob's  hat was naïve."), ("Where?", "In Rome, Bob met Anna."), ("bob?", "bob")]
+
+
+def test_a_whole_t5_reads_what_transformers_gives_it(tmp_path):
+    import transformers
+
+    pieces = "▁ a b e h i m n o r t w l s ï v I , . ? ( ) ' B R A W y ▁met ▁Bob ▁in ▁Rom e om nna ob , ▁W ere".split()
+    marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
+    hf = transformers.T5Tokenizer(vocab=[*marks, *((piece, -3.0 + 0.1 * len(piece)) for piece in dict.fromkeys(pieces))], extra_ids=2)
+    hf.save_pretrained(tmp_path)
+    own = open_tokenizer_file(tmp_path / "tokenizer.json")
+    ends = {"start": 0, "stop": hf.eos_token_id, "vocab_size": own.vocab_size, "width": 16, "depth": 1}
+    where = "Rome"
+    asked = Table("t", ("context", "question", "answer"), [
+        Row(f"t, line {n}", {"context": text, "question": question, "answer": where if where in text else ""}) for n, (question, text) in enumerate(PAIRS)
+    ])  # fmt: skip
+    fitted = Fitted(orrery.create_model("t5", head="span", labels=2, **ends), own, SPEC)
+    found = fitted.encode(asked)
+    for (question, text), ids, places, target in zip(PAIRS, found.ids, found.places, found.targets, strict=True):
+        theirs = hf(question, text, return_offsets_mapping=True)
+        assert ids.tolist() == theirs["input_ids"] and hf.unk_token_id not in ids.tolist()
+        start = text.find(where)
+        place = (theirs.char_to_token(0, start, 1), theirs.char_to_token(0, start + len(where) - 1, 1)) if start >= 0 else (0, 0)
+        assert tuple(target) == place
+        behind = [number for number, part in enumerate(theirs.sequence_ids()) if part == 1]
+        assert [first <= left and right <= last for (first, last), (left, right) in
+                ((places[n], theirs["offset_mapping"][n]) for n in behind) if first >= 0] == [True] * len(behind)  # fmt: skip
+    both = TaskSpec(kind="classification", text="question", pair="context", label="answer", names=("", where))
+    fitted = Fitted(orrery.create_model("t5", head="classification", labels=2, **ends), own, both)
+    assert [ids.tolist() for ids in fitted.encode(asked, labelled=False).ids] == [hf(*pair)["input_ids"] for pair in PAIRS]

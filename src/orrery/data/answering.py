@@ -4,10 +4,10 @@ A row has a text (`context`), a question and its answers. An answer cell is a st
 strings or of {"text", "answer_start"}, or {"text": [...], "answer_start": [...]}; a column `answer_start` or `start` may stand beside
 a string. Without a place, the first that reads so is taken. Places are characters.
 
-Frame of an example: [class] question [separator] window [separator], the window with type 1. A text that does not fit is cut into
-windows that share `stride` tokens; nothing is lost. The answer's first and last token are the targets, the class mark where a window
-does not hold it. Text is encoded word by word, so that every token knows its characters; an answer that ends inside a word is
-learnt with the whole word.
+Frame of an example: [class] question [separator] window [separator], the window with type 1; a whole encoder-decoder without such marks
+reads question [end] window [end], as transformers gives it to T5. A text that does not fit is cut into windows that share `stride`
+tokens; nothing is lost. The answer's first and last token are the targets, an example's first token where a window does not hold it. Every
+token knows the characters of the words that it stands in; an answer that ends inside a word is learnt with the whole word.
 
 T tokens of a window.
 """
@@ -106,14 +106,18 @@ def words_of(text: str) -> list[tuple[int, int]]:
 
 
 def encode_answers(
-    table: Table, spec: TaskSpec, tokenizer: Tokenizer, *, labelled: bool = True, limit: int = 0, truncate: bool = False
-) -> Examples:
+    table: Table, spec: TaskSpec, tokenizer: Tokenizer, *, labelled: bool = True, limit: int = 0, truncate: bool = False,
+    around: tuple[list[int], int] | None = None,
+) -> Examples:  # fmt: skip
     """Windows of a table's questions. `owners` says which row each belongs to, `places` the characters (T,2) of its tokens (-1: none).
+
+    Args:
+        around: ids before a question, and the one behind it and behind its window; None: the tokenizer's marks.
 
     Raises:
         DataError: with the row that is wrong.
     """
-    before, after = frame_ids(tokenizer)
+    before, after = around or ([frame_ids(tokenizer)[0]], frame_ids(tokenizer)[1])
     limit = limit or WINDOW
     examples = Examples(spec, [], [], types=[], targets=[] if labelled else None, places=[], owners=[])
     texts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -134,7 +138,7 @@ def encode_answers(
             answers = read_answers(row, spec.label)
             examples.answers.append([answer.text for answer in answers])
             wanted = find_answer(row, context, answers[0]) if answers else None
-        front = np.concatenate([[before], asked, [after]]).astype(np.int64)
+        front = np.concatenate([before, asked, [after]]).astype(np.int64)
         ids, places = texts[context]
         room = limit - len(front) - 1
         stride = min(spec.stride or limit // 3, room // 2)
@@ -153,13 +157,16 @@ def encode_answers(
 
 
 def _tokens(text: str, tokenizer: Tokenizer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids (T,) of a text and the characters (T,2) of each one's word."""
-    words = words_of(text)
-    spaced = [(" " if first and text[first - 1].isspace() else "") + text[first:last] for first, last in words]
-    pieces = [piece.astype(np.int64) for piece in tokenizer.encode_batch(spaced)] if words else []
-    ids = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
-    places = np.repeat(np.array(words, dtype=np.int64).reshape(-1, 2), [len(piece) for piece in pieces], axis=0)
-    return ids, places
+    """Ids (T,) of a text and the characters (T,2) of the words that each stands in, -1 between words."""
+    ids, found = tokenizer.encode_places(text)
+    words = np.array(words_of(text), dtype=np.int64).reshape(-1, 2)
+    if not len(words):
+        return ids.astype(np.int64), np.full((len(ids), 2), -1)
+    first = np.searchsorted(words[:, 1], found[:, 0], "right")  # the first word that ends behind the token's start
+    last = np.searchsorted(words[:, 0], found[:, 1], "left") - 1  # the last that begins before its end
+    places = np.stack([words[first.clip(max=len(words) - 1), 0], words[last.clip(0), 1]], 1)
+    places[first > last] = -1
+    return ids.astype(np.int64), places
 
 
 def _windows(length: int, room: int, stride: int) -> list[int]:

@@ -152,13 +152,13 @@ def encode(
     """
     for column in filter(None, (spec.text, spec.pair, spec.label if labelled else "", *spec.choices)):
         table.check(column)
-    if spec.kind == "question-answering":
-        return encode_answers(table, spec, tokenizer, labelled=labelled, limit=limit, truncate=truncate)
     if spec.kind == "tagging":
         examples = _encode_words(table, spec, tokenizer, labelled, limit, truncate)
     else:
         end = frame_ids(tokenizer)[1] if end is None else end
         front = [] if bare or spec.kind == "text-to-text" else [frame_ids(tokenizer)[0]]
+        if spec.kind == "question-answering":
+            return encode_answers(table, spec, tokenizer, labelled=labelled, limit=limit, truncate=truncate, around=(front, end))
         if spec.choices:
             return _encode_choices(table, spec, tokenizer, labelled, limit, truncate, (front, end))
         examples = _encode_texts(table, spec, tokenizer, limit, truncate, (front, end))

@@ -57,6 +57,11 @@ class MarkedTokenizer(Tokenizer):
         """Ids of several texts."""
         return [ids.astype(self.dtype) for ids in self.base.encode_batch(texts)]
 
+    def encode_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text, (n,), and the characters that each comes from, (n,2)."""
+        ids, places = self.base.encode_places(text)
+        return ids.astype(self.dtype), places
+
     def stream(self) -> Stream:
         """A decoder for which a mark is what an id out of range is to the base: U+FFFD."""
         return self.base.stream()

@@ -95,6 +95,10 @@ class Tokenizer(ABC):
         """:meth:`encode` of several texts."""
         return [self.encode(text) for text in texts]
 
+    @abstractmethod
+    def encode_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`encode`, and the characters [first, last) of the text, (n,2) int64, that each id comes from."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Document ids give nothing; bytes that are no UTF-8 and ids out of range give U+FFFD."""
         stream = self.stream()
@@ -185,6 +189,14 @@ class ByteTokenizer(Tokenizer):
 
         return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(self.dtype)
 
+    def encode_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of every byte its character."""
+        import numpy as np
+
+        ids = self.encode(text)
+        first = np.cumsum((ids & 0xC0) != 0x80) - 1
+        return ids, np.stack([first, first + 1], 1).astype(np.int64)
+
     def stream(self) -> Stream:
         """A decoder for ids that arrive one by one."""
         return _ByteStream([bytes([value]) for value in range(256)], self.doc_id)
@@ -225,6 +237,13 @@ class CharTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         """One id per character, (n,)."""
         return self._table[_codepoints(text)]
+
+    def encode_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of every character itself."""
+        import numpy as np
+
+        first = np.arange(len(text), dtype=np.int64)
+        return self.encode(text), np.stack([first, first + 1], 1)
 
     def stream(self) -> Stream:
         """A decoder for ids that arrive one by one."""
@@ -295,6 +314,19 @@ class LibraryTokenizer(Tokenizer):
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         batch = self._inner.encode_batch_fast(clean, add_special_tokens=False)
         return [np.asarray(one.ids, dtype=self.dtype) for one in batch]
+
+    def encode_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """As the library says it; a space before a word may belong to its first id."""
+        import numpy as np
+
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        ids, places, start = [], [], 0
+        for part in _parts(clean) if len(clean) > LONG else (clean,):
+            one = self._inner.encode(part, add_special_tokens=False)
+            ids.append(np.asarray(one.ids, dtype=self.dtype))
+            places.append(np.array(one.offsets, dtype=np.int64).reshape(-1, 2) + start)
+            start += len(part)
+        return np.concatenate(ids), np.concatenate(places)
 
     def stream(self) -> Stream:
         """A decoder for ids that arrive one by one."""
