@@ -114,15 +114,15 @@ PAIRS = [("Who met Bob?", "Anna met Bob, in Rome (Italy). Bob's  hat was naïve.
 def test_a_whole_t5_reads_what_transformers_gives_it(tmp_path):
     import transformers
 
-    pieces = "▁ a b e h i m n o r t w l s ï v I , . ? ( ) ' B R A W y ▁met ▁Bob ▁in ▁Rom e om nna ob , ▁W ere".split()
+    pieces = [*"▁abehimnortwlsïvI,.?()'BRAWy", "▁met", "▁Bob", "▁in", "▁Rom", "om", "nna", "ob", "▁W", "ere"]
     marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
-    hf = transformers.T5Tokenizer(vocab=[*marks, *((piece, -3.0 + 0.1 * len(piece)) for piece in dict.fromkeys(pieces))], extra_ids=2)
+    hf = transformers.T5Tokenizer(vocab=[*marks, *((piece, -3.0 + 0.1 * len(piece)) for piece in pieces)], extra_ids=2)
     hf.save_pretrained(tmp_path)
     own = open_tokenizer_file(tmp_path / "tokenizer.json")
     ends = {"start": 0, "stop": hf.eos_token_id, "vocab_size": own.vocab_size, "width": 16, "depth": 1}
     where = "Rome"
     asked = Table("t", ("context", "question", "answer"), [
-        Row(f"t, line {n}", {"context": text, "question": question, "answer": where if where in text else ""}) for n, (question, text) in enumerate(PAIRS)
+        Row("t", {"context": text, "question": question, "answer": where if where in text else ""}) for question, text in PAIRS
     ])  # fmt: skip
     fitted = Fitted(orrery.create_model("t5", head="span", labels=2, **ends), own, SPEC)
     found = fitted.encode(asked)
