@@ -63,6 +63,21 @@ def ours(model, cls):
     return (out.logits * MASK[..., None] if out.logits.dim() == 3 else out.logits,)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_one_that_was_drawn_here_is_equal_at_every_id(kind, tmp_path):
+    """RoBERTa of theirs gives the padding id no position; of a tokenizer made here no id means that."""
+    own = orrery.create_model(kind.lower(), width=32, depth=1, vocab_size=V, seed=0, **{"mixer.head_dim": 8}).eval()
+    orrery.to_transformers(own, tmp_path / "hf")
+    theirs = getattr(transformers, f"{kind}ForMaskedLM").from_pretrained(tmp_path / "hf").eval()
+    every = torch.arange(V)[None]
+    assert torch.allclose(theirs(every).logits, own(every).logits, atol=1e-5)
+    again = orrery.from_transformers(tmp_path / "hf")
+    assert again.config.embedding == own.config.embedding and torch.equal(again(every).logits, own(every).logits)
+    read = orrery.from_transformers(encoder("Roberta", "ForMaskedLM"))
+    assert read.config.embedding.padding == 1, "a published one keeps its own"
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()

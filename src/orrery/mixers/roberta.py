@@ -9,8 +9,9 @@ Shapes: B batch, T time, D width, H heads, K head dimension 64, F hidden size 4 
 
 Cost: as BERT's.
 
-Differs from the paper: positions begin at 0; published checkpoints begin behind the padding id, which the exchange takes away.
-    Dropout is 0 unless asked for.
+Differs from the paper: positions begin at 0; published checkpoints begin behind the padding id, which the exchange takes away and,
+    of those, puts back. A model that is drawn here has no padding id, and is written with -1, lest a token of its text lose its
+    position. Dropout is 0 unless asked for.
 
 Oracle: transformers' RoBERTa, CamemBERT and XLM-RoBERTa with all their heads (equal outputs through the exchange maps).
 """
@@ -41,6 +42,7 @@ from orrery.nn.exchange import ExchangeMap, HeadMap
 
 _POSITIONS = "roberta.embeddings.position_embeddings.weight"
 _PADDING = 1  # the padding id of all published checkpoints; their first position is the one behind it
+_NONE = -1  # for transformers an id that no text has, so that every token takes a position
 
 
 def _offset(hf: dict[str, Any]) -> int:
@@ -49,13 +51,16 @@ def _offset(hf: dict[str, Any]) -> int:
 
 
 def _read(hf: dict[str, Any]) -> dict[str, Any]:
-    return {**bert_settings(hf), "embedding.max_positions": hf["max_position_embeddings"] - _offset(hf)}
+    padding = _offset(hf) - 1
+    places = {"embedding.max_positions": hf["max_position_embeddings"] - padding - 1}
+    return {**bert_settings(hf), **places, "embedding.padding": None if padding == _NONE else padding}
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    config = bert_config(own, "RoBERTa")
-    config["max_position_embeddings"] += _PADDING + 1
-    return {**config, "pad_token_id": _PADDING, "bos_token_id": 0, "eos_token_id": 2}
+    config, padding = bert_config(own, "RoBERTa"), own["embedding"].get("padding")
+    padding = _NONE if padding is None else padding
+    config["max_position_embeddings"] += padding + 1
+    return {**config, "pad_token_id": padding, "bos_token_id": 0, "eos_token_id": 2}
 
 
 def _prepare(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def _prepare(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
 
 def _finish(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     table = tensors[_POSITIONS]
-    return {**tensors, _POSITIONS: torch.cat([table.new_zeros(_PADDING + 1, table.shape[1]), table])}
+    return {**tensors, _POSITIONS: torch.cat([table.new_zeros(_offset(hf), table.shape[1]), table])}
 
 
 _RULES = masked_rules("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder.weight", "lm_head.bias")

@@ -60,6 +60,7 @@ class EmbeddingConfig(Config):
 
     width: of the table; None: D. positions: "none" (the mixer knows) or "learned", up to max_positions. types: how many token
     types there are (sentence A, sentence B), 0 for none. norm: one of the model's kind behind the sum. std: of the tables.
+    padding: the id that takes no position where RoBERTa is written for others to read; None: every id takes one.
     """
 
     width: int | None = None
@@ -69,12 +70,14 @@ class EmbeddingConfig(Config):
     norm: bool = False
     dropout: float = 0.0
     std: float = 0.02
+    padding: int | None = None
 
     def __post_init__(self) -> None:
         require(self.width is None or self.width > 0, f"embedding.width must be positive, not {self.width}")
         require(self.positions in POSITIONS, f"positions '{self.positions}' must be one of {', '.join(POSITIONS)}")
         require(self.types >= 0, f"embedding.types must be 0 or more, not {self.types}")
         require(0 <= self.dropout < 1, f"embedding.dropout must lie in [0, 1), not {self.dropout}")
+        require(self.padding is None or self.padding >= 0, f"embedding.padding must be an id or None, not {self.padding}")
 
 
 @dataclass(frozen=True, kw_only=True)
