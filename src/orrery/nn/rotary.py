@@ -223,7 +223,8 @@ _LONGEST = 1 << 16  # positions that a table is kept for beyond those of the cal
 @functools.lru_cache(maxsize=16)
 def _table(length: int, rotated: int, theta: float, device: torch.device, double: bool, scaling: RopeScaling | None) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        return rotary_table(torch.arange(length, device=device), rotated, theta, double, scaling)
+        pieces = torch.arange(length, device=device).split(1 << 14)  # angles are in float64: of a few positions at a time
+        return torch.cat([rotary_table(piece, rotated, theta, double, scaling) for piece in pieces])
 
 
 def cached_table(
