@@ -11,7 +11,8 @@ from oracles.kernels import turn
 
 def head_network(parameters, h, z, eps):
     hidden = z @ parameters["network.wide"][h] + parameters["network.wide_bias"][h]
-    hidden = hidden / math.sqrt(np.mean(hidden**2) + eps) * parameters["network.norm"][h]
+    if "network.norm" in parameters:
+        hidden = hidden / math.sqrt(np.mean(hidden**2) + eps) * parameters["network.norm"][h]
     hidden = hidden / (1 + np.exp(-hidden))
     return hidden @ parameters["network.narrow"][h] + parameters["network.narrow_bias"][h]
 

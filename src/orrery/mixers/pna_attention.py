@@ -3,18 +3,19 @@
 Paper: Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers (arXiv 2501.02393); principal neighbourhood
     aggregation: 2004.05718.
 
-Equation: A_h = softmax(s q k^T / (sqrt(K) tau)) over s <= t, same document;  per head, of the values v:
+Equation: A_h = softmax(q k^T / (sqrt(K) tau)) over s <= t, same document;  per head, of the values v:
     mean = A v;  max, min over s <= t of v_s;  var = max(A v^2 - mean^2, 0);  std = sqrt(var + 1e-5)
-    y_h = MLP_h([mean, max, min, std]),  MLP_h(z) = W2 silu(rmsnorm(W1 z + b1)) + b2;  out = W_o [y_1 .. y_H]
+    y_h = MLP_h([mean, max, min, std]),  MLP_h(z) = W2 silu(W1 z + b1) + b2;  out = W_o [y_1 .. y_H]
 
 Shapes: B batch, T time, D width, H heads, K head dimension, F hidden size of a head, S tokens held.
 
 Cost: train and prefill O(T^2 D), twice attention's where a variance is asked for (flash kernels: memory O(T)); decode
     O(S D) a token; state 2 H K (S + 1) numbers. Maxima run along: O(T D).
 
-Differs from the paper: its code takes the maximum over all tokens, which shows the future; here over those up to the query,
-    all of which a softmax weighs above 0. The rows of A sum to 1, so the paper's sum and mean are one aggregator.
-    The paper's set is ("mean", "max", "var").
+Differs from the paper: its code takes the maximum over the tokens with weight above 0, which behind a softmax are all up to the
+    query; where weights round to 0 they count here. The rows of A sum to 1, so its sum and mean are one aggregator, and its set
+    is ("mean", "max", "var"), its second form's mean, maximum, minimum and variance; here a deviation stands for the variance.
+    The networks have biases. s (sharpen=True) and the networks' norm (normed=True) are GIN-attention's, and off here.
 
 Oracle: tests/oracles/pna_attention.py (float64 loops).
 """
@@ -47,6 +48,8 @@ _STD_FLOOR = 1e-5
 class PNAAttentionConfig(GraphAttentionConfig):
     """aggregators: some of mean, max, min, std, var, in this order in front of the network."""
 
+    sharpen: bool = False
+    normed: bool = False
     aggregators: tuple[str, ...] = ("mean", "max", "min", "std")
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """What graph-aware attention mixers share: attention as the adjacency of a causal graph, and one small network per head.
 
     A = softmax(s q k^T / (sqrt(K) tau)) over s <= t, same document;  y_h = MLP_h(aggregate(A_h, nodes_h))     (2501.02393)
-    MLP_h(z) = W2_h silu(rmsnorm(W1_h z + b1_h)) + b2_h
+    MLP_h(z) = W2_h silu(rmsnorm(W1_h z + b1_h)) + b2_h, with or without the norm
 
 B batch, T time, D width, H heads, K head dimension, S tokens held, N size of what is aggregated, F hidden size of a head.
 """
@@ -32,7 +32,8 @@ them, flash kernels recompute weights that no longer sum to 1 and return gradien
 @dataclass(frozen=True, kw_only=True)
 class GraphAttentionConfig(PartConfig):
     """heads None: width / head_dim. hidden: F / K. temperature: tau. sharpen: s is learned (it starts at 1). rope: the
-    rotated part of a head, or how positions are scaled. project: a linear map after the heads. init_std None: sqrt(2 / 5D)."""
+    rotated part of a head, or how positions are scaled. project: a linear map after the heads. normed: the RMSNorm in the heads'
+    networks. init_std None: sqrt(2 / 5D)."""
 
     heads: int | None = None
     head_dim: int = 64
@@ -42,6 +43,7 @@ class GraphAttentionConfig(PartConfig):
     rope: Rope = 1.0
     rope_theta: float = 10000.0
     project: bool = True
+    normed: bool = True
     bias: bool = False
     eps: float = 1e-6
     init_std: float | None = None
@@ -55,12 +57,12 @@ class GraphAttentionConfig(PartConfig):
 class HeadMLP(nn.Module):
     """One two-layer network per head: z (B,T,H,N) -> (B,T,H,K)."""
 
-    def __init__(self, heads: int, size: int, hidden: int, out: int, eps: float) -> None:
+    def __init__(self, heads: int, size: int, hidden: int, out: int, eps: float, normed: bool) -> None:
         super().__init__()
         self.eps = eps
         self.wide = nn.Parameter(torch.empty(heads, size, hidden))
         self.wide_bias = nn.Parameter(torch.empty(heads, hidden))
-        self.norm = nn.Parameter(torch.empty(heads, hidden))
+        self.norm = nn.Parameter(torch.empty(heads, hidden)) if normed else None
         self.narrow = nn.Parameter(torch.empty(heads, hidden, out))
         self.narrow_bias = nn.Parameter(torch.empty(heads, out))
 
@@ -70,13 +72,15 @@ class HeadMLP(nn.Module):
             bound = weight.shape[1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
-        nn.init.ones_(self.norm)
-        no_decay(self.wide_bias, self.norm, self.narrow_bias)
+        no_decay(self.wide_bias, self.narrow_bias)
+        if self.norm is not None:
+            nn.init.ones_(self.norm)
+            no_decay(self.norm)
 
     def forward(self, z: Tensor) -> Tensor:
         """Z (B,T,H,N) -> (B,T,H,K)."""
         h = torch.einsum("bthn,hnf->bthf", z, self.wide) + self.wide_bias
-        h = F.silu(rms_norm(h, None, self.eps) * self.norm)
+        h = F.silu(h if self.norm is None else rms_norm(h, None, self.eps) * self.norm)
         return torch.einsum("bthf,hfk->bthk", h, self.narrow) + self.narrow_bias
 
     def flops(self, length: int) -> int:
@@ -103,7 +107,7 @@ class GraphAttention(Mixer):
         self.inputs = Projection(place, branches * inner, bias=config.bias)
         self.sharpness = nn.Parameter(torch.empty(1)) if config.sharpen else None
         hidden = int(config.hidden * self.head_dim)
-        self.network = HeadMLP(self.heads, aggregated * self.head_dim, hidden, self.head_dim, config.eps)
+        self.network = HeadMLP(self.heads, aggregated * self.head_dim, hidden, self.head_dim, config.eps, config.normed)
         self.out = nn.Linear(inner, place.width, bias=config.bias) if config.project else None
 
     def reset_parameters(self) -> None:
