@@ -155,6 +155,11 @@ def test_recurrent_layers_read_both_ways_and_a_crf_tags(tmp_path):
     settings = {"head.crf": True, "head.scheme": "bio"}
     result = learn(tmp_path, "tagging", "gru", epochs=8, settings=settings)
     assert result["figures"]["test"]["span_f1"]["value"] >= 0.9
+    fitted = load_fitted(next(tmp_path.rglob("task.json")).parent)
+    assert fitted.predict([""]) == [{"tags": []}], "a text without a word is an example like any other"
+    fitted.spec = fitted.spec.replace(length=8)
+    (answer,) = fitted.predict(["the dog sits on the mat"], truncate=True)
+    assert len(answer["tags"]) == 6 and answer["tags"][-3:] == ["O"] * 3, "words that are cut off have a tag, too"
 
 
 def test_a_language_model_of_ours_becomes_a_classifier(tmp_path):
@@ -394,3 +399,20 @@ def test_one_row_shows_no_difference():
     one = {"true": np.array([1]), "predicted": np.array([1])}
     gap = paired_interval(lambda items: float(np.mean(items["true"] == items["predicted"])), one, {**one, "predicted": np.array([0])})
     assert (gap.estimate, gap.low, gap.high) == (1.0, -np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "std"),
+    [
+        ("t5", {}, 0.05),
+        ("t5-v1.1", {}, 0.05),
+        ("t5", {"frame": "encoder"}, 0.05),
+        ("t5-encoder", {}, 0.05),
+        ("t5", {"encoder.embedding.std": 0.3, "decoder.embed_std": 0.3}, 0.3),
+        ("bart", {}, 0.02),
+        ("bert", {}, 0.02),
+    ],
+)
+def test_a_drawn_embedding_is_within_reach_of_its_steps(name, settings, std):
+    model = start(name, TaskSpec(), table(8), tokenizer="bytes", settings={**SMALL, **settings}).model
+    assert float(model.embed.weight.std()) == pytest.approx(std, rel=0.1)

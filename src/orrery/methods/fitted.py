@@ -192,7 +192,8 @@ class Fitted:
             return {"texts": texts, "starts": [first for first, *_ in answers], "scores": [score for *_, score in answers]}
         if kind == "tagging":
             outside = "O" if "O" in names else names[0]
-            words = [len(row) for row in examples.answers] if examples.answers else [len(tags) for tags in found]
+            given = (row.values[self.spec.text] for row in examples.rows)
+            words = [len(value.split() if isinstance(value, str) else value) for value in given]
             named = [
                 [names[tag] for tag in tags] for tags in found
             ]  # words that were cut off are outside of everything

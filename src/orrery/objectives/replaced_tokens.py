@@ -15,8 +15,9 @@ Shapes: B batch, T time, V vocabulary.
 Cost: the model's, and that of a generator whose layers are `width_share` as wide and `depth_share` as many; the generator's
     logits are made for the chosen tokens only.
 
-Differs: both means are sums divided by the expected numbers of tokens, so that micro-batches add up to their batch. The model's table
-    holds E_D itself: at every call it first takes the step that the generator's has taken since the last
+Differs: all chosen tokens become the mask, as the paper says; its code leaves 15 % of them. "shared" are the tables; its code shares the
+    norm behind them, too. Both means are sums divided by the expected numbers of tokens, so that micro-batches add up to their
+    batch. The model's table holds E_D itself: at every call it first takes the step that the generator's has taken since the last
     (:meth:`ReplacedTokens.settle` after the last step), which is the same as keeping E_delta, as tables have no weight decay.
 
 Oracle: a loop in tests/objectives/test_replaced_tokens.py; transformers' ElectraForPreTraining has the same loss on the same x'.
