@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orrery.nn.recompute import linear_of, linears_of, recompute
+from orrery.nn.recompute import block_linear, linear_of, linears_of, recompute, small_linear
 
 
 def formula(x, y, none):
@@ -94,3 +94,18 @@ def test_maps_of_formulas_cast_in_both_passes():
     out.float().sum().backward()
     assert out.dtype == torch.bfloat16 and linear.weight.grad.dtype == x.grad.dtype == torch.float32
     assert torch.allclose(linear.weight.grad, torch.tanh(x).detach().sum(0).expand(2, -1), rtol=2e-2, atol=2e-2)
+
+
+def test_block_diagonal_and_small_maps_hold_nothing_that_is_made_again():
+    x, blocks = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    wanted = torch.stack([x.flatten(0, 1)[:, 2 * g : 2 * g + 2] @ blocks[g] for g in range(3)])
+    found, held = kept(lambda: block_linear(recompute(torch.sin, x), blocks))
+    assert torch.allclose(block_linear(x, blocks), wanted) and torch.allclose(found, block_linear(x.sin(), blocks))
+    assert held == {x.data_ptr(), blocks.data_ptr()}
+    assert torch.autograd.gradcheck(lambda x, blocks: block_linear(recompute(torch.sin, x), blocks), (x, blocks))
+    linear = torch.nn.Linear(6, 5, dtype=torch.float64)
+    y, held = kept(lambda: linear_of(torch.exp, linear, small_linear(torch.nn.Linear(6, 6).double(), x)))
+    assert y.shape == (2, 3, 5) and x.data_ptr() in held and len(held) == 4  # x and three parameters
+    called = []
+    linear.register_forward_hook(lambda *_: called.append("hook"))
+    assert torch.equal(small_linear(linear, x), linear(x)) and len(called) == 2

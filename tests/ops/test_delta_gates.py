@@ -1,4 +1,4 @@
-"""The elementwise functions around RWKV-7's and Kimi Delta Attention's recurrences: compiled loops against the formulas in float64."""
+"""The elementwise functions around the recurrences of RWKV-7, KDA, minGRU and minLSTM: compiled loops against float64."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from orrery.ops.backend import current_backend, forget_backends
 from orrery.ops.fused import kda_gates as kda
+from orrery.ops.fused import mingru_terms as mingru
 from orrery.ops.fused import rwkv7_gates as rwkv7
 
 pytest.importorskip("numba")
@@ -37,6 +38,7 @@ def normal(*shape, seed=0, size=1.0):
 def _however_small(monkeypatch):
     monkeypatch.setattr(kda, "SMALL", 1)
     monkeypatch.setattr(rwkv7, "SMALL", 1)
+    monkeypatch.setattr(mingru, "SMALL", 1)
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
@@ -66,3 +68,16 @@ def test_kda_gates(size, padded, bound):
     inputs += [normal(HEADS, seed=3), normal(HEADS * SIZE, seed=4)]
     valid = (torch.arange(37) < torch.tensor([[37], [11]])) if padded else None
     compare("kda_gates", kda.kda_gates, kda.kda_gates_reference, inputs, (2.0, valid, bound), rtol=1e-5)
+
+
+@pytest.mark.parametrize("lstm", [False, True])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_mingru_terms(lstm, size):
+    def formulas(p, lstm):
+        v, k = mingru.mingru_parts(p, lstm)
+        return -torch.nn.functional.softplus(k), torch.sigmoid(k) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))
+
+    p = normal(2, 37, (3 if lstm else 2) * 20, size=size)
+    compare("mingru_terms", mingru.mingru_terms, formulas, [p], (lstm,))
+    wide = p.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: mingru.mingru_terms(p, lstm), wide[:1, :3] if size == 1.0 else wide[:1, :1])

@@ -34,7 +34,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import LayerNorm
 from orrery.nn.projection import Projection
-from orrery.nn.recompute import recompute
+from orrery.nn.recompute import linear_of, recompute
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -110,7 +110,8 @@ class HGRN(Mixer):
         h, after = diagonal_scan(a_log, write, before, time.starts, time.lengths)  # 2311.04823 equation 3, in a frame that turns
         ends = torch.full((len(x),), length, device=x.device) if time.lengths is None else time.lengths
         after = _turned(after, *_turns(angle, ends, after.dtype))
-        return self.out(self.norm(recompute(self._read, p, h, angle))), HGRNState(after, last, time.clock)
+        y = linear_of(self._read, self.out, p, h, angle, self.norm.weight, self.norm.bias)
+        return y, HGRNState(after, last, time.clock)
 
     def _parts(self, p: Tensor) -> tuple[Tensor, ...]:
         """C (B,T,2H), f (B,T,H) and g (B,T,2H) of the projection, in float32 at least."""
@@ -125,10 +126,11 @@ class HGRN(Mixer):
         write = torch.cat([write_log, write_log], -1).exp() * _turned(F.silu(c), cos, -sin)
         return torch.cat([a_log, a_log], -1), write
 
-    def _read(self, p: Tensor, h: Tensor, angle: Tensor) -> Tensor:
-        """What the norm gets (B,T,2H): the memory, turned back, through the output gate."""
+    def _read(self, p: Tensor, h: Tensor, angle: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        """The memory, turned back, through the output gate and the norm (B,T,2H)."""
         cos, sin = _turns(angle, torch.arange(1, p.shape[1] + 1, device=p.device), h.dtype)
-        return (torch.sigmoid(self._parts(p)[2]) * _turned(h, cos, sin)).to(p.dtype)
+        read = (torch.sigmoid(self._parts(p)[2]) * _turned(h, cos, sin)).to(p.dtype)
+        return F.layer_norm(read, read.shape[-1:], gain.to(read.dtype), bias.to(read.dtype), self.config.norm_eps)
 
     def stepper(self, norm: RowNorm, state: HGRNState, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out):

@@ -35,9 +35,11 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
+from orrery.nn.recompute import linear_of, recompute
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.ops.fused.rms_norm import rms_norm
 from orrery.ops.steps.row_linear import RowNorm
 from orrery.ops.steps.vector_decay import hgrn2_stepper
 from orrery.ops.vector_decay import vector_decay, vector_decay_matrix, vector_decay_step
@@ -106,34 +108,40 @@ class HGRN2(Mixer):
             o = o[:, None]
         else:
             o, memory = vector_decay(q, k, v, g_log, memory, time.starts, lengths=time.lengths)  # 2404.07904 eq. 5
-        return self.out(self.norm(o.flatten(2))), HGRN2State(inputs, memory, time.clock)
+        return linear_of(self._read, self.out, o, self.norm.weight), HGRN2State(inputs, memory, time.clock)
+
+    def _read(self, o: Tensor, gain: Tensor) -> Tensor:
+        return rms_norm(o.flatten(2), gain, self.config.norm_eps)
 
     def stepper(self, norm: RowNorm, state: HGRN2State, run: Stepping) -> Step | None:
         if not plain_linear(self.inputs.linear, self.out):
             return None
         p, y = run.x.new_empty(len(run.x), 3 * self.place.width), torch.empty_like(run.x)
         memory = run.own(state.memory)
-        bound = run.x.new_zeros(self.place.width) if self.bound is None else torch.sigmoid(self._bound_logit())
+        bound = run.x.new_zeros(self.place.width) if self.bound is None else torch.sigmoid(self._bound_logit(self.bound))
         project = self.inputs.step(run.x, state.inputs, p, norm)
         recur = hgrn2_stepper(p, memory, y, bound)
         own = RowNorm("rmsnorm", self.norm.weight, None, self.config.norm_eps)
         out = linear_step(y, self.out, run.x, own, add=True)
         return in_order(project, recur, out)
 
-    def _bound_logit(self) -> Tensor:
+    def _bound_logit(self, bound: Tensor) -> Tensor:
         """The logarithm of gamma / (1 - gamma), of a layer that has a bound."""
-        assert self.bound is not None
         layer, depth = self.place.layer, self.place.depth
-        return (self.bound + math.log(layer / (depth - layer))).clamp(min=_LEAST)
+        return (bound + math.log(layer / (depth - layer))).clamp(min=_LEAST)
 
     def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Q, 1 - f, v and log f, (B,T,H,K) each; the gates in float32 at least."""
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = recompute(self._parts, p, self.bound)
+        return found
+
+    def _parts(self, p: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         q, f, v = p.chunk(3, -1)
         raw = f.to(torch.promote_types(f.dtype, torch.float32))
-        if self.bound is None:
+        if bound is None:
             k, g_log = torch.sigmoid(-raw), F.logsigmoid(raw)
         else:
-            k = torch.sigmoid(-raw) * torch.sigmoid(-self._bound_logit().to(raw.dtype))
+            k = torch.sigmoid(-raw) * torch.sigmoid(-self._bound_logit(bound).to(raw.dtype))
             g_log = torch.log1p(-k)
         q, k, v, g_log = (part.unflatten(-1, (self.heads, -1)) for part in (F.silu(q), k, v, g_log))
         return q, k, v, g_log

@@ -38,7 +38,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.norms import RMSNorm
-from orrery.nn.recompute import linear_of
+from orrery.nn.recompute import linear_of, small_linear
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -163,9 +163,9 @@ class KDA(Mixer):
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[_Given, Tensor, Tensor]:
         """What the gates are made of (:func:`orrery.ops.kda.kda`); z (B,T,H*K), and the convolution's last inputs."""
         mixed, f, z, raw = self.inputs(x).split(self._parts, -1)
-        mixed, conv = self.conv(mixed, conv, ctx)
+        mixed, conv = self.conv.recomputed(mixed, conv, ctx)
         if self.decay is not None and self.gate is not None:
-            f, z = self.decay(f), self.gate(z)
+            f, z = small_linear(self.decay, f), small_linear(self.gate, z)
         return (mixed, raw, f, self.decay_log, self.decay_bias), z, conv
 
     @torch.no_grad()

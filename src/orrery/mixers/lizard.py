@@ -48,6 +48,7 @@ from orrery.nn.rotary import cached_table, rotate
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
+from orrery.ops.recompute import with_ones
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix
 from orrery.ops.steps.lizard import LizardWeights, lizard_stepper, ring
 from orrery.ops.steps.row_linear import RowNorm
@@ -146,7 +147,7 @@ class Lizard(Mixer):
         ctx.report_decay(self.place.layer, memory=g_log)
         with torch.autocast(x.device.type, enabled=False):
             before = None if state is None else state.memory
-            ones = F.pad(v, (0, 1), value=1.0)
+            ones = with_ones(v)
             read, memory = scalar_decay(
                 self._features(q, 0), self._features(k, 1), ones, g_log, before, time.starts, lengths=time.lengths
             )

@@ -25,7 +25,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from orrery.core.config import require
@@ -34,11 +33,13 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
+from orrery.nn.recompute import recompute
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.decay_matrix import decay_matrix
 from orrery.ops.diagonal_scan import diagonal_scan
+from orrery.ops.fused.mingru_terms import mingru_parts, mingru_terms
 from orrery.ops.steps.diagonal import conv_step
 from orrery.ops.steps.gated_average import mingru_step
 from orrery.ops.steps.row_linear import RowNorm, row_norm_into
@@ -100,22 +101,25 @@ class MinGRU(Mixer):
 
     def mix(self, x: Tensor, state: MinGRUState | None, ctx: Context) -> tuple[Tensor, MinGRUState]:
         time = ctx.timeline
-        v, k, last = self._gates(x, None if state is None else state.inputs, ctx)
-        a_log, b = _Terms.apply(v, k)
+        p, last = self._project(x, None if state is None else state.inputs, ctx)
+        a_log, b = recompute(self._terms, p)
         h, after = diagonal_scan(a_log, b, None if state is None else state.h, time.starts, time.lengths)
         return self.out(h.to(x.dtype)), MinGRUState(last, after, time.clock)
 
-    def _gates(self, x: Tensor, inputs: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """v and k (B,T,H), for minLSTM the k that makes it a minGRU, in float32 at least; and the convolution's last inputs."""
+    def _project(self, x: Tensor, inputs: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor]:
+        """v, k and minLSTM's k' side by side, and the convolution's last inputs."""
         last = x.new_empty(len(x), 0, x.shape[2])
         if self.conv is not None:
             x, last = self.conv(x, inputs, ctx)
-        p = self.inputs(x)
-        kind = torch.float64 if p.dtype == torch.float64 else torch.float32
-        v, k, *other = p.to(kind).chunk(2 if self.config.cell == "gru" else 3, -1)
-        if other:  # 2410.01201 appendix B.2.2: the difference of both gates' logarithms
-            k = F.softplus(-k) - F.softplus(-other[0])
-        return v, k, last
+        return self.inputs(x), last
+
+    def _terms(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        return mingru_terms(p, self.config.cell == "lstm")
+
+    def _gates(self, x: Tensor, inputs: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """v and k (B,T,H), for minLSTM the k that makes it a minGRU, in float32 at least; and the convolution's last inputs."""
+        p, last = self._project(x, inputs, ctx)
+        return *mingru_parts(p, self.config.cell == "lstm"), last
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices (B,H,T,T) that map g(v) to h, channel by channel."""
@@ -150,23 +154,6 @@ class MinGRU(Mixer):
         """Both projections and the convolution; the average itself is not counted."""
         own = 2 * (self.place.width * self.inputs.out_features + self.hidden * self.place.width) * length
         return own + (0 if self.conv is None else self.conv.flops(length))
-
-
-class _Terms(torch.autograd.Function):
-    """log(1 - z) and z g(v), with z = sigmoid(k). Keeps v and k alone, where autograd would keep five products of them."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(v, k)
-        return -F.softplus(k), torch.sigmoid(k) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, da_log: Tensor, db: Tensor) -> tuple[Tensor, Tensor]:
-        v, k = ctx.saved_tensors
-        z, s = torch.sigmoid(k), torch.sigmoid(v)
-        slope = torch.where(v >= 0, 1.0, s * (1 - s))
-        return db * z * slope, z * (db * torch.where(v >= 0, v + 0.5, s) * (1 - z) - da_log)
 
 
 ARCHITECTURE = Architecture(

@@ -35,7 +35,7 @@ from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
 from orrery.nn.projection import Projection
-from orrery.nn.recompute import linear_of
+from orrery.nn.recompute import block_linear, linear_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -122,7 +122,7 @@ class MLSTM(Mixer):
         config, time = self.config, ctx.timeline
         p, _ = self.inputs(x, None, ctx)
         u, z = p.chunk(2, -1)
-        c, conv = self.conv(u, None if state is None else state.conv, ctx)
+        c, conv = self.conv.recomputed(u, None if state is None else state.conv, ctx)
         q, k, v, i_log, f_log = self._memory(u, c)
         h, (memory, peak) = mlstm(
             q, k, v, i_log, f_log, None if state is None else (state.memory, state.peak), time.starts, time.lengths,
@@ -175,8 +175,7 @@ class MLSTM(Mixer):
         merged = 1 if few else max(n for n in range(1, max(1, _PRODUCT // size) + 1) if blocks % n == 0)
         own = torch.eye(merged, dtype=weight.dtype, device=weight.device)[:, None, None, :, None]
         wide = weight.view(count, -1, merged, size, 1, size).permute(1, 2, 3, 0, 4, 5) * own  # (G,m,P,M,m,P)
-        rows = x.flatten(0, 1).unflatten(-1, (len(wide), -1)).transpose(0, 1)  # (G,BT,mP)
-        y = torch.bmm(rows, wide.reshape(len(wide), merged * size, -1).to(x.dtype))  # (G,BT,M*mP)
+        y = block_linear(x, wide.reshape(len(wide), merged * size, -1).to(x.dtype))  # (G,BT,M*mP)
         return y.unflatten(-1, (count, -1)).permute(1, 2, 0, 3).reshape(*x.shape[:2], count, -1)
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> MLSTMState:

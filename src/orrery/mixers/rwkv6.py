@@ -41,7 +41,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.marks import no_decay
-from orrery.nn.recompute import linear_of, recompute
+from orrery.nn.recompute import linear_of, linears_of, recompute
 from orrery.nn.rwkv import depth_ratios, mixed_linears
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
@@ -187,17 +187,19 @@ class RWKV6(Mixer):
 
     def _project(self, x: Tensor, before: Tensor | None, time: Timeline) -> tuple[Tensor, ...]:
         """R, k, v (B,T,H,K), g (B,T,D), the decays' logarithms (B,T,H,K), and the last token (B,D)."""
-        linears, mixed = (self.keys, self.values, self.receptance, self.gate), tuple[Tensor, ...]()
+        linears = (self.keys, self.values, self.receptance, self.gate)
+        maps = linears if self.decay_in is None else (self.decay_in, *linears)
         if self.mix_in is None:
-            (k, v, r, g), shift = mixed_linears(x, (1 - self.mixture).unbind(), before, time, linears)
+            found, shift = mixed_linears(x, (1 - self.mixture).unbind(), before, time, maps)
         else:
             mixed, shift = self._shift(x, before, time)
-            k, v, r, g = (linear(part) for linear, part in zip(linears, mixed[1:], strict=True))
+            found = linears_of(lambda *parts: parts, maps, *mixed)  # which holds no mixture either
+        *low, k, v, r, g = found
         k, v, r = (part.unflatten(-1, (self.heads, -1)) for part in (k, v, r))
         wide = torch.promote_types(x.dtype, torch.float32)
         decay, v = self.decay.to(wide), v.to(wide)  # with v the output: the norm's gradient cancels where a memory is young
-        if self.decay_in is not None and self.decay_out is not None:
-            decay = decay + F.linear(torch.tanh(F.linear(mixed[0], self.decay_in)), self.decay_out)
+        if self.decay_out is not None:
+            decay = decay + F.linear(torch.tanh(low[0]), self.decay_out)
         w_log = -decay.exp()
         return r, k, v, g, w_log.expand(x.shape).unflatten(-1, (self.heads, -1)), shift
 

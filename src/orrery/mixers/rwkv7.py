@@ -30,9 +30,9 @@ Oracle: tests/oracles/rwkv7.py (float64 loops), and the published parameter coun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +43,15 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
 from orrery.nn.contract import Context, Mixer, Part, PartConfig, Place
 from orrery.nn.marks import no_decay
-from orrery.nn.rwkv import depth_ratios
+from orrery.nn.recompute import linear_of, linears_of, recompute
+from orrery.nn.rwkv import depth_ratios, mixed_linears
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
 from orrery.ops.dplr import dplr
 from orrery.ops.fused.gates import relu_square
 from orrery.ops.fused.rwkv7_gates import rwkv7_gates, rwkv7_out
-from orrery.ops.fused.token_shift import token_mix
+from orrery.ops.fused.token_shift import last_token, token_mix
 from orrery.ops.steps.dplr import RWKV7Weights, rwkv7_stepper
 from orrery.ops.steps.row_linear import RowNorm, row_norm_into
 from orrery.ops.steps.rwkv4 import mix_step
@@ -172,8 +173,9 @@ class RWKV7(Mixer):
         time = ctx.timeline
         r, k, v, a, b, g_log, gate, shift = self._project(x, None if state is None else state.shift, ctx)
         o, memory = dplr(r, k, v, a, b, g_log, None if state is None else state.memory, time.starts)
-        norm = self.norm_weight, self.norm_bias, 1e-5 * self.head_dim
-        return self.out(rwkv7_out(o, r, k, v, gate, self.bonus, *norm)), RWKV7State(shift, memory, time.clock)
+        read = partial(rwkv7_out, eps=1e-5 * self.head_dim)
+        y = linear_of(read, self.out, o, r, k, v, gate, self.bonus, self.norm_weight, self.norm_bias)
+        return y, RWKV7State(shift, memory, time.clock)
 
     def stepper(self, norm: RowNorm, state: RWKV7State, run: Stepping) -> Step | None:
         pairs = [self.decay, self.rate, self.gate, *([] if self.residual is None else [self.residual])]
@@ -202,23 +204,32 @@ class RWKV7(Mixer):
         self, x: Tensor, shift: Tensor | None, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """R, k, v, a, b, log w (B,T,H,K), the gate (B,T,D), and the last token."""
-        time = ctx.timeline
-        (xr, xw, xk, xv, xa, xg), shift = token_mix(x, self.mix_ratios, shift, time.starts, time.lengths)
-        r, v = self.receptance(xr), self.value(xv)
+        time, valid = ctx.timeline, ctx.timeline.valid(x.shape[1])
+        pairs = [self.decay, self.rate, self.gate, *([] if self.residual is None else [self.residual])]
+        maps = (self.receptance, self.key, self.value, *(pair.down for pair in pairs))
+
+        def mixtures(x: Tensor, before: Tensor | None, ratios: Tensor) -> tuple[Tensor, ...]:
+            r, w, k, v, a, g = token_mix(x, ratios, before, time.starts)[0]
+            return (r, k, v, w, a, g, v)[: len(maps)]
+
+        r, k, v, *low = linears_of(mixtures, maps, x, shift, self.mix_ratios)
         first = None if ctx.shared is None else ctx.shared.get(_FIRST)
         if first is None and ctx.shared is not None:
             ctx.shared[_FIRST] = v
+        decay, rate, gate = self.decay.up(torch.tanh(low[0])), self.rate.up(low[1]), self.gate.up(torch.sigmoid(low[2]))
         if self.residual is not None:
-            mine = torch.sigmoid(self.residual(xv))
-            v = torch.lerp(v, torch.zeros_like(v) if first is None else first.to(v.dtype), mine)  # 2503.14456, eq. 9
-        decay, rate = self.decay(xw, torch.tanh), self.rate(xa)
-        k, a, b, g_log = rwkv7_gates(self.key(xk), rate, decay, self.key_scale, self.key_rate, self.heads)
-        gate = self.gate(xg, torch.sigmoid)
-        valid = time.valid(x.shape[1])
+            v = recompute(partial(_towards, self.heads), v, first, self.residual.up(low[3]))
+        else:
+            v = v.unflatten(-1, (self.heads, -1))
+        k, a, b, g_log = recompute(partial(self._gates, valid), k, rate, decay, self.key_scale, self.key_rate)
+        return r.unflatten(-1, (self.heads, -1)), k, v, a, b, g_log, gate, last_token(x, shift, time.lengths)
+
+    def _gates(self, valid: Tensor | None, k: Tensor, rate: Tensor, decay: Tensor, scale: Tensor, alpha: Tensor) -> tuple[Tensor, ...]:
+        """Key, a, b and log w (B,T,H,K)."""
+        k, a, b, g_log = rwkv7_gates(k, rate, decay, scale, alpha, self.heads)
         if valid is not None:  # padding leaves the memory as it is
             k, b, g_log = (part.masked_fill(~valid[..., None, None], 0.0) for part in (k, b, g_log))
-        r, v = (part.unflatten(-1, (self.heads, -1)) for part in (r, v))
-        return r, k, v, a, b, g_log, gate, shift
+        return k, a, b, g_log
 
     def transfer(self, x: Tensor, ctx: Context) -> Tensor:
         """The matrices M (B,H,T,T) with o = M v: the recurrence, given unit vectors as values."""
@@ -270,8 +281,8 @@ class RWKV7Channel(Part):
 
     def mix(self, x: Tensor, state: RWKV7ChannelState | None, ctx: Context) -> tuple[Tensor, RWKV7ChannelState]:
         time, before = ctx.timeline, None if state is None else state.shift
-        (xk,), shift = token_mix(x, self.mix_k[None], before, time.starts, time.lengths)
-        return self.value(relu_square(self.key(xk))), RWKV7ChannelState(shift, time.clock)
+        (h,), shift = mixed_linears(x, (self.mix_k,), before, time, (self.key,))
+        return self.value(relu_square(h)), RWKV7ChannelState(shift, time.clock)
 
     def stepper(self, norm: RowNorm, state: RWKV7ChannelState, run: Stepping) -> Step | None:
         if not plain_linear(self.key, self.value):
@@ -302,7 +313,7 @@ def _rank(factor: float, width: int) -> int:
 
 
 class _LowRank(nn.Module):
-    """f(x A) B + c, through `rank` dimensions."""
+    """A and B of f(x A) B + c, through `rank` dimensions."""
 
     def __init__(self, width: int, rank: int, bias: bool = True) -> None:
         super().__init__()
@@ -316,10 +327,11 @@ class _LowRank(nn.Module):
         if bias is not None:
             self.up.bias.copy_(bias)
 
-    def forward(self, x: Tensor, inner: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """X (B,T,D) -> (B,T,D), with f between."""
-        hidden = self.down(x)
-        return cast(Tensor, self.up(hidden if inner is None else inner(hidden)))
+
+def _towards(heads: int, v: Tensor, first: Tensor | None, share: Tensor) -> Tensor:
+    """v (B,T,H,K), as far from this layer's towards the first one's as the token says (2503.14456, eq. 9)."""
+    first = torch.zeros_like(v) if first is None else first.to(v.dtype)
+    return torch.lerp(v, first, torch.sigmoid(share)).unflatten(-1, (heads, -1))
 
 
 def _published(width: int, depth: int, ranks: tuple[int, int, int, int], vocab_size: int = 65536) -> dict[str, Any]:

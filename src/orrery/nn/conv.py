@@ -12,15 +12,17 @@ B batch, T time, C channels, K kernel size.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from orrery.nn.contract import Context
+from orrery.nn.recompute import recompute
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.fused.short_conv import short_conv
+from orrery.ops.fused.short_conv import last_inputs, short_conv
 
 
 @state
@@ -64,6 +66,22 @@ class ShortConv(nn.Module):
         time = ctx.timeline
         y, inputs = short_conv(x, self.weight, self.bias, inputs, time.starts, time.lengths, self.activation)
         return (x + y if self.residual else y), inputs
+
+    def recomputed(
+        self, x: Tensor, inputs: Tensor | None, ctx: Context, split: Callable[[Tensor], Any] = lambda y: y
+    ) -> tuple[Any, Tensor]:
+        """`split(y)` and the new last inputs; for a recurrence that need not hold what it is given, since it can be computed again.
+
+        split: of y (B,T,C) into a tuple of tensors.
+        """
+        time, starts = ctx.timeline, ctx.timeline.starts
+
+        def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Tensor | None) -> Any:
+            y = short_conv(x, weight, bias, inputs, starts, time.lengths, self.activation)[0]
+            return split(x + y if self.residual else y)
+
+        held = x.new_zeros(len(x), self.kernel - 1, x.shape[2]) if inputs is None else inputs.to(x.dtype)
+        return recompute(convolve, x, self.weight, self.bias, inputs), last_inputs(x, held, starts, time.lengths)
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros (B,K-1,C)."""

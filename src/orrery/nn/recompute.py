@@ -1,8 +1,7 @@
-"""Elementwise formulas whose intermediate results are computed again in the backward pass instead of being held.
+"""Linear maps of formulas that are computed again in the backward pass instead of being held.
 
-A gate of five products keeps five tensors of (B,T,D) in autograd's hands; computed again from what went in, it keeps that
-alone. What a matrix is multiplied with is held for the matrix' gradient: where it is such a formula's result, that can be
-computed again, too (:func:`linear_of`). For formulas that cost little beside the products around them.
+What a matrix is multiplied with is held for the matrix' gradient. Where it is the result of a formula that costs little beside
+the product, it can be computed again, as what stands between recurrences is (:func:`orrery.ops.recompute.recompute`).
 """
 
 from __future__ import annotations
@@ -15,16 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from orrery.ops.recompute import again, cast_now, held, hold, recompute
 
-def recompute(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """`function(*tensors)`, a tensor or a tuple of tensors and None; only `tensors` are held for the backward pass.
-
-    Gradients reach these tensors alone: parameters that the function reads must be among them. It draws no random numbers. A
-    compiler decides for itself what it holds, and is left to.
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(*tensors)
-    return _Recomputed.apply(function, *tensors)
+__all__ = ["block_linear", "linear_of", "linears_of", "recompute", "small_linear"]
 
 
 def linear_of(function: Callable[..., Tensor], linear: nn.Module, *tensors: Tensor | None) -> Tensor:
@@ -37,31 +29,30 @@ def linear_of(function: Callable[..., Tensor], linear: nn.Module, *tensors: Tens
 
 
 def linears_of(
-    function: Callable[..., Sequence[Tensor]], linears: Sequence[nn.Module], *tensors: Tensor | None
+    function: Callable[..., Sequence[Tensor]], linears: Sequence[nn.Module | Tensor], *tensors: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The same for a function of several results, each with a linear map of its own."""
+    """The same for a function of several results, each with a linear map of its own, or a matrix (O,I)."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not all(map(_bare, linears)):
-        return tuple(linear(y) for linear, y in zip(linears, function(*tensors), strict=True))
-    maps = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
+        pairs = zip(linears, function(*tensors), strict=True)
+        return tuple(F.linear(y, linear) if isinstance(linear, Tensor) else linear(y) for linear, y in pairs)
+    maps = [each for linear in linears for each in ((linear, None) if isinstance(linear, Tensor) else (linear.weight, linear.bias))]
     return cast("tuple[Tensor, ...]", _LinearsOf.apply(function, len(linears), *maps, *tensors))
 
 
-def _bare(linear: nn.Module) -> bool:
-    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+def small_linear(linear: nn.Module, x: Tensor) -> Tensor:
+    """`linear(x)`, whose product itself is made again: for a map of few rows or columns between larger ones."""
+    maps = cast(nn.Linear, linear)
+    return cast(Tensor, recompute(F.linear, x, maps.weight, maps.bias) if _bare(linear) else linear(x))
 
 
-def _cast_now(ctx: Any, tensors: tuple[Tensor | None, ...]) -> None:
-    """Remember how this forward pass casts."""
-    device = next(x.device.type for x in tensors if x is not None)
-    ctx.cast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+def block_linear(x: Tensor, blocks: Tensor) -> Tensor:
+    """Tokens x (B,T,G*I) times block-diagonal matrices (G,I,O): (G,B*T,O), holding x as :func:`orrery.ops.recompute.hold` does."""
+    return cast(Tensor, _BlockLinear.apply(x, blocks))
 
 
-def _again(ctx: Any, tensors: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> tuple[list[Tensor | None], Any]:
-    """The leaves that stand for `tensors`, and the function of them, with its graph."""
-    leaves = [x if x is None else x.detach().requires_grad_(need) for x, need in zip(tensors, needed, strict=True)]
-    device, dtype, enabled = ctx.cast
-    with torch.enable_grad(), torch.autocast(device, dtype, enabled):
-        return leaves, ctx.function(*leaves)
+def _bare(linear: nn.Module | Tensor) -> bool:
+    plain = isinstance(linear, Tensor) or type(linear) is nn.Linear
+    return plain and not (isinstance(linear, nn.Module) and (linear._forward_hooks or linear._forward_pre_hooks))
 
 
 class _LinearsOf(torch.autograd.Function):
@@ -69,8 +60,8 @@ class _LinearsOf(torch.autograd.Function):
     def forward(ctx: Any, function: Callable[..., Sequence[Tensor]], count: int, *given: Tensor | None) -> tuple[Tensor, ...]:
         maps, tensors = given[: 2 * count], given[2 * count :]
         ctx.function, ctx.count = function, count
-        _cast_now(ctx, tensors)
-        ctx.save_for_backward(*maps[::2], *tensors)
+        cast_now(ctx, tensors)
+        hold(ctx, *maps[::2], *tensors)
         ctx.set_materialize_grads(False)
         pairs = zip(function(*tensors), maps[::2], maps[1::2], strict=True)
         return tuple(F.linear(y, cast(Tensor, weight), bias) for y, weight, bias in pairs)
@@ -79,10 +70,10 @@ class _LinearsOf(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         count = ctx.count
-        saved = ctx.saved_tensors  # once: a recomputed block hands them out only once
+        saved = held(ctx)
         weights, tensors = saved[:count], saved[count:]
         wanted, needed = ctx.needs_input_grad[2 : 2 + 2 * count], ctx.needs_input_grad[2 + 2 * count :]
-        leaves, found = _again(ctx, tensors, needed)
+        leaves, found = again(ctx, tensors, needed)
         maps: list[Tensor | None] = []
         pairs: list[tuple[Tensor, Tensor]] = []
         for n, (weight, y, dz) in enumerate(zip(weights, found, grads, strict=True)):
@@ -102,24 +93,19 @@ class _LinearsOf(torch.autograd.Function):
         return None, None, *maps, *(next(slopes) if need else None for need in needed)
 
 
-class _Recomputed(torch.autograd.Function):
+class _BlockLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], *tensors: Tensor | None) -> Any:
-        ctx.function = function
-        _cast_now(ctx, tensors)
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        return function(*tensors)
+    def forward(ctx: Any, x: Tensor, blocks: Tensor) -> Tensor:
+        hold(ctx, x, blocks)
+        return torch.bmm(_in_blocks(x, len(blocks)), blocks)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        leaves, found = _again(ctx, ctx.saved_tensors, needed)
-        outputs = (found,) if isinstance(found, Tensor) else found
-        pairs = [(y, dy) for y, dy in zip(outputs, grads, strict=True) if dy is not None and y.requires_grad]
-        wanted = [x for x, need in zip(leaves, needed, strict=True) if need and x is not None]
-        if not pairs:
-            return None, *(None for _ in needed)
-        slopes = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs], allow_unused=True))
-        return None, *(next(slopes) if need else None for need in needed)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, blocks = held(ctx)
+        dx = torch.bmm(dy, blocks.transpose(1, 2)).transpose(0, 1).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        return dx, torch.bmm(_in_blocks(x, len(blocks)).transpose(1, 2), dy) if ctx.needs_input_grad[1] else None
+
+
+def _in_blocks(x: Tensor, count: int) -> Tensor:
+    return x.flatten(0, 1).unflatten(-1, (count, -1)).transpose(0, 1)

@@ -24,10 +24,10 @@ def mixed_linears(
     ratios: Sequence[Tensor],
     before: Tensor | None,
     time: Timeline,
-    linears: Sequence[nn.Module],
+    linears: Sequence[nn.Module | Tensor],
     read: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Each linear map of a mixture of its own of every token with the one before it; and the last token (B,D).
+    """Each linear map (or matrix) of a mixture of its own of every token with the one before it; and the last token (B,D).
 
     x (B,T,D), ratios (D,) each, before (B,D) or None; read: shares (N,D) of something (B,T,D) that is added to the mixtures.
     The mixtures are not held for the backward pass but made again.

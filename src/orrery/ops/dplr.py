@@ -45,6 +45,7 @@ from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.dplr_loops import CompiledDPLR
 from orrery.ops.operands import check_operands, sizes
+from orrery.ops.recompute import held, hold
 
 CHUNK = 16
 """Chunk length of the torch form: a channel may decay by e^-10 a token before pairs are computed one by one."""
@@ -94,10 +95,7 @@ def dplr(
     if use == "fla":
         return fla.dplr(q, k, v, a, b, g_log, state, starts, scale)
     if use == "numba":
-        if starts is not None:
-            a = a.masked_fill(starts[..., None, None], 0.0)
-            g_log = g_log.masked_fill(starts[..., None, None], -torch.inf)
-        y, final = CompiledDPLR.apply(*(x.float() for x in (q, k, v, a, b, g_log)), state, scale)
+        y, final = CompiledDPLR.apply(*(x.float() for x in (q, k, v, a, b, g_log)), state, starts, scale)
         return y.to(v.dtype), final
     return dplr_chunked(q, k, v, a, b, g_log, state, starts, scale, chunk)
 
@@ -313,14 +311,14 @@ class _Chunked(torch.autograd.Function):
                 section = [x[rows, times] for x in inputs]
                 part, final[rows] = _section(section, before[-1], _at(options, rows, times))
                 y[rows, times] = part.to(y.dtype)
-        ctx.save_for_backward(*inputs, *before)
+        hold(ctx, *inputs, *before)
         ctx.options = options
         return y, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # read once: with recomputed blocks every reading would unpack it again
+        saved = held(ctx)
         inputs, before = saved[:6], saved[6:]
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
         dstate = dfinal.clone()

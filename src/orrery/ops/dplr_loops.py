@@ -30,19 +30,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orrery.ops.compiled import compiled, run_blocks
+from orrery.ops.recompute import held, hold
 
 _ZERO = np.float32(0.0)  # in a kernel, a Python 0.0 would turn float32 into float64
 
 
 class CompiledDPLR(torch.autograd.Function):
-    """y (B,T,H,V) and the last state (B,H,K,V) from float32 q, k, v, a, b, g_log, state or None, and the factor on y."""
+    """y (B,T,H,V) and the last state (B,H,K,V) from float32 q, k, v, a, b, g_log, state or None, document starts or None, and the
+    factor on y."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g_log: Tensor, state: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        q, k, v, a, b = (x.contiguous() for x in (q, k, v, a, b))
-        w = g_log.exp().contiguous()
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g_log: Tensor, state: Tensor | None,
+        starts: Tensor | None, scale: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        given = q, k, v, a, b, g_log
+        q, k, v, a, b, w = _laid_out(q, k, v, a, b, g_log, starts)
         batch, time, heads, key = k.shape
         value = v.shape[-1]
         stretch = max(64, value)
@@ -54,14 +57,15 @@ class CompiledDPLR(torch.autograd.Function):
         parts = _parts(batch * heads, value)
         run_blocks(_forward, batch * heads * parts, 8 * time * start.numel(), *arrays, parts, stretch, np.float32(scale))
         if wanted:
-            ctx.save_for_backward(q, k, v, a, b, w, u, marks, final)
+            hold(ctx, *given, starts, u, marks, final)
         ctx.scale, ctx.stretch, ctx.has_state = scale, stretch, state is not None
         return y, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, a, b, w, u, marks, final = ctx.saved_tensors
+        q, k, v, a, b, g_log, starts, u, marks, final = held(ctx)
+        q, k, v, a, b, w = _laid_out(q, k, v, a, b, g_log, starts)
         (batch, time, heads, key), value, stretch = k.shape, v.shape[-1], ctx.stretch
         dy = (dy if ctx.scale == 1.0 else dy * ctx.scale).contiguous()
         work = 8 * time * final.numel()
@@ -76,7 +80,20 @@ class CompiledDPLR(torch.autograd.Function):
         run_blocks(_read_forward, batch * heads * parts, work, *arrays, parts)
         arrays = [x.numpy() for x in (q, k, v, a, b, w, u, dy, du, dfinal.contiguous(), sums.sum(0), dq, da, dk, db, dg)]
         run_blocks(_read_reverse, batch * heads * parts, work, *arrays, parts, stretch)
-        return dq, dk, dv, da, db, dg, dstate if ctx.has_state else None, None
+        if starts is not None:
+            da, dg = (x.masked_fill_(starts[..., None, None], 0.0) for x in (da, dg))
+        return dq, dk, dv, da, db, dg, dstate if ctx.has_state else None, None, None
+
+
+def _laid_out(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g_log: Tensor, starts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the loops read: contiguous, decays themselves instead of their logarithms, nothing of the past where a document starts."""
+    w = g_log.exp()
+    if starts is not None:
+        a, w = (x.masked_fill(starts[..., None, None], 0.0) for x in (a, w))
+    q, k, v, a, b, w = (x.contiguous() for x in (q, k, v, a, b, w))
+    return q, k, v, a, b, w
 
 
 def _parts(blocks: int, size: int) -> int:

@@ -1,13 +1,15 @@
 """Kimi Delta Attention from its projections to what the state is read for: gates, then the delta rule with vector decay.
 
 On CUDA with fla-core it is :func:`orrery.ops.dplr.vector_delta_rule`, whose kernel is `chunk_kda`; elsewhere the gates are one
-compiled pass (:mod:`orrery.ops.fused.kda_gates`) and the recurrence is :func:`orrery.ops.dplr.dplr`.  The same function, 2510.26692,
-equation 1.
+compiled pass (:mod:`orrery.ops.fused.kda_gates`), computed again in the backward pass, and the recurrence is
+:func:`orrery.ops.dplr.dplr`.  The same function, 2510.26692, equation 1.
 
 B batch, T time, H heads, K head size.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.dplr import dplr, vector_delta_rule
 from orrery.ops.fused.kda_gates import kda_gates, kda_parts
+from orrery.ops.recompute import recompute
 
 
 def kda(
@@ -48,5 +51,6 @@ def kda(
         q, k, v, beta, g_log = kda_parts(mixed, strength, decay, rate_log, bias, most, valid, bound)
         y, after = vector_delta_rule(q, k, v, beta, g_log, state, starts, scale, backend="fla")
         return y.to(q.dtype), after
-    q, k, v, a, b, g_log = kda_gates(mixed, strength, decay, rate_log, bias, most, valid, bound)
+    gates = partial(kda_gates, most=most, valid=valid, bound=bound)
+    q, k, v, a, b, g_log = recompute(gates, mixed, strength, decay, rate_log, bias)
     return dplr(q, k, v.to(q.dtype), a, b, g_log, state, starts, scale)

@@ -36,6 +36,7 @@ from orrery.core.errors import StateError
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, run_blocks
 from orrery.ops.operands import check_operands, sizes
+from orrery.ops.recompute import recompute, with_ones
 from orrery.ops.scalar_decay import scalar_decay
 
 LOWEST = -(2.0**100)
@@ -202,12 +203,12 @@ def mlstm_chunked(
         before = before.masked_fill(starts[..., None], 0.0)
     gates = f_wide + torch.minimum(before - peak, -f_wide.detach())  # rounding must not take them above 0
     write = (i_wide - peak).exp()
-    values = torch.cat([v.to(kind), v.new_ones(*v.shape[:3], 1, dtype=kind)], -1)
+    values = with_ones(v.to(kind))
     memory = memory if memory is None or first is None else memory * (first - first.detach()).exp()[..., None, None]
     read, memory = scalar_decay(
         q, k, values, gates.to(kind), memory, starts, scale, chunk, backend, beta=write.to(kind), lengths=lengths
     )
-    h = _Normalise.apply(read, m, eps, numba)
+    h = recompute(lambda read, m: _Normalise.apply(read, m, eps, numba), read, m)
     last = m[:, -1].to(kind)
     return h.to(v.dtype), (memory * (peak[:, -1] - last).exp().to(kind)[..., None, None], last)
 

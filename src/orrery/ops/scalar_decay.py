@@ -44,6 +44,7 @@ from orrery.core.errors import StateError
 from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.operands import check_operands, exact, exactly, sizes
+from orrery.ops.recompute import held, hold
 from orrery.ops.scalar_decay_loops import COMPILED, FORGET, LEAST, TORCH, Decays, Pair, Sizes
 
 _SPAN = 8  # chunks over which the gradient of the gates is summed before it starts afresh from <S, dS>
@@ -337,7 +338,7 @@ class _Chunked(torch.autograd.Function):
         after = loops.scan(states.view(size.batch, size.chunks, *size.row), decays.whole, state, False, size)
         product = loops.product(torch.bmm(qg, kg.transpose(1, 2)), decays, write, size)
         read, y = loops.outputs(torch.bmm(product, vh), torch.bmm(qg, states), decays.inner, skip, v, vh, size)
-        ctx.save_for_backward(q, k, v, g_log, beta, skip, state, starts, read, states, after)
+        hold(ctx, q, k, v, g_log, beta, skip, state, starts, read, states, after)
         ctx.scale, ctx.chunk, ctx.loops = scale, chunk, loops
         ctx.set_materialize_grads(False)
         return y, after
@@ -346,7 +347,7 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     @exactly
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, g_log, beta, skip, state, starts, read, states, after = ctx.saved_tensors
+        q, k, v, g_log, beta, skip, state, starts, read, states, after = held(ctx)
         size, loops = _sizes(q, v, ctx.chunk), ctx.loops
         dy = torch.zeros_like(read) if dy is None else dy
         decays = _decays(g_log, starts, size)

@@ -46,6 +46,7 @@ from orrery.ops import fla
 from orrery.ops import vector_decay_loops as loops
 from orrery.ops.backend import choose
 from orrery.ops.operands import check_operands, exact, sizes
+from orrery.ops.recompute import held, hold
 from orrery.ops.vector_decay_loops import FORGET
 
 CHUNK = 64
@@ -345,7 +346,7 @@ class _Chunked(torch.autograd.Function):
         states, after = _carry(ends.transpose(-1, -2) @ vc, last[:, :, :, 0].exp(), state, False)
         y = _scores(qc, kc, logs, bonus) @ vc
         y = y + (qc * _no_denormals(logs.read.to(q.dtype).exp())) @ states
-        ctx.save_for_backward(q, k, v, g_log, bonus, state, starts, states, after)
+        hold(ctx, q, k, v, g_log, bonus, state, starts, states, after)
         ctx.chunk = chunk
         ctx.set_materialize_grads(False)
         return _from_chunks(y), after
@@ -353,7 +354,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        saved = held(ctx)
         with exact(saved[2]):
             return _Chunked._gradients(saved, ctx.chunk, dy, dafter)
 
@@ -426,7 +427,7 @@ class _Compiled(torch.autograd.Function):
         y, after, marks = loops.sweep(k, v, q, steps, state, scale, backwards=False, keep=any(ctx.needs_input_grad))
         if bonus is not None:
             loops.add_bonus(q, k, v, bonus, scale, y)
-        ctx.save_for_backward(q, k, v, g_log, bonus, state, starts, marks, after)
+        hold(ctx, q, k, v, g_log, bonus, state, starts, marks, after)
         ctx.scale = scale
         ctx.set_materialize_grads(False)
         return y, after
@@ -434,7 +435,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, g_log, bonus, state, starts, marks, after = ctx.saved_tensors
+        q, k, v, g_log, bonus, state, starts, marks, after = held(ctx)
         steps, scale = _steps(g_log, starts, bonus), ctx.scale
         dy = torch.zeros_like(v) if dy is None else dy
         dq = loops.sweep_by_value(k, v, dy, steps, state, scale, backwards=False)
