@@ -170,3 +170,31 @@ def test_what_cannot_be_read_is_said():
         with_head(reader, None)
     writer = build()
     assert isinstance(writer, EncoderDecoder) and not isinstance(writer, PairReader) and writer.config.head is None
+
+
+def test_t5_learns_as_theirs_from_the_same_weights_and_batches(tmp_path):
+    """Their queries hold the scores' 1/sqrt(K), so AdamW's steps of these are smaller there by as much; all else alike, and so the losses."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `hf`)")
+    own = orrery.create_model("t5", width=32, depth=2, vocab_size=V, head="classification", labels=2, start=0, stop=1, seed=0)
+    orrery.to_transformers(own, tmp_path)
+    hf = double(transformers.T5ForSequenceClassification.from_pretrained(tmp_path)).train()
+    queries = {name for name, _ in hf.named_parameters() if name.endswith(("SelfAttention.q.weight", "EncDecAttention.q.weight"))}
+    scale = hf.config.d_kv**0.5
+    groups = [{"params": [p for name, p in hf.named_parameters() if (name in queries) == apart]} for apart in (False, True)]
+    groups[1] |= {"lr": 2e-3 / scale, "eps": 1e-8 * scale}
+    given = torch.Generator().manual_seed(1)
+    batches = [torch.randint(3, V, MASK.shape, generator=given) for _ in range(2)] * 8
+    wanted = [torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])] * 8
+    losses = []
+    with AllDouble():
+        for model, parts, marks in ((own.double().train(), own.parameters(), {"segments": MASK - 1}), (hf, groups, {"attention_mask": MASK})):
+            steps = torch.optim.AdamW(parts, lr=2e-3, weight_decay=0.0)
+            losses.append([])
+            for tokens, target in zip(batches, wanted, strict=True):
+                ended = tokens.scatter(1, MASK.sum(1, keepdim=True) - 1, 1) * MASK
+                loss = torch.nn.functional.cross_entropy(model(ended, **marks).logits, target)
+                steps.zero_grad()
+                loss.backward()
+                steps.step()
+                losses[-1].append(float(loss.detach()))
+    assert losses[0][-1] < 0.8 * losses[0][0] and np.abs(np.subtract(*losses)).max() < 1e-9

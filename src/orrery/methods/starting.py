@@ -2,6 +2,10 @@
 
 A folder brings its tokenizer. A name gets one trained on the texts of the training table, unless one is named.
 
+Embeddings that are drawn as large as 1 (T5's, for an optimizer whose steps follow the size of what they move) are drawn as
+:data:`REACHABLE` in place of that where a head is to learn from a table: AdamW moves every number by about its rate, so that in some thousand
+steps words would stay the random vectors that they began as. (`embedding.std` and its like say otherwise.)
+
 An encoder-decoder answers about whole texts and in passages of them with both stacks, as its papers and transformers have it; to
 tag words, and to compare texts that are read apart, its encoder is taken alone. The setting `frame` says otherwise.
 """
@@ -25,16 +29,18 @@ from orrery.data.records import Table
 from orrery.data.tokenizer_files import load_tokenizer, open_tokenizer_file
 from orrery.data.tokenizers import LIBRARY_FILE, Tokenizer
 from orrery.evaluate.spans import scheme_of
-from orrery.models.build import create_model, is_pair
+from orrery.models.build import create_model, find_architecture, is_pair
 from orrery.models.convert import as_encoder, with_head
 from orrery.models.decoder import DecoderLM
 from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import EncoderDecoder, PairFrame
 from orrery.models.folders import open_folder
+from orrery.models.patterns import parse_pattern
 
 DEFAULT_TOKENIZER = "wordpiece:8192,lower"
 DEFAULT_WRITER_TOKENIZER = "bpe:4096"  # answers must come back as they were written
 WHOLE = ("classification", "multi-label", "regression", "ordinal", "multiple-choice", "span")  # heads that a whole encoder-decoder has by default
+REACHABLE = 0.05  # standard deviation of an embedding that is learnt in fine-tuning
 READING = ("encoder", "encoder-decoder")  # frames that may be asked for
 
 
@@ -141,10 +147,20 @@ def _draw(
     head = {key if key == "labels" else f"head.{key}": value for key, value in head_settings(spec, train).items()}
     if pair and frame == "encoder-decoder":  # texts of a pair are told apart by the mark between them
         ends = {"start": tokenizer.doc_id, "stop": frame_ids(tokenizer)[1]}
-        return create_model(name, head=spec.head, **common, **{**ends, **head, **given})
+        return create_model(name, head=spec.head, **common, **{**ends, **head, **_reachable(name), **given})
     if spec.sided and "types" not in given:
         given = {**given, "embedding.types": 2}
-    return create_model(name, frame="encoder", head=spec.head, **common, **{**head, **given})
+    small = {"embedding.std": REACHABLE} if _reachable(name) else {}
+    return create_model(name, frame="encoder", head=spec.head, **common, **{**head, **small, **given})
+
+
+def _reachable(name: str) -> dict[str, float]:
+    """The scales of embeddings that an architecture draws too large to be learnt in fine-tuning, with what they are drawn at instead."""
+    lead = parse_pattern(name)[0][0].name
+    if not {"architecture", "mixer"} & set(registry.lookup(lead.partition("/")[0]).kinds):
+        return {}
+    scales = ("encoder.embedding.std", "decoder.embed_std", "embedding.std", "embed_std")
+    return {key: REACHABLE for key in scales if float(find_architecture(lead).frame.get(key, 0.0)) >= 1}
 
 
 def _translator(spec: TaskSpec, tokenizer: str | Tokenizer | None, seed: int, given: dict[str, Any]) -> Source:
