@@ -24,7 +24,15 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, hybrid_settings, linear_rules, mamba2_rules
+from orrery.nn.exchange import (
+    ExchangeMap,
+    Rule,
+    attention_rules,
+    hybrid_settings,
+    linear_rules,
+    mamba2_rules,
+    plain_blocks,
+)
 from orrery.nn.exchange_rope import read_rope, turning_part, write_rope
 
 
@@ -47,9 +55,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    width, blocks = own["width"], [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(block["placement"] == "pre" and not block["canon"] and block["eps"] == own["eps"] for block in blocks)
-    require(plain, "Bamba has pre-norm blocks with one eps")
+    width, blocks = own["width"], plain_blocks(own, "Bamba")
     names = [block["mixer"]["name"] for block in blocks]
     require(set(names) <= {"mamba2", "attention"}, "Bamba consists of Mamba-2 and attention")
     require("mamba2" in names, "Bamba has at least one Mamba-2 layer")

@@ -26,7 +26,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, hybrid_settings, mamba2_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, hybrid_settings, mamba2_rules, plain_blocks
 from orrery.nn.exchange_rope import read_rope, turning_part, write_rope
 
 
@@ -92,9 +92,7 @@ def _prepare(hf: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    width, blocks = own["width"], [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(block["placement"] == "pre" and not block["canon"] and block["eps"] == own["eps"] for block in blocks)
-    require(plain, "Granite has pre-norm blocks with one eps")
+    width, blocks = own["width"], plain_blocks(own, "Granite")
     names = [block["mixer"]["name"] for block in blocks]
     require(set(names) == {"mamba2", "attention"}, "a Granite hybrid consists of Mamba-2 and attention")
     mamba, attention = (blocks[names.index(name)]["mixer"] for name in ("mamba2", "attention"))

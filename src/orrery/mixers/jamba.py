@@ -26,7 +26,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, plain_blocks
 
 _NAMES = {("mamba", "glu"): "scan", ("mamba", "moe"): "scan-moe", ("attention", "glu"): "attend", ("attention", "moe"): "attend-moe"}
 
@@ -90,9 +90,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    width, blocks = own["width"], [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(block["placement"] == "pre" and not block["canon"] and block["eps"] == own["eps"] for block in blocks)
-    require(plain, "Jamba has pre-norm blocks with one eps")
+    width, blocks = own["width"], plain_blocks(own, "Jamba")
     kinds = [(block["mixer"]["name"], block["channel"]["name"] if block["channel"] else None) for block in blocks]
     require(set(kinds) <= set(_NAMES), "Jamba consists of Mamba or attention, each followed by SwiGLU or experts")
     parts: dict[str, dict[str, Any]] = {}

@@ -36,7 +36,7 @@ from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig, part_config
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.conv import ShortConv
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, linear_rules, plain_blocks
 from orrery.nn.exchange_rope import rope_settings, write_rope
 from orrery.nn.recompute import linear_of
 from orrery.nn.rotary import part_of
@@ -190,9 +190,8 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    blocks = [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(b["placement"] == "pre" and not b["canon"] and b["norm"] == "rmsnorm" and b["eps"] == own["eps"] for b in blocks)
-    require(plain and own["norm"] == "rmsnorm" and all(b["channel"] for b in blocks), "LFM2 has pre-norm blocks with one eps, without Canon layers")
+    blocks = plain_blocks(own, "LFM2")
+    require(all(b["channel"] for b in blocks), "LFM2 has a channel mixer in every layer")
     config = {
         "hidden_size": own["width"],
         "num_hidden_layers": len(blocks),

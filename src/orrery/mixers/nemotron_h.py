@@ -29,7 +29,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules, plain_blocks
 
 _KINDS = {  # their names of a layer, with those of older files, and the letters of their patterns
     **dict.fromkeys(("linear_attention", "mamba", "M"), "mamba"),
@@ -114,9 +114,7 @@ _LEAST = 1e-30  # a step size that bounds nothing: they need a positive one
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    width, blocks = own["width"], [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(block["placement"] == "pre" and not block["canon"] and block["eps"] == own["eps"] for block in blocks)
-    require(plain, "Nemotron-H has pre-norm blocks with one eps")
+    width, blocks = own["width"], plain_blocks(own, "Nemotron-H")
     parts: dict[str, dict[str, Any]] = {}
     layers: list[str] = []
     for block in blocks:

@@ -29,7 +29,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig, part_config
-from orrery.nn.exchange import ExchangeMap, Rule, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, linear_rules, plain_blocks
 from orrery.nn.exchange_rope import rope_settings, write_rope
 
 _LINEAR = {"name": "gated-deltanet", "norm_eps": 1e-6}
@@ -84,9 +84,7 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    blocks = [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(b["placement"] == "pre" and not b["canon"] and b["norm"] == "rmsnorm" and b["eps"] == own["eps"] == 1e-6 for b in blocks)
-    require(plain and own["norm"] == "rmsnorm", "Qwen3-Next has pre-norm blocks with RMSNorm of eps 1e-6, without Canon layers")
+    blocks = plain_blocks(own, "Qwen3-Next", eps=1e-6)
     config: dict[str, Any] = {
         "hidden_size": own["width"],
         "num_hidden_layers": len(blocks),

@@ -28,7 +28,7 @@ from orrery.core.config import require
 from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, plain_blocks
 from orrery.nn.zamba import ACTIVATIONS, COMMON, kinds_of, own_places, pattern_of, shared_blocks, their_places
 
 _HOME = "shared_transf"
@@ -80,12 +80,10 @@ def _kinds(hf: dict[str, Any]) -> list[str]:
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    width, blocks = own["width"], [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(
-        block["placement"] == "pre" and not block["canon"] and not block["channel"] and block["eps"] == own["eps"] for block in blocks
-    )
+    width, blocks = own["width"], plain_blocks(own, "Zamba")
     mamba = blocks[0]["mixer"]
-    require(plain and all(block["mixer"] == mamba for block in blocks), "Zamba has pre-norm blocks of one kind of Mamba, with one eps")
+    alone = all(block["mixer"] == mamba and not block["channel"] for block in blocks)
+    require(alone, "Zamba has blocks of one kind of Mamba, without channel mixers")
     require(mamba["name"] == "mamba" and mamba.get("norm_eps") is None, "Zamba consists of Mamba without norms inside, and shared attention")
     require(shared_blocks(own) == 1, "Zamba has one shared block")
     uses = sum(block["guide"] is not None for block in blocks)

@@ -34,7 +34,7 @@ from orrery.core.registry import register
 from orrery.nn.architecture import Architecture
 from orrery.nn.block import BlockConfig, make_part
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
-from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules
+from orrery.nn.exchange import ExchangeMap, Rule, attention_rules, linear_rules, mamba2_rules, plain_blocks
 from orrery.nn.exchange_rope import read_rope, write_rope
 from orrery.nn.feedforward import GLU, FeedForwardConfig
 from orrery.nn.low_rank import LowRankLinear
@@ -247,12 +247,10 @@ def _read(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(own: dict[str, Any]) -> dict[str, Any]:
-    width, blocks = own["width"], [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(
-        block["placement"] == "pre" and not block["canon"] and not block["channel"] and block["eps"] == own["eps"] for block in blocks
-    )
+    width, blocks = own["width"], plain_blocks(own, "Zamba2")
     mamba = blocks[0]["mixer"]
-    require(plain and all(block["mixer"] == mamba for block in blocks), "Zamba2 has pre-norm blocks of one kind of Mamba-2, with one eps")
+    alone = all(block["mixer"] == mamba and not block["channel"] for block in blocks)
+    require(alone, "Zamba2 has blocks of one kind of Mamba-2, without channel mixers")
     require(mamba["name"] == "mamba2", "Zamba2 consists of Mamba-2 and shared attention")
     count = shared_blocks(own)
     guide = next(block["guide"] for block in blocks if block["guide"])

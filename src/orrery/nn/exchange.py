@@ -29,6 +29,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orrery.core.config import require
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -107,6 +109,16 @@ def linear_rules(
         Rule(f"{ours}.weight", tuple(f"{name}.weight" for name in names), steps, mixer, rows),
         Rule(f"{ours}.bias", tuple(f"{name}.bias" for name in names), bias_steps, mixer, rows),
     )
+
+
+def plain_blocks(own: dict[str, Any], title: str, eps: float | None = None) -> list[dict[str, Any]]:
+    """The block of every layer of our config; ConfigError unless all are pre-norm with RMSNorm of one eps (or of `eps`), as the last norm."""
+    blocks = [own["blocks"][kind] for kind in own["layout"]]
+    alike = all(b["placement"] == "pre" and not b["canon"] and b["norm"] == own["norm"] and b["eps"] == own["eps"] for b in blocks)
+    known = own["norm"] == "rmsnorm" and eps in (None, own["eps"])
+    only = "one eps" if eps is None else f"eps {eps:.0e}".replace("e-0", "e-")
+    require(alike and known, f"{title} has pre-norm blocks with RMSNorm of {only}, without Canon layers")
+    return blocks
 
 
 def _dropout(hf: dict[str, Any]) -> dict[str, Any]:

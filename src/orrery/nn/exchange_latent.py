@@ -18,7 +18,7 @@ from torch import Tensor
 
 from orrery.core.config import require
 from orrery.nn.block import part_config
-from orrery.nn.exchange import Rule
+from orrery.nn.exchange import Rule, plain_blocks
 from orrery.nn.exchange_rope import rope_settings, write_rope
 from orrery.nn.rotary import part_of
 
@@ -107,9 +107,7 @@ Writer = Callable[[Any, int], dict[str, Any]]
 
 def write_common(own: dict[str, Any], title: str, writers: dict[str, Writer]) -> dict[str, Any]:
     """Their config. `writers`: of the mixers, (typed config, width) -> what they say; all layers with a part are alike."""
-    blocks = [own["blocks"][kind] for kind in own["layout"]]
-    plain = all(b["placement"] == "pre" and not b["canon"] and b["norm"] == "rmsnorm" and b["eps"] == own["eps"] for b in blocks)
-    require(plain and own["norm"] == "rmsnorm", f"{title} has pre-norm blocks with RMSNorm of one eps, without Canon layers")
+    blocks = plain_blocks(own, title)
     channels: dict[str, Writer] = {"glu": _write_glu, "moe": _write_experts, "grouped-moe": _write_experts}
     seen: dict[str, dict[str, Any]] = {}
     for block in blocks:
