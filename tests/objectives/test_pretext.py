@@ -243,6 +243,17 @@ def test_documents_of_a_row_do_not_mix():
     torch.testing.assert_close(objective(model, joined)[0], apart)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_an_answer_without_a_source_reads_no_other_s(training):
+    model = orrery.create_model("t5", vocab_size=V, width=16, depth=1, seed=0).double().train(training)
+    source, target = torch.arange(2, 8)[None], torch.arange(9, 17)[None]
+    marks, asked = torch.tensor([[0, 0, 0, 2, 2, 2]]), torch.tensor([[0, 0, 1, 1, 2, 2, -1, -1]])
+    other = source.clone()
+    other[0, :3] = 40
+    first, second = (model(ids, target, marks, asked).logits for ids in (source, other))
+    assert torch.equal(first[0, 2:6], second[0, 2:6]) and not torch.equal(first[0, :2], second[0, :2])
+
+
 def test_a_masked_lm_computes_its_head_for_hidden_tokens_only(monkeypatch):
     from orrery.models.scoring import nats, score
 

@@ -3,7 +3,7 @@
 Paper: Attention Is All You Need (arXiv 1706.03762, section 3.2.3).
 
 Equation: per head  y_t = sum_{s in M(t)} softmax_s( (W_q x_t) . (W_k m_s) / sqrt(K) ) W_v m_s;   y = W_o [y_1 .. y_H]
-    M(t) = memory of the document of t (ctx.memory_segments); all of it where no segments are given
+    M(t) = memory of the document of t (ctx.memory_segments), y_t = W_o 0 where it has none; all of it where no segments are given
 
 Shapes: B batch, T time, M memory, D width, C width of the memory, H query heads, G key-value heads, K head dimension.
 
@@ -102,11 +102,12 @@ class CrossAttention(Mixer):
         else:
             held, q = self._memory(len(x), state, ctx), self.query(x)
         q = q.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        mask = self._mask(held, ctx)
+        mask, blind = self._mask(held, ctx)
         dropout = self.config.dropout if self.training else 0.0
         grouped = self.kv_heads != self.heads
         y = F.scaled_dot_product_attention(q, held.k.transpose(1, 2), held.v.transpose(1, 2), mask, dropout, enable_gqa=grouped)
         y = y.transpose(1, 2).flatten(2)
+        y = y if blind is None else y.masked_fill(blind, 0.0)
         return self.out(y if packing is None else packing.gather(y)), held._replace(clock=ctx.timeline.clock)
 
     def _memory(self, batch: int, state: CrossAttentionState | None, ctx: Context) -> CrossAttentionState:
@@ -135,14 +136,19 @@ class CrossAttention(Mixer):
         found = self.memory(memory.flatten(0, 1).index_select(0, places))
         return found.new_zeros(segments.numel(), found.shape[1]).index_copy(0, places, found).unflatten(0, segments.shape)
 
-    def _mask(self, held: CrossAttentionState, ctx: Context) -> Tensor | None:
-        """Which memory each token sees, (B,1,1|T,M) bool; None: all of it. A token with nothing to see sees everything."""
+    def _mask(self, held: CrossAttentionState, ctx: Context) -> tuple[Tensor | None, Tensor | None]:
+        """Which memory each token sees, (B,1,1|T,M) bool, None: all of it; and which tokens see none, (B,1|T,1), None: there are none.
+
+        The scores of a token that sees none are everything's, so that they are numbers; what it reads is put to 0 behind.
+        """
         if not held.segments.shape[1]:
-            return None
+            return None, None
         given = ctx.segments
         now = ctx.timeline.clock[:, :1] if given is None else given
         seen = now[:, :, None] == held.segments[:, None, :]
-        return (seen | ~seen.any(-1, keepdim=True))[:, None]
+        blind = ~seen.any(-1, keepdim=True)
+        lost = (blind & (now >= 0)[..., None]).any()  # of padding nothing is asked
+        return (seen | blind)[:, None], blind if bool(lost) else None
 
     def init_state(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> CrossAttentionState:
         """No memory yet: the next call brings one."""
