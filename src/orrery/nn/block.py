@@ -7,6 +7,7 @@ output:    x += norm(mixer(x));  x += norm(channel(x))          (OLMo 2, arXiv 2
 sandwich:  x += norm(mixer(norm(x)));  x += norm(channel(norm(x)))   (Gemma 2, arXiv 2408.00118)
 normed:    x = norm(x); x = a x + b mixer(x);  x = norm(x); x = c x + d channel(x)     (MiniMax-01, arXiv 2501.08313)
 gated:     x = g(x, relu(mixer(norm(x))));  x = g'(x, relu(channel(norm(x))))          (GTrXL, arXiv 1910.06764)
+scaled:    x = r(x, mixer(norm(x)));  x = r'(x, channel(norm(x))),  r(x, y) = s (x + b) + t (y + c)     (ZAYA1, arXiv 2511.17127)
 
 With a guide (pre only) the mixer sees more than the residual stream keeps:  x += mixer(norm(x + guide(x)))  (Zamba, arXiv 2405.16712).
 Canon A stands after the mixer's norm, C after the channel mixer's; B and D are inside the parts.
@@ -31,13 +32,14 @@ from orrery.nn.contract import Context, Part, PartConfig, Place
 from orrery.nn.conv import Canon
 from orrery.nn.norms import make_norm
 from orrery.nn.residual_gate import ResidualGate
+from orrery.nn.residual_scale import Affine, ResidualScale
 from orrery.nn.stepping import Beside, Step, Stepping, block_step, in_order, norm_of, part_step
 from orrery.ops.steps.canon import add_change, canon_step
 from orrery.ops.steps.residual import norm_change
 from orrery.ops.steps.row_linear import blend, norm_in_place, row_norm
 from orrery.ops.steps.row_steps import copy_rows
 
-PLACEMENTS = ("pre", "post", "parallel", "output", "sandwich", "normed", "gated")
+PLACEMENTS = ("pre", "post", "parallel", "output", "sandwich", "normed", "gated", "scaled")
 BlockState = tuple[Any, ...]
 
 
@@ -179,6 +181,9 @@ class Block(nn.Module):
         self.dropout = config.dropout
         gates = (1 if self.channel is None else 2) if config.placement == "gated" else 0
         self.gates = nn.ModuleList(ResidualGate(config.gate, place.width, config.gate_bias) for _ in range(gates))
+        sums = (1 if self.channel is None else 2) if config.placement == "scaled" else 0
+        self.sums = nn.ModuleList(ResidualScale(place.width) for _ in range(sums))
+        self.entry = Affine(place.width) if sums and place.layer == 0 else None
         behind = (1 if self.channel is None else 2) if config.placement == "sandwich" else 0
         self.out_norms = nn.ModuleList(make_norm(config.norm, place.width, config.eps) for _ in range(behind))
 
@@ -198,6 +203,7 @@ class Block(nn.Module):
                 y, f = self.channel(h, f, ctx)
                 x = self._joined(x, y, self.channel_norm)
             return x, (a, m, c, f)
+        x = x if self.entry is None else self.entry(x)
         led, g = self._led(x, g, ctx)
         h = self.mixer_norm(led)
         if self.config.placement == "normed":
@@ -258,6 +264,8 @@ class Block(nn.Module):
         """The residual x and the output y of the mixer (part 0) or the channel mixer (1), where the norm stands before it."""
         if self.out_norms:
             y = self.out_norms[part](y)
+        if self.sums:
+            return cast(Tensor, self.sums[part](x, self._drop(y)))
         if not self.gates:
             return x + self._drop(y)
         return cast(Tensor, self.gates[part](x, torch.relu(self._drop(y))))
@@ -393,6 +401,6 @@ class Block(nn.Module):
 
     def reset_parameters(self) -> None:
         """Every part's own initialisation."""
-        for part in (self.mixer_norm, self.channel_norm, self.cross_norm, *self._parts(), *self.gates, *self.out_norms):
+        for part in (self.mixer_norm, self.channel_norm, self.cross_norm, *self._parts(), *self.gates, *self.out_norms, *self.sums, self.entry):
             if part is not None:
                 part.reset_parameters()

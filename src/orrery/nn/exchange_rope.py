@@ -113,9 +113,9 @@ def turning_part(settings: dict[str, Any], default: float = 1.0) -> float:
     return part_of(rope_of(settings.get("rope", default)))
 
 
-def write_ropes(kinds: dict[str, tuple[Any, float]]) -> dict[str, Any]:
+def write_ropes(kinds: dict[str, tuple[Any, float]], partial: bool = False) -> dict[str, Any]:
     """The same as :func:`write_rope` where each type of layer has a `rope` and `rope_theta` of its own."""
-    written = {kind: write_rope(rope, theta, layered=True) for kind, (rope, theta) in kinds.items()}
+    written = {kind: write_rope(rope, theta, partial, layered=True) for kind, (rope, theta) in kinds.items()}
     longest = {each["max_position_embeddings"] for each in written.values() if "max_position_embeddings" in each}
     decided = {w["max_position_embeddings"] for w in written.values() if w["rope_parameters"]["rope_type"] == "dynamic"}
     require(len(decided) < 2, "dynamic scalings of one model have one trained length")

@@ -139,7 +139,7 @@ class MoE(Part):
         valid = ctx.timeline.valid(x.shape[1])
         counting = bool(self.config.bias_rate) and self.training and ctx.aux is not None and self._follow_load(ctx.aux)
         with torch.autocast(x.device.type, enabled=False):
-            logits = self.router(rows.to(self.router.weight.dtype))
+            logits = self.scored(x, ctx)
         probabilities, gates, chosen = self.route(logits)
         if valid is not None:
             chosen = chosen.masked_fill(~valid.flatten()[:, None], self.config.experts)
@@ -153,6 +153,10 @@ class MoE(Part):
             together = self.shared.out(self.shared.activate(self.shared.wide(x)))
             y = y + (together if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * together)
         return y, None
+
+    def scored(self, x: Tensor, ctx: Context) -> Tensor:
+        """Router logits (N,E) of x (B,T,D)."""
+        return cast(Tensor, self.router(x.reshape(-1, x.shape[-1]).to(self.router.weight.dtype)))
 
     def route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits (N,E) -> probabilities (N,E), gates (N,k) and chosen experts (N,k), the best first."""
@@ -204,7 +208,7 @@ class MoE(Part):
         if valid is not None:
             logits, probabilities = logits[valid.flatten()], probabilities[valid.flatten()]
         tokens = max(1, len(logits))
-        mean = probabilities.sum(0) / tokens
+        mean = probabilities.sum(0)[: config.experts] / tokens
         if config.balance:
             aux.add_loss("balance", config.balance * config.experts * (counts / tokens * mean).sum())  # 2101.03961 eq. 4
         if config.router_z:
@@ -228,7 +232,8 @@ class MoE(Part):
             return False
         self._counted, weight = weakref.ref(aux), self.router.weight
         if self._met is None or not weight.requires_grad or not torch.equal(self._met, weight):  # a fused step leaves its version
-            self.selection_bias += float(self.config.bias_rate or 0.0) * torch.sign(self.load.mean() - self.load)
+            change = float(self.config.bias_rate or 0.0) * torch.sign(self.load.mean() - self.load)
+            self.selection_bias[: len(change)] += change
             self.load.zero_()
             self._met = weight.detach().clone()
         return True
