@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +36,7 @@ from torch import Tensor
 
 from orrery.core.config import Config, require
 from orrery.core.errors import ConfigError, suggest
+from orrery.nn.kept import kept
 from orrery.ops.fused.rotation import turn
 
 KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope")
@@ -220,7 +220,7 @@ def rotary_table(
 _LONGEST = 1 << 16  # positions that a table is kept for beyond those of the call's own tokens
 
 
-@functools.lru_cache(maxsize=16)
+@kept(16)
 def _table(length: int, rotated: int, theta: float, device: torch.device, double: bool, scaling: RopeScaling | None) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         pieces = torch.arange(length, device=device).split(1 << 14)  # angles are in float64: of a few positions at a time
