@@ -213,7 +213,7 @@ class Attention(Mixer):
     def _project(self, x: Tensor, conv: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q (B,T,H,K), k and v (B,T,G,K), rotated and normed; the raw gate (B,T,H*K); the last inputs of Canon-B."""
         canon = self.inputs.conv if self.q_norm is not None else None  # Canon-B stands behind the norms
-        p, conv = self.inputs(x, conv, ctx) if canon is None else (self.inputs.linear(x), conv)
+        p, kept = self.inputs(x, conv, ctx) if canon is None else (self.inputs.linear(x), x)
         p, gate = p.split(self._parts, -1) if self.config.gate else (p, None)
         heads, groups = p.unflatten(-1, (-1, self.head_dim)), [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = heads.split(groups, 2)
@@ -223,7 +223,7 @@ class Attention(Mixer):
             else:
                 q, k = self.q_norm(q), self.k_norm(k)
         if canon is not None:
-            p, conv = canon(torch.cat([q, k, v], 2).flatten(2), conv, ctx)
+            p, kept = canon(torch.cat([q, k, v], 2).flatten(2), conv, ctx)
             q, k, v = p.unflatten(-1, (-1, self.head_dim)).split(groups, 2)
         if self.rotated:
             table = turns(x, ctx, self.rotated, self.config.rope_theta, self.scaling)
@@ -232,7 +232,7 @@ class Attention(Mixer):
                 q, k, v = heads.split(groups, 2)
             else:
                 q, k = rotate(q, table), rotate(k, table)
-        return q, k, v, gate, conv
+        return q, k, v, gate, kept
 
     def _relative(self, state: AttentionState | None, x: Tensor, ctx: Context, slots: bool) -> Tensor | None:
         """T5's bias (1|B,H,T,S) of this call's columns, which the first layer leaves for the others; the caller's is added.
