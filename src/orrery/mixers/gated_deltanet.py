@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from orrery.core.config import require
@@ -144,11 +145,12 @@ class GatedDeltaNet(Mixer):
         o, memory = delta_rule(
             q, k, v, beta, g_log, None if state is None else state.memory, time.starts, self.key**-0.5, l2_eps=_L2_EPS
         )
-        gated = self.config.gate
-        y = linear_of(self._read, self.out, o, z, self.norm.weight) if gated else self.out(self.norm(o).flatten(2))
+        y = linear_of(self._read, self.out, o, z if self.config.gate else None, self.norm.weight)
         return y, GatedDeltaNetState(conv, memory, time.clock)
 
-    def _read(self, o: Tensor, z: Tensor, gain: Tensor) -> Tensor:
+    def _read(self, o: Tensor, z: Tensor | None, gain: Tensor) -> Tensor:
+        if z is None:
+            return cast(Tensor, functional_call(self.norm, {"weight": gain}, (o,))).flatten(2)
         return rms_norm_gate(o, z, gain, self.config.norm_eps)
 
     def stepper(self, norm: RowNorm, state: GatedDeltaNetState, run: Stepping) -> Step | None:
@@ -171,13 +173,13 @@ class GatedDeltaNet(Mixer):
         self, p: Tensor, conv: Tensor | None, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Q, k (B,T,H,K), v (B,T,H,V), z (B,T,H*V), beta and g (B,T,H), and the convolution's last inputs."""
-        time, keys = ctx.timeline, self.key_heads * self.key
+        time = ctx.timeline
         mixed, z, b, a = p.split(self._parts, -1)
-        mixed, conv = self.conv(mixed, conv, ctx)
-        q, k, v = mixed.split([keys, keys, self.heads * self.value], -1)
-        q, k, v = (part.unflatten(-1, (-1, size)) for part, size in ((q, self.key), (k, self.key), (v, self.value)))
-        if self.heads != self.key_heads:
-            q, k = (part.repeat_interleave(self.heads // self.key_heads, 2) for part in (q, k))
+        if self.config.decay:
+            mixed, conv = self.conv(mixed, conv, ctx)
+            q, k, v = self._heads(mixed)
+        else:
+            (q, k, v), conv = self.conv.recomputed(mixed, conv, ctx, self._heads)
         wide = torch.promote_types(p.dtype, torch.float32)
         beta, g_log = torch.sigmoid(b.to(wide)), None
         if self.config.negative:
@@ -191,6 +193,15 @@ class GatedDeltaNet(Mixer):
             beta = beta.masked_fill(~valid[..., None], 0.0)
             g_log = None if g_log is None else g_log.masked_fill(~valid[..., None], 0.0)
         return q, k, v, z, beta, g_log, conv
+
+    def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, k (B,T,H,K) and v (B,T,H,V) of what has been convolved."""
+        keys = self.key_heads * self.key
+        q, k, v = mixed.split([keys, keys, self.heads * self.value], -1)
+        q, k, v = (part.unflatten(-1, (-1, size)) for part, size in ((q, self.key), (k, self.key), (v, self.value)))
+        if self.heads != self.key_heads:
+            q, k = (part.repeat_interleave(self.heads // self.key_heads, 2) for part in (q, k))
+        return q, k, v
 
     @torch.no_grad()
     def forget_more(self, decay: float, insertion: float) -> None:

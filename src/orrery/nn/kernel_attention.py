@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from orrery.core.config import require
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
@@ -25,7 +26,6 @@ from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of, step_table
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
-from orrery.ops.recompute import with_ones
 from orrery.ops.running_max import LOWEST
 from orrery.ops.scalar_decay import scalar_decay, scalar_decay_matrix, scalar_decay_step
 from orrery.ops.steps.kernel_attention import FeatureMap, kernel_attention_step
@@ -116,7 +116,7 @@ class KernelAttention(Mixer):
     def mix(self, x: Tensor, state: KernelAttentionState | None, ctx: Context) -> tuple[Tensor, KernelAttentionState]:
         time = ctx.timeline
         q, k, v, g_log, peak, conv = self._prepare(x, state, ctx)
-        values = with_ones(v)
+        values = F.pad(v, (0, 1), value=1.0)
         if x.shape[1] == 1 and state is not None and time.starts is None and time.lengths is None:
             now = q[:, 0], k[:, 0], values[:, 0], g_log[:, 0]
             read, memory = scalar_decay_step(*now, state.memory, donate=ctx.donate)

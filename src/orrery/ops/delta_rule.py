@@ -39,7 +39,8 @@ to the next document start in it.
 Forms: :func:`delta_rule_reference` (the equation as a loop), :func:`delta_rule_chunked`, :func:`delta_rule_step` (one token);
 :func:`delta_rule` chooses. Decays are exact from e^g = 0 (g = -inf, which a document start uses) to 1 - 1e-7: their sums
 are float64. On a CPU the work goes through the caches in sections (rows x time), which also bounds the memory of
-temporaries; what is kept for the backward pass is O(T (K + V + C) + (T / C) K V).
+temporaries; what is kept for the backward pass is O(T (K + V + C)) and, with
+decay, (T / C) K V; without, the states of chunks are made again from U.
 
 B batch, T time, H heads, K key dimension, V value dimension, C chunk length, N chunks, M = N B H matrices.
 """
@@ -57,6 +58,7 @@ from torch.autograd.function import once_differentiable
 from orrery.ops import fla
 from orrery.ops.backend import choose
 from orrery.ops.operands import check_operands, sizes
+from orrery.ops.recompute import held, hold
 
 CHUNK = 32
 """Default chunk length. Measured on two cores: 16, 24, 48 and 64 are 5 to 25 % slower for K, V of 64 to 128."""
@@ -266,7 +268,7 @@ def _from_chunks(x: Tensor, out: Tensor, at: tuple[slice, slice]) -> None:
 class _Kept(NamedTuple):
     """What a section's backward pass needs beside the inputs."""
 
-    states: Tensor  # (N+1,G,K,V), before each chunk and after the last; G rows times heads
+    states: Tensor  # (N+1,G,K,V), before each chunk and after the last, G rows times heads; without decay the first alone is kept
     correction: Tensor  # U (M,C,V)
     inverse: Tensor  # T, without decay (M,C,C)
     scores: Tensor  # A (M,C,C)
@@ -354,6 +356,21 @@ def _forward_section(
     return y, _Kept(states, correction, inverse, scores, overlap, fade, since, until, whole, *sizes)
 
 
+def _states(k: Tensor, kept: _Kept) -> Tensor:
+    """The states before each chunk and after the last (N+1,G,K,V): without decay they are sums, made again from the first and the
+    corrections; k (M,C,K) normalised."""
+    _, rows, key, value = kept.states.shape
+    steps = len(k) // rows
+    if kept.whole is not None:
+        return kept.states
+    states = kept.states.new_empty(steps + 1, rows, key, value)
+    states[0] = kept.states[0]
+    torch.bmm(k.transpose(1, 2), kept.correction, out=states[1:].view(-1, key, value))
+    for n in range(steps):
+        states[n + 1].add_(states[n])
+    return states
+
+
 def _backward_section(
     q: Tensor,
     k: Tensor,
@@ -372,6 +389,7 @@ def _backward_section(
             x.mul_(size)
     strength = beta if since is None else beta * since
     dy_read = dy * scale if since is None else dy * (since * scale)[:, :, None]
+    kept = kept._replace(states=_states(k, kept))
     p, dstates = _carry_back(q, k, strength, dy, dy_read, dstate, kept)
 
     before, after, later = kept.states[:-1].flatten(0, 1), kept.states[1:].flatten(0, 1), dstates[1:].flatten(0, 1)
@@ -452,16 +470,16 @@ class _ChunkedDeltaRule(torch.autograd.Function):
                 section, keep = _forward_section(q_, k_, v_, beta_, decays, final[at[0]].flatten(0, 1), options)
                 _from_chunks(section, y, at)
                 final[at[0]] = keep.states[-1].view(-1, heads, key, value)
-                kept += keep
+                kept += keep if g_log is not None else keep._replace(states=keep.states[:1].clone())
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, k, v, beta, g_log, *kept)
+            hold(ctx, q, k, v, beta, g_log, *kept)
         ctx.options, ctx.has_state = options, state is not None
         return y, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, beta, g_log, *kept = ctx.saved_tensors
+        q, k, v, beta, g_log, *kept = held(ctx)
         scale, chunk, _, resets = ctx.options
         kind, width = _kind(v), len(_Kept._fields)
         inputs = (q, k, v, beta) if g_log is None else (q, k, v, beta, g_log)
