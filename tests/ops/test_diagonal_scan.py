@@ -200,6 +200,20 @@ def test_threads_change_nothing(monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("time", "width"), [(1, 16), (5, 528), (16, 64), (17, 16), (47, 208), (48, 32)])
+def test_long_arrays_have_the_same_gradients(monkeypatch, time, width, dtype):
+    draw = torch.Generator().manual_seed(time)
+    a_log, b = (torch.randn(3, time, width, generator=draw, dtype=dtype).requires_grad_() for _ in range(2))
+    state = torch.randn(3, width, generator=draw, dtype=dtype).requires_grad_()
+    found = []
+    for far in (1 << 60, 0):  # nothing is taken to be long, everything
+        monkeypatch.setattr("orrery.ops.diagonal_scan._FAR", far)
+        y, after = diagonal_scan(-a_log.exp(), b, state, backend="numba")
+        found.append(torch.autograd.grad((y * y).sum() + after.sum(), (a_log, b, state)))
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
 def test_low_precision_inputs_and_constant_gates():
     _, b, state, _ = make(dtype=torch.float32)
     gate = torch.full((5,), -0.5)

@@ -156,7 +156,8 @@ class Weights:
 
     def __init__(self, modules: list[nn.Module], tensors: list[Tensor]) -> None:
         self.modules, self._places = modules, _places(tensors)
-        self._small = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel() <= _SMALL * max(tensor.shape, default=1)]
+        small = (tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel() <= _SMALL * max(tensor.shape, default=1))
+        self._small = [tensor.detach() for tensor in small]
         self._copies = [tensor.clone() for tensor in self._small]
 
     @classmethod

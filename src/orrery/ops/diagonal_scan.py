@@ -35,12 +35,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orrery.ops import fla
+from orrery.ops import fla, streams
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, inlined, run_blocks, split_exp
 from orrery.ops.operands import check_broadcast, check_operands, sizes
+from orrery.ops.streams import fetch, settle, stream
 
 _BLOCK, _FEWEST = 512, 64  # channels that one thread scans together, at most and at least
+_TILE = 16  # tokens whose gradients are written together
+_FAR = 1 << 24  # bytes of an array from which on it is taken to lie further away than the caches
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)  # in a kernel, a Python 0.0 would turn float32 into float64
 _NEAR, _LEAST = np.float32(2.0**-92), np.float32(2.0**-126)
@@ -194,7 +197,11 @@ class _CompiledScan(torch.autograd.Function):
         arrays = [x.contiguous().numpy() for x in (a_log, h, state, dh, dafter)]
         outputs = [x.numpy() for x in (da_log, db, dstate)]
         lanes = _lanes(batch, width)
-        run_blocks(_scan_backward, batch * -(-width // lanes), 3 * h.numel(), *arrays, *outputs, lanes)
+        kernel = _scan_backward
+        if h.nbytes >= _FAR and streams.whole_lines(da_log, db):
+            streams.ready()
+            kernel = _scan_backward_far
+        run_blocks(kernel, batch * -(-width // lanes), 3 * h.numel(), *arrays, *outputs, lanes)
         return da_log, db, dstate
 
 
@@ -264,3 +271,42 @@ def _scan_backward(first, last, a_log, h, state, dh, dafter, da_log, db, dstate,
                 lost[i] = rest
                 dinput[i] = value
                 dgate[i] = through * before[i]
+
+
+@compiled
+def _scan_backward_far(first, last, a_log, h, state, dh, dafter, da_log, db, dstate, lanes):  # type: ignore[no-untyped-def]
+    """The same for arrays longer than the caches: rows are fetched a tile ahead, results gathered by tiles, both taken upwards."""
+    width, end = h.shape[2], h.shape[1] - 1
+    columns = -(-width // lanes)
+    carry, lost, none = np.empty(lanes, h.dtype), np.empty(lanes, h.dtype), np.zeros(lanes, h.dtype)
+    room = np.empty((2, 2, _TILE, lanes), h.dtype)  # results of two tiles: one is filled while the other goes out
+    for block in range(first, last):
+        row, low = block // columns, (block % columns) * lanes
+        high = min(low + lanes, width)
+        carry[: high - low], lost[:] = dafter[row, low:high] + dh[row, end, low:high], 0.0
+        for t in range(end, -1, -1):
+            tile, at = t // _TILE, t % _TILE
+            own, back = room[tile % 2], _TILE - 1 - at
+            gate, dgate, dinput = a_log[row, t, low:high], own[0, at], own[1, at]
+            given = dh[row, t - 1, low:high] if t > 0 else none[: high - low]
+            before = h[row, t - 1, low:high] if t > 0 else state[row, low:high]
+            ask, done = (tile - 1) * _TILE + back, (tile + 1) * _TILE + back
+            if ask >= 0:
+                fetch(a_log[row, ask, low:high])
+                fetch(h[row, ask, low:high])
+                fetch(dh[row, ask, low:high])
+            if done <= end:
+                other = room[(tile + 1) % 2]
+                stream(other[0, back, : high - low], da_log[row, done, low:high])
+                stream(other[1, back, : high - low], db[row, done, low:high])
+            for i in range(high - low):
+                dinput[i] = carry[i]
+                value, rest, through = _advance(gate[i], carry[i], lost[i], given[i])
+                carry[i] = value
+                lost[i] = rest
+                dgate[i] = through * before[i]
+        for t in range(min(_TILE, end + 1)):
+            stream(room[0, 0, t, : high - low], da_log[row, t, low:high])
+            stream(room[0, 1, t, : high - low], db[row, t, low:high])
+        dstate[row, low:high] = carry[: high - low]
+    settle()
