@@ -184,7 +184,8 @@ class CCA(Mixer):
         self.attention: Any = make_part({"name": "attention", **settings}, "mixer", place.replace(canon=""))
         self.attention.inputs = CompressedInputs(config, place.width, self.heads, self.kv_heads)
         self.State = self.attention.State  # type: ignore[misc]
-        self.queries, self.keys, self.half = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim // 2
+        self.queries, self.keys = self.heads * self.head_dim, self.kv_heads * self.head_dim  # rows of the maps, for exchange
+        self.now = self.late = self.keys // 2
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -328,7 +329,7 @@ def _share(hf: dict[str, Any], kind: str) -> float:
 _LAYER, _OURS = "model.layers.{i}", "blocks.{i}"
 _CCA, _GATE = f"{_LAYER}.self_attn.qkv_proj", f"{_LAYER}.mlp.gate"
 _PARTS = tuple(f"{_CCA}.{name}" for name in ("q_proj", "k_proj", "v_proj_current", "v_proj_delayed"))
-_ROWS = ("queries", "keys", "half", "half")
+_ROWS = ("queries", "keys", "now", "late")
 _SUMS = {"stream.scale": "residual_scale", "stream.shift": "residual_bias", "change.scale": "hidden_states_scale"}
 _SUMS["change.shift"] = "hidden_states_bias"
 _SCORER = {"first": "fc1", "second": "fc2", "out": "out_proj", "norm": "norm"}
