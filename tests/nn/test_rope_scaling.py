@@ -170,10 +170,36 @@ def test_a_scaling_is_typed_as_text_saved_and_read_again(tmp_path):
         ("longrope(factor=2, original=20, short=[1, 1], long=[1, 1])", "2 divisors for 8 rotated pairs"),
         ("longrope(factor=2, original=20)", "as many divisors"),
         ("dynamic(factor=2, original=20, part=0.2)", "more than one rotated pair"),
+        ("yarn(factor=2, factor=4, original=20)", "write kind"),
+        ("yarn(factor=2, original=20, fast=0)", "must ascend"),
+        ("yarn(factor=2, original=20, mscale=-90, mscale_all=1)", "mscale_all must be finite and 0 or more"),
+        ({"kind": "yarn", "factor": 2.0, "original": 20, "fast": math.inf}, "must ascend"),
+        ({"kind": "linear", "factor": 2.0, "attention": math.inf}, "positive and finite"),
+        ({"kind": "longrope", "factor": 2.0, "original": 20, "short": [1.0] * 8, "long": [math.inf] * 8}, "positive and finite"),
         (1.5, "rotated part of a head, in"),
-        (True, "a number or a scaling"),
+        (True, "must be a number or a scaling such as"),
+        (None, "must be a number or a scaling such as"),
+        ([1], "must be a number or a scaling such as"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(rope, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         _model(rope)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("transformer", {"mixer.rope.factor": 4}, "'rope' is given whole, as rope="),
+        ("transformer", {"rope.factor": 4}, "'rope' is given whole, as rope="),
+        ("mamba2 + attention | gla", {"attention.rope.factor": 4}, "'rope' is given whole, as rope="),
+        ("mamba2 + attention", {"rope.factor": 4}, "'rope' is given whole, as rope="),
+        ("latent-attention", {"mixer.rope": 0.5}, "must be true or false or a scaling such as"),
+        ("latent-attention", {"mixer.rope_theta": 0.0}, "rope_theta must be positive"),
+        ("transformer", {"mixer.rope_theta": math.inf}, "rope_theta must be positive and finite"),
+        ("transformer", {"mixer.rope_theta": 1.0, "mixer.rope": "yarn(factor=4, original=20)"}, "needs a rope_theta above 1"),
+    ],
+)
+def test_settings_beside_or_inside_a_scaling_are_refused_in_one_sentence(name, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        orrery.create_model(name, width=32, depth=2, **settings)

@@ -29,6 +29,8 @@ LARGEST_INT = 2**40  # bounds every integer of a config: a length or size beyond
 class Config:
     """Base of all configs: subclasses are `@dataclass(frozen=True, kw_only=True)`."""
 
+    NOUN = "a mapping of settings"  # what error messages call a value of this type
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict of every field, tuples as lists."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -179,9 +181,13 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
     return _coerce_scalar(value, kind, where)
 
 
+_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
 def _coerce_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
+    config = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), None)
     errors = []
     for kind in kinds:
         if kind is type(None):
@@ -190,14 +196,17 @@ def _coerce_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
             return _coerce(value, kind, where)
         except ConfigError as error:
             errors.append(error)
-    raise errors[0]
+    if config is None or isinstance(value, (str, dict)):
+        raise errors[0]
+    others = [_NOUNS.get(kind, "a list") for kind in kinds if kind not in (config, type(None))]
+    raise _wrong(value, " or ".join([*others, config.NOUN]), where)
 
 
 def _coerce_scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        raise _wrong(value, "true or false", where)
+        raise _wrong(value, _NOUNS[bool], where)
     if kind is int:
         if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_INT:
             value = int(value)

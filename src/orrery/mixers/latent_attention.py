@@ -40,7 +40,7 @@ from orrery.nn.heads import count_heads, turns
 from orrery.nn.memory import distances, join, keep
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import RopeScaling, rotate, rotated_size, scaling_of, step_table
+from orrery.nn.rotary import RopeScaling, check_turns, rotate, rotated_size, scaling_of, step_table
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -73,6 +73,7 @@ class LatentAttentionConfig(PartConfig):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be positive, not {value}")
         require(self.shared is None or self.shared >= 0, f"shared must be 0 or more, not {self.shared}")
+        check_turns(self.rope, self.rope_theta)
         require(not (self.rope and (self.shared or 0) % 2), f"shared must be even where it is rotated, not {self.shared}")
         require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
 

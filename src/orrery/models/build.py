@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -414,7 +414,7 @@ def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> No
             raise
     if not touched:
         known = {k for block in data["blocks"] for k in _known(block)} | set(_FRAME) | {"width", "depth", "vocab_size"}
-        raise ConfigError(f"unknown setting '{key}'.{suggest(key, known)} `orrery show {data['architecture']}` lists the settings.")
+        raise ConfigError(f"unknown setting '{key}'.{_whole(key, known) or suggest(key, known)} `orrery show {data['architecture']}` lists the settings.")
 
 
 def _names(branch: Branch) -> tuple[str, str]:
@@ -453,7 +453,7 @@ def _apply_branches(block: dict[str, Any], kind: Layer, name: str, key: str, val
         part[key.removeprefix("mixer.")] = value
     if not able:
         names = sorted(set().union(*(_fields(*each) for each in meant)))
-        raise ConfigError(f"unknown setting '{key}' of {name} in {model}.{suggest(key, names)} Known: {', '.join(names)}")
+        raise ConfigError(f"unknown setting '{key}' of {name} in {model}.{_whole(key, names) or suggest(key, names)} Known: {', '.join(names)}")
 
 
 def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None:
@@ -477,7 +477,14 @@ def _apply_block(block: dict[str, Any], key: str, value: Any, name: str) -> None
                 reading[key] = value
             return
     names = sorted(_known(block))
-    raise ConfigError(f"unknown setting '{key}' of {name}.{suggest(rest or key, names)} Known: {', '.join(names)}")
+    raise ConfigError(f"unknown setting '{key}' of {name}.{_whole(key, names) or suggest(rest or key, names)} Known: {', '.join(names)}")
+
+
+def _whole(key: str, known: Collection[str]) -> str:
+    """What to say of a dotted setting that reaches into one of the `known`."""
+    into = next((part for part in key.split(".")[:-1] if part in known), None)
+    example = ', as rope="yarn(factor=4, original=4096)"' if into == "rope" else ""
+    return f" '{into}' is given whole{example}." if into else ""
 
 
 def _whole_model(name: str) -> registry.Entry | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from orrery.core.config import require
 from orrery.nn.contract import Context, Place
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import RopeScaling, cached_table, outgrown, part_of, rotary_table
+from orrery.nn.rotary import RopeScaling, cached_table, check_turns, outgrown, rotary_table
 from orrery.nn.timeline import Timeline
 from orrery.ops.losses.relations import Scored
 
@@ -27,8 +27,7 @@ def check_heads(config: Any, even: bool = True) -> None:
     for name in ("heads", "kv_heads"):
         count = getattr(config, name, None)
         require(count is None or count > 0, f"{name} must be positive, not {count}")
-    part = part_of(getattr(config, "rope", 1.0))
-    require(0 <= part <= 1, f"rope is the rotated part of a head, in [0, 1], not {part}")
+    check_turns(getattr(config, "rope", 1.0), getattr(config, "rope_theta", 10000.0))
 
 
 def count_heads(config: Any, place: Place) -> int:

@@ -52,6 +52,8 @@ class RopeScaling(Config):
     mscale, mscale_all: m and m'. truncate: yarn's ramp begins and ends at whole pairs. short, long: R/2 divisors of longrope each.
     """
 
+    NOUN = 'a scaling such as "yarn(factor=4, original=4096)"'
+
     kind: str
     factor: float = 1.0
     original: int | None = None
@@ -68,8 +70,6 @@ class RopeScaling(Config):
     @classmethod
     def from_dict(cls, data: dict[str, Any] | str, where: str = "") -> RopeScaling:
         """From a mapping of settings, or from text "kind(setting=value, ...)"."""
-        if isinstance(data, (int, float)):
-            raise ConfigError(f"setting '{where}' must be a number or a scaling such as \"yarn(factor=4, original=4096)\", not {data!r}")
         return super().from_dict(spelled_scaling(data) if isinstance(data, str) else data, where)
 
     def __post_init__(self) -> None:
@@ -78,16 +78,19 @@ class RopeScaling(Config):
         named = self.kind == "linear" or (self.original or 0) > 1
         require(named, f"'{self.kind}' needs the trained length: {self.kind}(..., original=4096); it is {self.original}")
         require(0 <= self.part <= 1, f"part is the rotated part of a head, in [0, 1], not {self.part:g}")
-        require(0 < self.slow < self.turns, f"slow and fast turns must ascend from above 0, not {self.slow:g} and {self.turns:g}")
-        require(self.attention is None or self.attention > 0, f"attention must be positive, not {self.attention}")
+        require(0 < self.slow < self.turns < math.inf, f"slow and fast turns must ascend from above 0, not {self.slow:g} and {self.turns:g}")
+        require(self.attention is None or 0 < self.attention < math.inf, f"attention must be positive and finite, not {self.attention}")
+        weights = [weight for weight in (self.mscale, self.mscale_all) if weight is not None]
+        require(all(0 <= weight < math.inf for weight in weights), f"mscale and mscale_all must be finite and 0 or more, not {weights}")
         both = self.short is not None and self.long is not None and len(self.short) == len(self.long)
         require(both or self.kind != "longrope", "longrope needs as many divisors `short` as `long`, one for each rotated pair")
-        require(all(divisor > 0 for divisor in (*(self.short or ()), *(self.long or ()))), "divisors of longrope must be positive")
+        divisors = (*(self.short or ()), *(self.long or ()))
+        require(all(0 < divisor < math.inf for divisor in divisors), "divisors of longrope must be positive and finite")
 
     @property
     def turns(self) -> float:
         """Turns over the trained length from which on a pair stays as it is."""
-        return self.fast or _FAST.get(self.kind, 32.0)
+        return _FAST.get(self.kind, 32.0) if self.fast is None else self.fast
 
     @property
     def grows(self) -> bool:
@@ -113,7 +116,7 @@ class RopeScaling(Config):
     def given(self) -> dict[str, Any]:
         """The settings that are not the defaults, as plain data."""
         plain = {**{field.name: field.default for field in dataclasses.fields(self)}, "kind": None}
-        plain["fast"] = _FAST.get(self.kind) if self.fast else None
+        plain["fast"] = None if self.fast is None else _FAST.get(self.kind)
         return {key: value for key, value in self.to_dict().items() if value != plain[key]}
 
 
@@ -127,7 +130,8 @@ def spelled_scaling(text: str) -> dict[str, Any]:
     try:
         call = ast.parse(text.strip(), mode="eval").body
         named, pairs = (call.func, call.keywords) if isinstance(call, ast.Call) and not call.args else (call, [])
-        if isinstance(named, ast.Name) and all(pair.arg for pair in pairs):
+        once = len({pair.arg for pair in pairs}) == len(pairs)
+        if isinstance(named, ast.Name) and once and all(pair.arg for pair in pairs):
             return {"kind": named.id, **{str(pair.arg): _literal(pair.value) for pair in pairs}}
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
@@ -155,6 +159,14 @@ def rotated_size(rope: Rope, size: int) -> int:
 def part_of(rope: Rope) -> float:
     """The rotated part of a head."""
     return rope.part if isinstance(rope, RopeScaling) else float(rope)
+
+
+def check_turns(rope: Rope, theta: float) -> None:
+    """Raise unless positions can be turned so: `rope` a scaling or a part of a head in [0, 1], theta the base of the angles."""
+    part, scaling = part_of(rope), scaling_of(rope)
+    require(0 <= part <= 1, f"rope is the rotated part of a head, in [0, 1], not {part}")
+    require(0 < theta < math.inf, f"rope_theta must be positive and finite, not {theta:g}")
+    require(theta > 1 or scaling is None or scaling.kind != "yarn", f"yarn needs a rope_theta above 1, not {theta:g}")
 
 
 def scaling_of(rope: Rope) -> RopeScaling | None:
