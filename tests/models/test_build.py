@@ -42,6 +42,8 @@ def test_pattern_grammar():
     assert parse_pattern("a") == [(a,)]
     assert parse_pattern("m(k=2, s=x)*2 + a") == [(m,), (m,), (a,)]
     assert parse_pattern("a | m(s=x,k=2)") == [(a, m)]
+    scaled = Branch("m", (("k", [3, 2]), ("rope", "yarn(factor=4, original=64)")))
+    assert parse_pattern("m(rope=yarn(factor=4, original=64), k=[3, 2])*2 + a") == [(scaled,), (scaled,), (a,)]
     for bad in ("", "a +", "a(k=1", "a*0", "a*9999", "a b", "a(k)"):
         with pytest.raises(ConfigError):
             parse_pattern(bad)

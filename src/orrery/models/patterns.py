@@ -4,11 +4,13 @@
     layer   := branch ("|" branch)* ["*" n]
     branch  := name ["(" key=value ("," key=value)* ")"]
 
-A name may carry settings of its own: `"attention(window=64) + mamba2(state=64)*2"`.
+A name may carry settings of its own: `"attention(window=64) + mamba2(state=64)*2"`. Their values may be lists, and what is written
+with parentheses: `"attention(rope=yarn(factor=4, original=4096))"`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ from orrery.core.errors import ConfigError
 
 LONGEST = 512  # layers that a pattern may spell out
 
-_BRANCH = re.compile(r"\s*(?P<name>[\w./-]+?)\s*(?:\((?P<settings>[^()]*)\))?\s*$")
+_BRANCH = re.compile(r"\s*(?P<name>[\w./-]+?)\s*(?:\((?P<settings>.*)\))?\s*$", re.DOTALL)
 _REPEAT = re.compile(r"^(?P<body>.*?)\s*\*\s*(?P<count>\d+)\s*$", re.DOTALL)
 
 
@@ -51,19 +53,25 @@ def parse_pattern(text: str) -> list[Layer]:
 
 def _branch(text: str, pattern: str) -> Branch:
     match = _BRANCH.match(text)
-    if match is None:
+    if match is None or not _closed(match["settings"] or ""):
         how = "write name, name(key=value) or name*3, joined by + or |"
         raise ConfigError(f"cannot read '{text.strip()}' in the pattern '{pattern}'; {how}")
-    settings = [item for item in (match["settings"] or "").split(",") if item.strip()]
+    settings = [item for item in _split(match["settings"] or "", ",") if item.strip()]
     return Branch(match["name"], tuple(sorted(parse_overrides(settings).items())))
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """Split at marks that stand outside parentheses."""
+    """Split at marks that stand outside parentheses and brackets."""
     parts, depth, start = [], 0, 0
     for index, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
+        depth += (letter in "([") - (letter in ")]")
         if letter == mark and depth == 0:
             parts.append(text[start:index])
             start = index + 1
     return [*parts, text[start:]]
+
+
+def _closed(text: str) -> bool:
+    """Whether every parenthesis is closed behind where it is opened."""
+    depths = list(itertools.accumulate((letter == "(") - (letter == ")") for letter in text))
+    return min(depths, default=0) >= 0 and depths[-1:] in ([], [0])
