@@ -10,6 +10,7 @@ from exchanged import check_decoding, check_float64, close, drawn
 from oracles.cca import experts
 from orrery.core.errors import ConfigError
 from orrery.models.exchange import find_map
+from orrery.models.storage import read_weights, stored_tensors, write_tensors
 from orrery.nn.block import part_config
 from orrery.nn.carried_moe import CarriedMoE, CarriedMoEConfig
 from orrery.nn.contract import Aux, Context, Place
@@ -117,6 +118,25 @@ def test_training_moves_the_bias_of_experts_alone():
     assert bias[-1] == -1 and bias[:-1].abs().max() == pytest.approx(0.01)
 
 
+@torch.no_grad()
+def test_loads_of_the_step_at_hand_are_no_weights(tmp_path):
+    """They go neither to transformers nor need they lie in a folder; the bias that followed them does both."""
+    sizes = {"mixer.head_dim": 8, "carried-moe.hidden": 8, "carried-moe.bias_rate": 0.01}
+    model = orrery.create_model("zaya", width=32, depth=2, vocab_size=61, seed=0, **sizes).eval()
+    for block in model.blocks:
+        block.channel.selection_bias[:-1] = 0.1
+        block.channel.load.fill_(3.0)
+    orrery.to_transformers(model, tmp_path / "hf")
+    close(orrery.from_transformers(tmp_path / "hf").eval()(X).logits, model(X).logits)
+    orrery.save(model, tmp_path / "whole")
+    assert torch.equal(orrery.load(tmp_path / "whole").blocks[1].channel.load, torch.full((8,), 3.0))
+    tensors = {name: tensor for name, tensor in stored_tensors(model).items() if not name.endswith(".load")}
+    write_tensors(tensors, tmp_path / "bare.safetensors")
+    again = orrery.create_model("zaya", width=32, depth=2, vocab_size=61, seed=1, **sizes).eval()
+    read_weights(again, tmp_path / "bare.safetensors")
+    assert torch.equal(again(X).logits, model(X).logits) and not again.blocks[1].channel.load.any()
+
+
 def test_a_residual_sum_begins_as_a_plain_one():
     x, y = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     part = ResidualScale(8)
@@ -138,6 +158,12 @@ def test_the_published_size_is_transformers():
     for mine, right in zip(own.blocks, found.config.blocks, strict=True):
         assert all(part_config(getattr(mine, kind), kind) == part_config(getattr(right, kind), kind) for kind in ("mixer", "channel"))
         assert (mine.eps, mine.placement, own.eps, own.layout) == (right.eps, right.placement, found.config.eps, found.config.layout)
+
+
+def test_routers_of_other_sizes_are_named():
+    model = orrery.create_model("gla(channel.name=carried-moe, channel.router=8) + gla(channel.name=carried-moe, channel.router=12)", width=32, depth=2)
+    with pytest.raises(ConfigError, match="8 and 12 meet in layer 1"):
+        model(X)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,10 @@ def test_what_has_no_counterpart_is_named(tmp_path):
         orrery.from_transformers(transformers.AlbertModel(albert))
     with pytest.raises(ConfigError, match=r"config\.json"):
         orrery.from_transformers(tmp_path)
+    with pytest.raises(ConfigError, match="llama has no place for softcap"):  # no tensor of theirs would miss it
+        orrery.to_transformers(orrery.create_model("transformer", width=32, depth=2, softcap=5.0), tmp_path / "x")
+    with pytest.raises(ConfigError, match="no parameters in common"):
+        orrery.to_transformers(orrery.create_model("transformer", width=32, depth=2, common="all"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

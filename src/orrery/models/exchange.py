@@ -20,14 +20,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orrery.core import registry
+from orrery.core.config import require
 from orrery.core.errors import ConfigError, CorruptionError, suggest
 from orrery.core.files import atomic_directory, read_json, write_json
-from orrery.models.build import create_model
+from orrery.models.build import create_model, find_architecture
 from orrery.models.decoder import DecoderLM
 from orrery.models.encoder import Encoder
 from orrery.models.encoder_decoder import PairFrame
 from orrery.models.exchange_heads import find_head, head_settings, label_settings, written_head
-from orrery.models.storage import write_tensors
+from orrery.models.storage import passing_tensors, write_tensors
 from orrery.nn.exchange import ExchangeMap, HeadMap, Rule
 
 
@@ -105,10 +106,25 @@ def _written(model: Any) -> tuple[ExchangeMap, dict[str, Any]]:
     first: ConfigError | None = None
     for exchange in _maps_of(model):
         try:
-            return exchange, exchange.write(model.config.to_dict())
+            config = exchange.write(model.config.to_dict())
+            _check_told(model, exchange, config)
+            return exchange, config
         except ConfigError as problem:
             first = first or problem
     raise cast(ConfigError, first)
+
+
+def _check_told(model: Any, exchange: ExchangeMap, config: Mapping[str, Any]) -> None:
+    """Raise for what changes a model's outputs without a tensor of its own, unless their config says it."""
+    own = model.config.to_dict()
+    frames = [frame for frame in (own, own.get("encoder"), own.get("decoder")) if frame]
+    capped = any(frame.get("softcap") is not None for frame in frames) and not any(name.endswith("soft_cap") for name in config)
+    require(not capped, f"{exchange.model_type} has no place for softcap; this setting cannot be exchanged")
+    architecture = find_architecture(model.config.architecture.split("(")[0].strip())
+    known = [block.common for block in (architecture.block, architecture.decoder, *architecture.blocks.values()) if block is not None]
+    found = [tuple(block.get("common") or ()) for frame in frames for block in frame.get("blocks", ())]
+    shared = any(common and common not in [tuple(each) for each in known] for common in found)
+    require(not shared, f"layers of {exchange.model_type} have no parameters in common but its own; this setting cannot be exchanged")
 
 
 def _maps_of(model: Any) -> tuple[ExchangeMap, ...]:
@@ -198,7 +214,7 @@ def export_tensors(model: nn.Module, exchange: ExchangeMap, head: HeadMap | None
         for k, (name, part) in enumerate(zip(rule.theirs, value.split(sizes), strict=True)):
             result[name] = _unstep(part, rule.step(k), _mixer(rule, model)).contiguous().clone()
         done.add(rule.ours)
-    left = sorted(set(own) - done)
+    left = sorted(set(own) - done - passing_tensors(model))
     if left:
         raise ConfigError(f"{exchange.model_type} has no place for {left[0]} (and {len(left) - 1} more); this setting cannot be exchanged")
     return result

@@ -111,6 +111,12 @@ def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return kept
 
 
+def passing_tensors(model: nn.Module) -> set[str]:
+    """Names of buffers that hold what only the next step of training needs (`passing` of their module): a file may lack them."""
+    named = ((home, name) for home, module in model.named_modules() for name in getattr(module, "passing", ()))
+    return {f"{home}.{name}" if home else name for home, name in named}
+
+
 def write_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; a full disk is a StorageError, as it is for every other file."""
     try:
@@ -120,7 +126,7 @@ def write_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[s
 
 
 def read_weights(model: nn.Module, file: str | Path) -> None:
-    """Fill a model's tensors from a safetensors file, which must hold exactly them.
+    """Fill a model's tensors from a safetensors file, which must hold exactly them, but for :func:`passing_tensors`.
 
     Raises:
         CorruptionError: naming the tensors that are missing, unexpected, or of another shape.
@@ -135,12 +141,13 @@ def read_weights(model: nn.Module, file: str | Path) -> None:
     try:
         with safe_open(str(file), framework="pt") as handle:
             found = set(handle.keys())
-            missing, unknown = sorted(wanted.keys() - found), sorted(found - wanted.keys())
+            missing, unknown = sorted(wanted.keys() - found - passing_tensors(model)), sorted(found - wanted.keys())
             if missing or unknown:
                 raise CorruptionError(
                     f"'{file}' does not belong to this architecture: {len(missing)} tensors missing {missing[:3]}, "
                     f"{len(unknown)} unexpected {unknown[:3]}"
                 )
+            wanted = {name: tensor for name, tensor in wanted.items() if name in found}
             for name, tensor in wanted.items():
                 shape = tuple(handle.get_slice(name).get_shape())
                 if shape != tuple(tensor.shape):

@@ -96,6 +96,7 @@ class MoE(Part):
     Config = MoEConfig
     config: MoEConfig
     groups: tuple[int, int] = (1, 1)  # of neighbouring experts: how many there are, and how many of them a token may use
+    passing = ("load",)  # buffers that weights and exchanged checkpoints may lack
     selection_bias: Tensor
     load: Tensor
 
