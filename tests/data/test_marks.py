@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orrery.core.errors import CorruptionError, DataError
+from orrery.data.examples import TaskSpec
 from orrery.data.fertility import compare_tokenizers, held_out, measure
+from orrery.data.labelled import encode
 from orrery.data.marks import MarkedTokenizer, frame_ids, spans, with_marks
-from orrery.data.tokenizer_files import load_tokenizer
-from orrery.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
+from orrery.data.records import Row, Table
+from orrery.data.tokenizer_files import load_tokenizer, open_tokenizer_file
+from orrery.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, LibraryTokenizer
 from orrery.data.wordpiece import MARKS, WordPieceTokenizer
 
 TEXT = [
@@ -132,3 +135,55 @@ def test_several_tokenizers_on_several_texts(wordpiece, tmp_path):
     ]  # fmt: skip
     assert rows[0].bytes == rows[1].bytes > 0
     assert rows[1].bytes_per_token > rows[0].bytes_per_token == 1
+
+
+PAIR = [("ab ca", "c"), ("bab", "a b <s> c"), ("", "a")]
+FRAMED = {
+    "classification": {"pair": "other"},
+    "question-answering": {"pair": "other"},
+    "multiple-choice": {"choices": ("other", "next")},
+    "text-to-text": {"label": "other"},
+    "tagging": {},
+}
+
+
+@pytest.mark.parametrize("kind", FRAMED)
+def test_texts_stand_between_the_marks_of_the_file(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vocab = {piece: rank for rank, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcsĠ<>", "Ġa", "ab"])}
+    theirs = transformers.BartTokenizerFast(vocab=vocab, merges=[("Ġ", "a"), ("a", "b")])
+    theirs.save_pretrained(tmp_path)
+    ours = open_tokenizer_file(tmp_path / "tokenizer.json")
+    rows = [Row("r", {"text": a, "other": b, "next": "b", "label": "x"}) for a, b in PAIR if a or kind != "question-answering"]
+    table = Table("t", ("text", "other", "next", "label"), rows)
+    spec = TaskSpec(kind=kind, own=True, **FRAMED[kind])
+    found = encode(table, spec, with_marks(ours, spans(2)), labelled=kind == "text-to-text", end=2)
+    for number, row in enumerate(rows):
+        first, second = row.values["text"], row.values["other"]
+        if kind == "question-answering":
+            first, second = second, first
+        wanted = theirs(first) if kind in ("tagging", "text-to-text") else theirs(first, second, split_special_tokens=True)
+        wanted = wanted["input_ids"]
+        if kind == "multiple-choice":
+            wanted = wanted + theirs(first, "b")["input_ids"]
+        assert found.ids[number].tolist() == wanted
+        if kind == "text-to-text":
+            assert found.targets[number].tolist() == theirs(text_target=second, split_special_tokens=True)["input_ids"]
+        if kind == "classification":
+            short = encode(table, spec.replace(length=6), ours, labelled=False, limit=6, truncate=True).ids[number].tolist()
+            assert short[0] == 0 and short[-1] == 2 and len(short) <= 6 and [2, 2] in [short[n : n + 2] for n in range(5)]
+
+
+def test_which_files_say_what_stands_around_texts(wordpiece):
+    from tokenizers import processors
+
+    inner = wordpiece._inner
+    assert wordpiece.frame is None and ByteTokenizer().frame is None
+    ids = {mark: inner.token_to_id(mark) for mark in ("[CLS]", "[SEP]")}
+    single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+    framed = {}
+    for name, (one, two) in {"bert": (single, pair), "t5": ("$A [SEP]", "$A [SEP] $B [SEP]"), "llama": ("[CLS] $A", "[CLS] $A [CLS] $B")}.items():
+        inner.post_processor = processors.TemplateProcessing(single=one, pair=two, special_tokens=list(ids.items()))
+        framed[name] = LibraryTokenizer(inner.to_str(), name).frame
+    inner.post_processor = None
+    assert framed == {"bert": ((ids["[CLS]"],), (ids["[SEP]"],), ids["[SEP]"]), "t5": None, "llama": None}

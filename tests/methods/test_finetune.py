@@ -11,6 +11,7 @@ import torch
 
 import orrery
 from orrery.core.errors import ConfigError, CorruptionError, DataError, StorageError
+from orrery.core.files import read_json, write_json
 from orrery.data.examples import TaskSpec
 from orrery.data.records import Row, Table
 from orrery.data.tokenizers import ByteTokenizer
@@ -416,3 +417,24 @@ def test_one_row_shows_no_difference():
 def test_a_drawn_embedding_is_within_reach_of_its_steps(name, settings, std):
     model = start(name, TaskSpec(names=("with", "without")), table(8), tokenizer="bytes", settings={**SMALL, **settings}).model
     assert float(model.embed.weight.std()) == pytest.approx(std, rel=0.1)
+
+
+def test_a_model_of_transformers_reads_pairs_as_there_and_older_folders_as_they_learnt(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `hf`)")
+    vocab = {piece: rank for rank, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcĠ"])}
+    theirs = transformers.RobertaTokenizerFast(vocab=vocab, merges=[])
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 20}
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    transformers.RobertaForMaskedLM(transformers.RobertaConfig(vocab_size=len(vocab), **sizes, **ids)).save_pretrained(tmp_path / "hf")
+    theirs.save_pretrained(tmp_path / "hf")
+    rows = [Row(f"r{n}", {"text": "ab c"[: n % 4 + 1], "other": "ca b", "label": "xy"[n % 2]}) for n in range(12)]
+    pairs = Table("pairs", ("text", "other", "label"), rows)
+    config = FinetuneConfig(task=TaskSpec(pair="other"), epochs=1, batch=8)
+    finetune(tmp_path / "hf", pairs, tmp_path / "run", config, validation=pairs, compare_baseline=False, quiet=True)
+    wanted = [theirs(row.values["text"], row.values["other"])["input_ids"] for row in rows]
+    assert [one.tolist() for one in load_fitted(tmp_path / "run").read(pairs).ids] == wanted
+    task = read_json(tmp_path / "run" / "task.json")
+    assert task["task"].pop("own") is True
+    write_json(tmp_path / "run" / "task.json", task)
+    older = [row[: row.index(2)] + row[row.index(2) + 1 :] for row in wanted]
+    assert [one.tolist() for one in load_fitted(tmp_path / "run").read(pairs).ids] == older

@@ -4,10 +4,11 @@ A row has a text (`context`), a question and its answers. An answer cell is a st
 strings or of {"text", "answer_start"}, or {"text": [...], "answer_start": [...]}; a column `answer_start` or `start` may stand beside
 a string. Without a place, the first that reads so is taken. Places are characters.
 
-Frame of an example: [class] question [separator] window [separator], the window with type 1; a whole encoder-decoder without such marks
-reads question [end] window [end], as transformers gives it to T5. A text that does not fit is cut into windows that share `stride`
-tokens; nothing is lost. The answer's first and last token are the targets, an example's first token where a window does not hold it. Every
-token knows the characters of the words that it stands in; an answer that ends inside a word is learnt with the whole word.
+Frame of an example: [class] question [separator] window [separator], the window with type 1, or with the marks of the tokenizer's file; a whole
+encoder-decoder without such marks reads question [end] window [end], as transformers gives it to T5. A text that does not fit is cut into
+windows that share `stride` tokens; nothing is lost. The answer's first and last token are the targets, an example's first token where a
+window does not hold it. Every token knows the characters of the words that it stands in; an answer that ends inside a word is learnt with
+the whole word.
 
 T tokens of a window.
 """
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 
 from orrery.core.errors import DataError
 from orrery.data.examples import Examples, TaskSpec
-from orrery.data.marks import frame_ids
+from orrery.data.marks import house_frame
 from orrery.data.records import Row, Table
-from orrery.data.tokenizers import Tokenizer
+from orrery.data.tokenizers import Frame, Tokenizer
 
 WINDOW = 384  # tokens, where neither the user nor the model's positions say
 PLACES = ("answer_start", "start")
@@ -107,17 +108,17 @@ def words_of(text: str) -> list[tuple[int, int]]:
 
 def encode_answers(
     table: Table, spec: TaskSpec, tokenizer: Tokenizer, *, labelled: bool = True, limit: int = 0, truncate: bool = False,
-    around: tuple[list[int], int] | None = None,
+    frame: Frame | None = None,
 ) -> Examples:  # fmt: skip
     """Windows of a table's questions. `owners` says which row each belongs to, `places` the characters (T,2) of its tokens (-1: none).
 
     Args:
-        around: ids before a question, and the one behind it and behind its window; None: the tokenizer's marks.
+        frame: the marks of a question and its window; None: the tokenizer's.
 
     Raises:
         DataError: with the row that is wrong.
     """
-    before, after = around or ([frame_ids(tokenizer)[0]], frame_ids(tokenizer)[1])
+    frame = frame or house_frame(tokenizer)
     limit = limit or WINDOW
     examples = Examples(spec, [], [], types=[], targets=[] if labelled else None, places=[], owners=[])
     texts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -138,7 +139,7 @@ def encode_answers(
             answers = read_answers(row, spec.label)
             examples.answers.append([answer.text for answer in answers])
             wanted = find_answer(row, context, answers[0]) if answers else None
-        front = np.concatenate([before, asked, [after]]).astype(np.int64)
+        front = np.concatenate([frame.front, asked, frame.between]).astype(np.int64)
         ids, places = texts[context]
         room = limit - len(front) - 1
         stride = min(spec.stride or limit // 3, room // 2)
@@ -147,7 +148,7 @@ def encode_answers(
             outside = np.full((len(front), 2), -1)
             held = np.concatenate([outside, own, outside[:1]])
             examples.rows.append(row)
-            examples.ids.append(np.concatenate([front, part, [after]]).astype(np.int64))
+            examples.ids.append(np.concatenate([front, part, [frame.end]]).astype(np.int64))
             examples.types.append(np.repeat([0, 1], [len(front), len(part) + 1]))  # type: ignore[union-attr]
             examples.places.append(held)  # type: ignore[union-attr]
             examples.owners.append(number)  # type: ignore[union-attr]

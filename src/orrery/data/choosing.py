@@ -1,8 +1,8 @@
 """Rows with a text and several choices, of which one is right: what each choice reads, and which it is.
 
 The choices stand in columns of their own, or in one column as a list (JSON). A row becomes one document for each of them,
-[class] text [separator] choice [separator], or [class] text [separator] question choice [separator] where the task has a `pair`;
-empty cells are no choices, so rows may have different numbers of them.
+[class] text [separator] choice [separator], or [class] text [separator] question choice [separator] where the task has a `pair`
+(or with the marks of the tokenizer's file); empty cells are no choices, so rows may have different numbers of them.
 
 A label is the text of a choice, the name of its column, a letter (A is the first), or a number that counts from 0; the first of
 these that fits holds.
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from orrery.core.errors import DataError
 from orrery.data.examples import TaskSpec
 from orrery.data.records import Row
+from orrery.data.tokenizers import Frame
 
 
 def read_choices(row: Row, spec: TaskSpec) -> list[str]:
@@ -83,11 +84,11 @@ def read_sides(row: Row, spec: TaskSpec) -> tuple[str, list[str]]:
     return cells[0], [" ".join([*cells[1:], choice]) for choice in read_choices(row, spec)]
 
 
-def join_documents(documents: list[list[NDArray[np.int64]]], front: NDArray[np.int64], after: int) -> tuple[NDArray[np.int64], ...]:
+def join_documents(documents: list[list[NDArray[np.int64]]], frame: Frame) -> tuple[NDArray[np.int64], ...]:
     """Ids, types and numbers of the documents (T,) of one row, from the two texts of each."""
     ids, types, numbers = [], [], []
     for number, (first, second) in enumerate(documents):
-        own = [np.concatenate([front, first, [after]]), np.concatenate([second, [after]])]
+        own = [np.concatenate([frame.front, first, frame.between]), np.concatenate([second, [frame.end]])]
         ids += own
         types += [np.full(len(part), side) for side, part in enumerate(own)]
         numbers.append(np.full(sum(map(len, own)), number))

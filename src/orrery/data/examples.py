@@ -40,6 +40,7 @@ class TaskSpec(Config):
     (question-answering; 0: a third of the length). empty: whether a text may have no answer (learnt from the training table).
     apart: both texts of a pair are read by themselves and compared by their vectors (a bi-encoder, head "pairs").
     words: a bag of words answers beside the network (:mod:`orrery.methods.words`). choices: columns of the choices, or one of lists.
+    own: marks stand as the tokenizer's file has them, not as :mod:`orrery.data.labelled` says (learnt from the tokenizer).
     """
 
     kind: str = "classification"
@@ -55,6 +56,7 @@ class TaskSpec(Config):
     apart: bool = False
     words: bool = False
     choices: tuple[str, ...] = ()
+    own: bool = False
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"no task '{self.kind}'.{suggest(self.kind, KINDS)} There are {', '.join(KINDS)}")

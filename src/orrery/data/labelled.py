@@ -4,7 +4,8 @@ Kinds of tasks and their labels: :mod:`orrery.data.examples`; questions are read
 
 Frame of an example: [class] text [separator], of a pair [class] text [separator] pair [separator], the second with type 1;
 of a source and its answer: text [end]. A tokenizer without such marks has the document's id in their place, but a whole
-encoder-decoder then reads text [end]. A tag stands at the first token of its word.
+encoder-decoder then reads text [end]. Where the task says so (`own`), marks stand as the tokenizer's file has them: RoBERTa's and BART's have
+two between texts, and an answer begins with one, too. A tag stands at the first token of its word.
 
 What a row may not be: without its text or label, of another length than its tags, longer than the model's positions
 (unless `truncate`, which is counted). Empty text is an example like any other: the marks alone.
@@ -27,10 +28,10 @@ from orrery.core.seeds import numpy_generator
 from orrery.data.answering import encode_answers, read_answers
 from orrery.data.choosing import join_documents, read_choice, read_choices, read_sides
 from orrery.data.examples import NAMED, Examples, TaskSpec
-from orrery.data.marks import frame_ids
+from orrery.data.marks import house_frame
 from orrery.data.records import Row, Table
 from orrery.data.text import Tally
-from orrery.data.tokenizers import Tokenizer
+from orrery.data.tokenizers import Frame, Tokenizer
 
 IGNORE = -100
 LONGEST_LABEL = 1000  # characters
@@ -152,18 +153,17 @@ def encode(
     """
     for column in filter(None, (spec.text, spec.pair, spec.label if labelled else "", *spec.choices)):
         table.check(column)
+    frame = tokenizer.frame if spec.own else None
     if spec.kind == "tagging":
-        examples = _encode_words(table, spec, tokenizer, labelled, limit, truncate)
-    else:
-        end = frame_ids(tokenizer)[1] if end is None else end
-        front = [] if bare or spec.kind == "text-to-text" else [frame_ids(tokenizer)[0]]
-        if spec.kind == "question-answering":
-            return encode_answers(table, spec, tokenizer, labelled=labelled, limit=limit, truncate=truncate, around=(front, end))
-        if spec.choices:
-            return _encode_choices(table, spec, tokenizer, labelled, limit, truncate, (front, end))
-        examples = _encode_texts(table, spec, tokenizer, limit, truncate, (front, end))
-        if labelled:
-            _add_targets(examples, tokenizer, end)
+        return _encode_words(table, spec, tokenizer, labelled, limit, truncate, frame or house_frame(tokenizer))
+    frame = frame or house_frame(tokenizer, end, bare or spec.kind == "text-to-text")
+    if spec.kind == "question-answering":
+        return encode_answers(table, spec, tokenizer, labelled=labelled, limit=limit, truncate=truncate, frame=frame)
+    if spec.choices:
+        return _encode_choices(table, spec, tokenizer, labelled, limit, truncate, frame)
+    examples = _encode_texts(table, spec, tokenizer, limit, truncate, frame)
+    if labelled:
+        _add_targets(examples, tokenizer, frame.front, frame.end if end is None else end)
     return examples
 
 
@@ -260,9 +260,8 @@ def _number(value: Any) -> float | None:
 
 
 def _encode_texts(
-    table: Table, spec: TaskSpec, tokenizer: Tokenizer, limit: int, truncate: bool, around: tuple[list[int], int]
+    table: Table, spec: TaskSpec, tokenizer: Tokenizer, limit: int, truncate: bool, frame: Frame
 ) -> Examples:
-    front, after = np.array(around[0], dtype=np.int64), around[1]
     columns = [spec.text, spec.pair] if spec.pair else [spec.text]
     parts = [
         [ids.astype(np.int64) for ids in tokenizer.encode_batch([_text(row, c) for row in table.rows])] for c in columns
@@ -272,37 +271,38 @@ def _encode_texts(
     cut = 0
     for row, texts in zip(table.rows, zip(*parts, strict=True), strict=True):
         if spec.apart:
-            cut += _encode_apart(row, texts, (front, np.array([after])), limit, truncate, ids, types)
+            cut += _encode_apart(row, texts, frame, limit, truncate, ids, types)
             continue
-        frame = len(front) + len(texts)
-        size = sum(map(len, texts)) + frame
+        marks = [frame.front, *([frame.between] if spec.pair else []), (frame.end,)]
+        around = sum(map(len, marks))
+        size = sum(map(len, texts)) + around
         if limit and size > limit:
             _refuse_long(row, size, limit, truncate)
-            texts, cut = _shortened(texts, limit - frame), cut + 1
-        pieces, kinds = [front], [np.zeros(len(front), np.int64)]
+            texts, cut = _shortened(texts, limit - around), cut + 1
+        pieces, kinds = [np.array(frame.front, dtype=np.int64)], [np.zeros(len(frame.front), np.int64)]
         for number, text in enumerate(texts):
-            pieces += [text, np.array([after])]
-            kinds.append(np.full(len(text) + 1, number))
+            pieces += [text, np.array(marks[number + 1])]
+            kinds.append(np.full(len(text) + len(marks[number + 1]), number))
         ids.append(np.concatenate(pieces))
         types.append(np.concatenate(kinds))
     return Examples(spec, table.rows, ids, types if spec.pair else None, cut=cut)
 
 
 def _encode_choices(
-    table: Table, spec: TaskSpec, tokenizer: Tokenizer, labelled: bool, limit: int, truncate: bool, around: tuple[list[int], int]
+    table: Table, spec: TaskSpec, tokenizer: Tokenizer, labelled: bool, limit: int, truncate: bool, frame: Frame
 ) -> Examples:
     """One example for each row: a document for each choice, no longer than `limit`."""
-    front, frame = np.array(around[0], dtype=np.int64), len(around[0]) + 2
+    around = len(frame.front) + len(frame.between) + 1
     examples = Examples(spec, table.rows, [], types=[], targets=[] if labelled else None, documents=[])
     for row in table.rows:
         text, choices = read_sides(row, spec)
         first, *rest = (ids.astype(np.int64) for ids in tokenizer.encode_batch([text, *choices]))
         pairs = [(first, second) for second in rest]
-        longest = max(map(len, rest)) + len(first) + frame
+        longest = max(map(len, rest)) + len(first) + around
         if limit and longest > limit:
             _refuse_long(row, longest, limit, truncate)
-            pairs, examples.cut = [_fitting(pair, limit - frame) for pair in pairs], examples.cut + 1
-        ids, types, numbers = join_documents([list(pair) for pair in pairs], front, around[1])
+            pairs, examples.cut = [_fitting(pair, limit - around) for pair in pairs], examples.cut + 1
+        ids, types, numbers = join_documents([list(pair) for pair in pairs], frame)
         examples.ids.append(ids)
         cast(list, examples.types).append(types)
         cast(list, examples.documents).append(numbers)
@@ -317,15 +317,17 @@ def _fitting(texts: Any, room: int) -> Any:
 
 
 def _encode_apart(
-    row: Row, texts: Sequence[NDArray[np.int64]], marks: tuple[NDArray[np.int64], NDArray[np.int64]], limit: int, truncate: bool,
+    row: Row, texts: Sequence[NDArray[np.int64]], frame: Frame, limit: int, truncate: bool,
     ids: list[NDArray[np.int64]], types: list[NDArray[np.int64]],
 ) -> int:  # fmt: skip
     """Two documents one behind the other, their numbers in place of types; how many rows were cut."""
-    longest, frame = max(map(len, texts)), sum(map(len, marks))
-    cut = bool(limit) and longest + frame > limit
+    longest, around = max(map(len, texts)), len(frame.front) + 1
+    cut = bool(limit) and longest + around > limit
     if cut:
-        _refuse_long(row, longest + frame, limit, truncate)
-    documents = [np.concatenate([marks[0], text[: limit - frame] if cut else text, marks[1]]) for text in texts]
+        _refuse_long(row, longest + around, limit, truncate)
+    documents = [
+        np.concatenate([frame.front, text[: limit - around] if cut else text, [frame.end]]).astype(np.int64) for text in texts
+    ]
     ids.append(np.concatenate(documents))
     types.append(np.repeat([0, 1], [len(document) for document in documents]))
     return int(cut)
@@ -350,9 +352,8 @@ def _shortened(texts: Sequence[NDArray[np.int64]], room: int) -> tuple[NDArray[n
 
 
 def _encode_words(
-    table: Table, spec: TaskSpec, tokenizer: Tokenizer, labelled: bool, limit: int, truncate: bool
+    table: Table, spec: TaskSpec, tokenizer: Tokenizer, labelled: bool, limit: int, truncate: bool, frame: Frame
 ) -> Examples:
-    before, after = frame_ids(tokenizer)
     rank = {name: number for number, name in enumerate(spec.names)}
     examples = Examples(spec, table.rows, [], targets=[] if labelled else None, places=[])
     for row in table.rows:
@@ -366,11 +367,11 @@ def _encode_words(
         spaced = [f" {word}" if number else word for number, word in enumerate(words)]
         pieces = tokenizer.encode_batch(spaced) if words else []
         pieces = [
-            p if len(p) else np.array([after if tokenizer.unknown_id is None else tokenizer.unknown_id]) for p in pieces
+            p if len(p) else np.array([frame.end if tokenizer.unknown_id is None else tokenizer.unknown_id]) for p in pieces
         ]
-        ends = 1 + np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        ends = len(frame.front) + np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
         places = ends - np.array([len(piece) for piece in pieces], dtype=np.int64)
-        ids = np.concatenate([np.array([before]), *pieces, np.array([after])]).astype(np.int64)
+        ids = np.concatenate([frame.front, *pieces, [frame.end]]).astype(np.int64)
         if limit and len(ids) > limit:
             _refuse_long(row, len(ids), limit, truncate)
             ids = np.concatenate([ids[: limit - 1], ids[-1:]])
@@ -386,12 +387,12 @@ def _encode_words(
     return examples
 
 
-def _add_targets(examples: Examples, tokenizer: Tokenizer, end: int) -> None:
+def _add_targets(examples: Examples, tokenizer: Tokenizer, front: tuple[int, ...], end: int) -> None:
     """Targets and answers of every kind but tagging. A label that training never saw is IGNORE: it cannot be right."""
     spec, rows = examples.spec, examples.rows
     if spec.kind == "text-to-text":
         answers = [_text(row, spec.label) for row in rows]
-        examples.targets = [np.append(ids.astype(np.int64), end) for ids in tokenizer.encode_batch(answers)]
+        examples.targets = [np.concatenate([front, ids, [end]]).astype(np.int64) for ids in tokenizer.encode_batch(answers)]
         examples.answers = list(answers)
         return
     rank = {name: number for number, name in enumerate(spec.names)}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from orrery.core.errors import DataError
-from orrery.data.tokenizers import ROLES, Stream, Tokenizer
+from orrery.data.tokenizers import ROLES, Frame, Stream, Tokenizer
 
 SPAN = "span-"
 _ROLE = re.compile(rf"{'|'.join(ROLES)}|{SPAN}\d+")
@@ -48,6 +48,11 @@ class MarkedTokenizer(Tokenizer):
     def marks(self) -> dict[str, int]:
         """Ids by role, the base's own among them."""
         return self.base.marks | {role: self.base.vocab_size + rank for rank, role in enumerate(self.roles)}
+
+    @property
+    def frame(self) -> Frame | None:
+        """The base's."""
+        return self.base.frame
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, (n,)."""
@@ -96,3 +101,10 @@ def frame_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     """(what stands before a text, what stands after it): `class` and `separator`, or the document's id."""
     marks = tokenizer.marks
     return marks.get("class", tokenizer.doc_id), marks.get("separator", tokenizer.doc_id)
+
+
+def house_frame(tokenizer: Tokenizer, end: int | None = None, bare: bool = False) -> Frame:
+    """The marks of texts where no file says them: one between a pair's. end: another mark behind texts. bare: none stands before."""
+    before, after = frame_ids(tokenizer)
+    after = after if end is None else end
+    return Frame(() if bare else (before,), (after,), after)

@@ -25,7 +25,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orrery.core.config import config_hash
 from orrery.core.errors import DataError
@@ -59,6 +59,14 @@ _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]"
 _SAMPLE = "  The  quick\n\n\tbrown — fox: ÀÉ ß 漢字 \U0001f389 \x00 1234567 İi ﬁ e\u0301\r\n"
 
 
+class Frame(NamedTuple):
+    """The marks of texts: before the first, between both of a pair, and behind the last."""
+
+    front: tuple[int, ...]
+    between: tuple[int, ...]
+    end: int
+
+
 class Tokenizer(ABC):
     """Text to ids and back."""
 
@@ -73,6 +81,11 @@ class Tokenizer(ABC):
     def marks(self) -> dict[str, int]:
         """Ids by role that text never produces, such as `mask` (:mod:`orrery.data.marks`); the document id is not listed."""
         return {}
+
+    @property
+    def frame(self) -> Frame | None:
+        """The marks that its file puts around a pair of texts; None where it says none, or not all of them."""
+        return None
 
     def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
         """(begins, ends) (V,) bool: whether an id's text begins, ends inside a word; two ids are of one word when the first
@@ -289,6 +302,18 @@ class LibraryTokenizer(Tokenizer):
         spelled = {token.content: number for number, token in self._inner.get_added_tokens_decoder().items()}
         found = {role: [spelled[mark] for mark in known if mark in spelled] for role, known in ROLES.items()}
         return {role: ids[0] for role, ids in found.items() if ids}
+
+    @functools.cached_property
+    def frame(self) -> Frame | None:
+        """As the file's post-processor says: RoBERTa's and BART's put two marks between texts, BERT's puts one."""
+        pair = self._inner.encode("a", "a")
+        inside = [place for place, side in enumerate(pair.sequence_ids) if side == 0]
+        second = [place for place, side in enumerate(pair.sequence_ids) if side == 1]
+        if not inside or not second:
+            return None
+        front, between = pair.ids[: inside[0]], pair.ids[inside[-1] + 1 : second[0]]
+        end = pair.ids[second[-1] + 1 :]
+        return Frame(tuple(front), tuple(between), end[0]) if front and between and len(end) == 1 else None
 
     def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
         """As of any tokenizer; of WordPiece, whose pieces say themselves that they go on."""

@@ -193,6 +193,8 @@ class Job(Epochs):
         if note := check_tags(spec, self.tables, config.repair):
             self.notes.append(note)
         self.source = self._start(source, spec, train, tokenizer, size, settings)
+        has_own = self.source.tokenizer.frame is not None
+        spec = spec.replace(own=has_own if self.teacher is None else self.teacher[0].spec.own)  # both read the same ids
         self.device = pick_device("auto")
         self.model = self.source.model.to(self.device)
         self.fitted = Fitted(self.model, self.source.tokenizer, spec, encoding=train.tally.encoding)

@@ -165,11 +165,11 @@ class Fitted:
         model: Any = self.model
         limit = self.spec.answer or 2 * batch["tokens"].shape[1]
         steps = target_steps(model, batch["tokens"], batch["segments"], limit, Sampling(temperature=0.0), None)
-        texts = []
+        frame = self.tokenizer.frame if self.spec.own else None
+        texts, marks = [], frame.front if frame is not None else ()
         for row in torch.stack(list(steps), 1).tolist():
-            texts.append(
-                self.tokenizer.decode(row[: row.index(model.config.stop)] if model.config.stop in row else row)
-            )
+            row = row[: row.index(model.config.stop)] if model.config.stop in row else row
+            texts.append(self.tokenizer.decode([token for token in row if token not in marks]))
         return texts
 
     @property
