@@ -127,7 +127,7 @@ def test_cut_out_spans_put_together_are_the_text(seed, share, mean):
         for mark in (0, 3):
             source = pairs.source[row][pairs.source_segments[row] == mark].tolist()
             answer = pairs.answer[row][pairs.answer_segments[row] == mark].tolist()
-            assert answer[-1] == end
+            assert answer[-1] == end == source.pop()
             filled, rest = {}, answer[:-1]
             for token in rest:
                 if token in sentinels:
@@ -159,6 +159,7 @@ def test_infilled_texts_keep_what_is_not_masked_in_order(seed, share):
             own = tokens[row][segments[row] == mark].tolist()
             source = pairs.source[row][pairs.source_segments[row] == mark].tolist()
             assert pairs.answer[row][pairs.answer_segments[row] == mark].tolist() == [*own, 1]
+            assert source.pop() == 1
             left = iter(own)
             assert all(token in left for token in source if token != 59), "a subsequence"
             gone = len(own) - sum(token != 59 for token in source)
@@ -173,17 +174,25 @@ def test_the_share_of_infilling_is_of_tokens_however_many_spans_are_empty(share,
     assert ((source >= 5) & (source < 55)).sum() == tokens.numel() - 20 * round(share * 50)
 
 
-def test_the_mark_before_a_text_stays_and_is_not_written_again():
-    tokens, front = torch.tensor([[9, 5, 50, 6, 50, 9, 7, 50]]), 9
+@pytest.mark.parametrize(("source", "answer"), [((), ()), ((2,), ()), ((2,), (2,))])
+def test_texts_stand_between_the_marks_of_fine_tuning_without_the_document_s(source, answer):
+    tokens, around = torch.tensor([[9, 5, 50, 6, 50, 9, 7, 50]]), corruption.Marks(9, source, answer)
     segments = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1]])
     breaks = torch.zeros(V, dtype=torch.bool)
     breaks[50] = True
     for seed in range(10):
         torch.manual_seed(seed)
-        pairs = corruption.infill(tokens, segments, 0.5, 1.0, 59, end=9, breaks=breaks, front=front)
-        assert pairs.answer[0].tolist() == [5, 50, 6, 50, 9, 7, 50, 9]
-        for mark in (0, 1):
-            assert pairs.source[0][pairs.source_segments[0] == mark].tolist().index(front) == 0
+        infilled = corruption.infill(tokens, segments, 0.5, 1.0, 59, end=9, breaks=breaks, around=around)
+        noise = corruption.span_noise(segments, 0.5, 1.0)
+        folded = corruption.fold_spans(tokens, segments, noise, range(52, 60), end=9, around=around)
+        cut = corruption.split_rows(tokens, segments, end=9, around=around)
+        for pairs in (infilled, folded, cut):
+            for mark in (0, 1):
+                read = pairs.source[0][pairs.source_segments[0] == mark].tolist()
+                written = pairs.answer[0][pairs.answer_segments[0] == mark].tolist()
+                assert (tuple(read[: len(source)]), tuple(written[: len(answer)])) == (source, answer)
+                assert read.index(9) == len(read) - 1 and written.index(9) == len(written) - 1
+        assert infilled.answer[0].tolist() == [*answer, 5, 50, 6, 50, 9, *answer, 7, 50, 9]
 
 
 def test_sentences_are_shuffled_whole():
@@ -194,7 +203,7 @@ def test_sentences_are_shuffled_whole():
     for seed in range(20):
         torch.manual_seed(seed)
         pairs = corruption.infill(tokens, torch.zeros_like(tokens), 0.0, 3.0, 59, 1, breaks=breaks)
-        found.add(tuple(pairs.source[0].tolist()))
+        found.add(tuple(pairs.source[0].tolist()[:-1]))
     sentences = {(5, 6, 50), (7, 50), (8, 9, 50)}
     assert len(found) == 6 and all(any(text[: len(s)] == s for s in sentences) for text in found)
 
@@ -211,6 +220,7 @@ def test_a_prefix_and_its_rest_are_the_text(seed):
             own = pairs.answer_segments[row] == mark
             source = pairs.source[row][pairs.source_segments[row] == mark].tolist()
             answer = pairs.answer[row][own].tolist()
+            assert source.pop() == 1
             assert [*source, *answer] == [*tokens[row][segments[row] == mark].tolist(), 1] and source
             assert target[row][own].tolist() == [0, *answer[:-1]] and wanted[row][own].tolist() == answer
     assert (wanted[pairs.answer_segments < 0] == IGNORE).all()

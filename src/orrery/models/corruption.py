@@ -5,13 +5,15 @@
     fold_spans    a row with noise becomes a source with one sentinel per span, and the target that spells them out
     infill        BART's: spans, also empty ones, become one mask each (1910.13461, section 2.2)
 
+What is read and what is written stand between the marks that fine-tuning puts there, not behind the document's mark of the stream.
+
 B batch, T time, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,25 @@ class Pairs(NamedTuple):
     source_segments: Tensor
     answer: Tensor
     answer_segments: Tensor
+
+
+class Marks(NamedTuple):
+    """document: what documents of a stream begin with, which is left out. source, answer: what stands before what is read, and written."""
+
+    document: int | None = None
+    source: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
+
+
+BARE = Marks()
+
+
+def marks_of(tokenizer: Any) -> Marks:
+    """The marks that fine-tuning puts before a source and an answer: those of the tokenizer's file, else its class mark if it has one."""
+    if tokenizer.frame is not None:
+        return Marks(tokenizer.doc_id, tokenizer.frame.front, tokenizer.frame.front)
+    number = tokenizer.marks.get("class")
+    return Marks(tokenizer.doc_id, () if number is None else (number,))
 
 
 def choose(eligible: Tensor, share: float, draws: Tensor, words: Tensor | None = None) -> Tensor:
@@ -82,8 +103,8 @@ def span_noise(segments: Tensor, density: float, mean: float, draws: torch.Gener
     return noise
 
 
-def fold_spans(tokens: Tensor, segments: Tensor, noise: Tensor, sentinels: Sequence[int], end: int) -> Pairs:
-    """Every span of noise becomes one sentinel in the source; the answer is each sentinel with what it stands for, then `end`.
+def fold_spans(tokens: Tensor, segments: Tensor, noise: Tensor, sentinels: Sequence[int], end: int, around: Marks = BARE) -> Pairs:
+    """Every span of noise becomes one sentinel in the source; the answer is each sentinel with what it stands for; `end` behind both.
 
     Sentinels begin anew in every document, and a document that has more spans than there are sentinels keeps the others
     as they are.
@@ -94,7 +115,9 @@ def fold_spans(tokens: Tensor, segments: Tensor, noise: Tensor, sentinels: Seque
         answer: list[tuple[int, int]] = []
         for first, last in _runs(marks):
             used, open_span, mark = 0, False, marks[first]
-            for place in range(first, last):
+            source += [(token, mark) for token in around.source]
+            answer += [(token, mark) for token in around.answer]
+            for place in range(first + (ids[first] == around.document), last):
                 if hidden[place] and (open_span or used < len(sentinels)):
                     if not open_span:
                         source.append((sentinels[used], mark))
@@ -104,6 +127,7 @@ def fold_spans(tokens: Tensor, segments: Tensor, noise: Tensor, sentinels: Seque
                 else:
                     source.append((ids[place], mark))
                     open_span = False
+            source.append((end, mark))
             answer.append((end, mark))
         sources.append(source)
         answers.append(answer)
@@ -119,32 +143,32 @@ def infill(
     end: int,
     draws: torch.Generator | None = None,
     breaks: Tensor | None = None,
-    front: int | None = None,
+    around: Marks = BARE,
 ) -> Pairs:
     """Documents with spans of Poisson(`mean`) tokens replaced by one mask each, until `share` of the tokens is gone; the answer is
-    the document itself, then `end`. A span of length 0 puts a mask in between.
+    the document itself; `end` behind both. A span of length 0 puts a mask in between.
 
     Args:
         breaks: (V,) bool, ids that end a sentence; sentences are then put in a random order first.
-        front: the mark that documents begin with: it stays where it is, and is not written again.
     """
     sources, answers = [], []
     for ids, marks in zip(tokens.tolist(), segments.tolist(), strict=True):
         source: list[tuple[int, int]] = []
         answer: list[tuple[int, int]] = []
         for first, last in _runs(marks):
-            begins = int(ids[first] == front)
-            held, own, mark = ids[first : first + begins], ids[first + begins : last], marks[first]
-            answer += [(token, mark) for token in (*own, end)]
+            own, mark = ids[first + (ids[first] == around.document) : last], marks[first]
+            answer += [(token, mark) for token in (*around.answer, *own, end)]
             shuffled = own if breaks is None else _shuffle(own, breaks, draws)
-            source += [(token, mark) for token in (*held, *_infill(shuffled, share, mean, mask, draws))]
+            source += [(token, mark) for token in (*around.source, *_infill(shuffled, share, mean, mask, draws), end)]
         sources.append(source)
         answers.append(answer)
     return _pairs(sources, answers, tokens.device)
 
 
-def split_rows(tokens: Tensor, segments: Tensor, end: int, draws: torch.Generator | None = None) -> Pairs:
-    """Every document of two tokens or more, cut at a random place: its beginning is the source, the rest, then `end`, the answer."""
+def split_rows(
+    tokens: Tensor, segments: Tensor, end: int, draws: torch.Generator | None = None, around: Marks = BARE
+) -> Pairs:
+    """Every document of two tokens or more, cut at a random place: its beginning is the source, the rest the answer; `end` behind both."""
     sources, answers = [], []
     for ids, marks in zip(tokens.tolist(), segments.tolist(), strict=True):
         source: list[tuple[int, int]] = []
@@ -153,8 +177,9 @@ def split_rows(tokens: Tensor, segments: Tensor, end: int, draws: torch.Generato
             if last - first < 2:
                 continue
             cut = first + 1 + int(torch.randint(last - first - 1, (), generator=draws))
-            source += [(token, marks[first]) for token in ids[first:cut]]
-            answer += [(token, marks[first]) for token in (*ids[cut:last], end)]
+            begin = first + (ids[first] == around.document)
+            source += [(token, marks[first]) for token in (*around.source, *ids[begin:cut], end)]
+            answer += [(token, marks[first]) for token in (*around.answer, *ids[cut:last], end)]
         sources.append(source)
         answers.append(answer)
     return _pairs(sources, answers, tokens.device)

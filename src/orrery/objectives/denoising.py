@@ -3,7 +3,7 @@
 Paper: BART (1910.13461, section 2.2): text infilling and sentence permutation, the mixture it was trained with.
 
 Equation: spans of Poisson(`mean`) tokens become one mask each until `share` of the tokens is gone; sentences are put in a
-random order; the answer is the document without the mark before it, then the end; ``loss = mean over the answer of -log p``.
+random order; the answer is the document, then the end; ``loss = mean over the answer of -log p``.
 
 Shapes: B batch, T time of the text, S of the source, U of the answer.
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from orrery.core.config import Config, require
 from orrery.core.registry import register
-from orrery.models.corruption import infill, shifted
+from orrery.models.corruption import Marks, infill, marks_of, shifted
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import score
 from orrery.nn.contract import Aux, Context
@@ -54,7 +54,7 @@ class Denoising:
         self.config = config or DenoisingConfig()
         self.mask: int | None = None
         self.breaks: Tensor | None = None
-        self.front: int | None = None  # what documents begin with
+        self.around = Marks()
 
     def meet(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Take the mask, and what ends a sentence, from a tokenizer.
@@ -67,7 +67,7 @@ class Denoising:
                 "mask" in tokenizer.marks,
                 f"the tokenizer '{tokenizer.name}' has no mask; write it as {tokenizer.name}+mask",
             )
-            self.mask, self.front = tokenizer.marks["mask"], tokenizer.doc_id
+            self.mask, self.around = tokenizer.marks["mask"], marks_of(tokenizer)
             if self.config.shuffle:
                 ends = [
                     tokenizer.decode([number]).rstrip().endswith((".", "?", "!"))
@@ -82,7 +82,7 @@ class Denoising:
         segments = batch.get("segments")
         segments = torch.zeros_like(tokens) if segments is None else segments
         mask = int(model.vocab_size) - 1 if self.mask is None else self.mask  # type: ignore[arg-type]
-        pairs = infill(tokens, segments, self.config.share, self.config.mean, mask, config.stop, breaks=self.breaks, front=self.front)
+        pairs = infill(tokens, segments, self.config.share, self.config.mean, mask, config.stop, breaks=self.breaks, around=self.around)
         target, wanted = shifted(pairs.answer, pairs.answer_segments, config.start)
         aux = Aux()
         out = model(pairs.source, target, pairs.source_segments, pairs.answer_segments, ctx=Context(aux=aux))

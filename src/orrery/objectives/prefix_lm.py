@@ -8,7 +8,7 @@ Shapes: B batch, T time of the text.
 
 Cost: that of T tokens, each in one of the two stacks.
 
-Differs: nothing known.
+Differs: nothing known (the end stands behind source and answer, as in its code).
 
 Oracle: source and answer put together are the text (tests/objectives/test_pretext.py).
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from orrery.core.config import Config
 from orrery.core.registry import register
-from orrery.models.corruption import shifted, split_rows
+from orrery.models.corruption import Marks, marks_of, shifted, split_rows
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import score
 from orrery.nn.contract import Aux, Context
@@ -42,13 +42,20 @@ class PrefixLM:
 
     def __init__(self, config: PrefixLMConfig | None = None) -> None:
         self.config = config or PrefixLMConfig()
+        self.around = Marks()
+
+    def meet(self, model: nn.Module, tokenizer: Any = None) -> None:
+        """Take from a tokenizer what stands before texts."""
+        if tokenizer is not None:
+            self.around = marks_of(tokenizer)
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Loss of a batch: "tokens" (B,T) int64, "segments" (B,T) or absent."""
         tokens: Tensor = batch["tokens"]
         config: Any = model.config
         segments = batch.get("segments")
-        pairs = split_rows(tokens, torch.zeros_like(tokens) if segments is None else segments, config.stop)
+        segments = torch.zeros_like(tokens) if segments is None else segments
+        pairs = split_rows(tokens, segments, config.stop, around=self.around)
         target, wanted = shifted(pairs.answer, pairs.answer_segments, config.start)
         aux = Aux()
         out = model(pairs.source, target, pairs.source_segments, pairs.answer_segments, ctx=Context(aux=aux))

@@ -3,7 +3,7 @@
 Paper: T5 (1910.10683, section 3.1.4).
 
 Equation: about `share` of a document's tokens, in spans of mean length `mean`, are replaced by one sentinel each; the answer is
-every sentinel with the tokens it stands for, then the end; ``loss = mean over the answer of -log p``.
+every sentinel with the tokens it stands for; the end stands behind both; ``loss = mean over the answer of -log p``.
 
 Shapes: B batch, T time of the text, S of the source, U of the answer.
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from orrery.core.config import Config, require
 from orrery.core.registry import register
-from orrery.models.corruption import fold_spans, shifted, span_noise
+from orrery.models.corruption import Marks, fold_spans, marks_of, shifted, span_noise
 from orrery.models.reading import Reading, report
 from orrery.models.scoring import score
 from orrery.nn.contract import Aux, Context
@@ -54,6 +54,7 @@ class SpanCorruption:
     def __init__(self, config: SpanCorruptionConfig | None = None) -> None:
         self.config = config or SpanCorruptionConfig()
         self.sentinels: tuple[int, ...] = ()
+        self.around = Marks()
 
     def meet(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Take the sentinels from a tokenizer.
@@ -63,7 +64,7 @@ class SpanCorruption:
         """
         if tokenizer is not None:
             numbered = {int(role[5:]): number for role, number in tokenizer.marks.items() if role.startswith("span-")}
-            self.sentinels = tuple(numbered[key] for key in sorted(numbered))
+            self.sentinels, self.around = tuple(numbered[key] for key in sorted(numbered)), marks_of(tokenizer)
             require(
                 bool(self.sentinels),
                 f"the tokenizer '{tokenizer.name}' has no sentinels; write it as {tokenizer.name}+spans-100",
@@ -78,7 +79,7 @@ class SpanCorruption:
         last = int(model.vocab_size)  # type: ignore[arg-type]
         sentinels = self.sentinels or tuple(range(last - self.config.sentinels, last))
         noise = span_noise(segments.cpu(), self.config.share, self.config.mean)
-        pairs = fold_spans(tokens, segments, noise, sentinels, config.stop)
+        pairs = fold_spans(tokens, segments, noise, sentinels, config.stop, self.around)
         target, wanted = shifted(pairs.answer, pairs.answer_segments, config.start)
         aux = Aux()
         out = model(pairs.source, target, pairs.source_segments, pairs.answer_segments, ctx=Context(aux=aux))
