@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import os
 
 import numpy as np
@@ -86,11 +87,21 @@ def test_tokens_sorted_anywhere_come_back_as_a_file(tmp_path, monkeypatch):
         assert layout.n == job.layout.n
 
 
+def test_a_large_process_shares_its_budget_with_small_workers(tmp_path, whole, monkeypatch):
+    """What it occupies is taken once; those it starts are as small as ever."""
+    monkeypatch.setattr(parallel.process, "occupied", lambda: 2 << 30)
+    build_over(documents(), tmp_path / "i", shards=3, processes=2, quiet=True)
+    assert contents(tmp_path / "i") == contents(whole)
+    with pytest.raises(BudgetError, match="2048M are too little"):
+        build_over(documents(), tmp_path / "i", processes=2, memory="2G", quiet=True)
+
+
 def test_mistakes(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="processes must be"):
         build_over(documents(), tmp_path / "i", processes=0)
-    with pytest.raises(BudgetError, match="too little"):
+    with pytest.raises(BudgetError, match="170M are too little") as caught:
         build_over(documents(), tmp_path / "i", processes=4, memory="170M", quiet=True)
+    build_over(documents(), tmp_path / "i", processes=4, memory=re.search(r"at least (\d+M)", str(caught.value))[1], quiet=True)
     with builder.only_builder(tmp_path / "i"), pytest.raises(StorageError, match="another process is building"):
         build_over(documents(), tmp_path / "i", processes=2, quiet=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -14,7 +14,8 @@ from orrery.testing.subject import subjects
 # parameters of two or more dimensions that multiply what goes through their part: matrices, blocks of them, filters
 MATRICES = {
     "ShortConv.weight",
-    "MoE.wide", "MoE.out",
+    "MoE.wide", "MoE.out", "CarriedMoE.wide", "CarriedMoE.out",
+    "CompressedInputs.first", "CompressedInputs.second",
     "LSTM.recurrent", "GRU.recurrent", "EGRU.recurrent", "DirectedLSTM.weight", "DirectedLSTM.recurrent",
     "RGLRU.input_gate", "RGLRU.recurrence_gate",
     "HeadMLP.wide", "HeadMLP.narrow",

@@ -257,17 +257,19 @@ class _Edge:
         self.document, self.token = document, token
 
 
-def _room(budget: int, source: Source, more: int = 0) -> int:
-    """Bytes of a budget that are left for tokens; `more` are taken besides what any process takes.
+def _room(budget: int, source: Source, *, workers: int = 1, each: int | None = None, beside: int = 0) -> int:
+    """Bytes that are left for tokens in each of the `workers` that share a budget.
+
+    each: bytes that a worker takes anyway (None: this process is the worker). beside: taken once, by the process that waits.
 
     Raises:
         BudgetError: hardly any.
     """
-    taken = more + process.reserve(source.encodes) + 48 * min(source.vocab_size, _COUNTED)
-    room = budget - taken
+    taken = (process.reserve(source.encodes) if each is None else each) + 48 * min(source.vocab_size, _COUNTED)
+    room = (budget - beside) // workers - taken
     if _inside(room, source.width, source.vocab_size) < LEAST:
-        enough = (taken >> 20) + 16
-        raise BudgetError(f"{budget / 1e6:,.0f} MB are too little to sort anything; give at least {enough}M")
+        enough = ((beside + workers * taken) >> 20) + 16 * workers
+        raise BudgetError(f"{budget >> 20}M are too little to sort anything; give at least {enough}M")
     return room
 
 

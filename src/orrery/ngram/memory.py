@@ -23,7 +23,12 @@ def reserve(encoding: bool = False) -> int:
 
     encoding: text is encoded first, by a library.
     """
-    return max(LEAST + (_ENCODING if encoding else 0), occupied() + _LOOPS + (0 if "numba.core" in sys.modules else _NUMBA))
+    return max(started(encoding), occupied() + _LOOPS + (0 if "numba.core" in sys.modules else _NUMBA))
+
+
+def started(encoding: bool = False) -> int:
+    """The same of a process that is started to sort, however large this one is."""
+    return LEAST + (_ENCODING if encoding else 0)
 
 
 def occupied() -> int:

@@ -86,8 +86,6 @@ def build_over(
     try:
         flight = processes if cluster is None else cluster.workers
         budget = builder.parse_size(memory)
-        if cluster is None:
-            budget = (budget - process.LEAST) // processes
         target = Path(folder).expanduser()
         opened = open_source(source, tokenizer, split, vocab_size, quiet=quiet)
         check_sample(sample, opened.vocab_size)
@@ -98,7 +96,12 @@ def build_over(
             stage = builder._resume(work, key)
             if stage is None:
                 stage = builder._spool(opened, work, key, quiet)
-            jobs = _jobs(opened, work, stage, budget, parts, cluster is not None, sample)
+            each = process.started(opened.encodes)
+            if cluster is None:
+                room = builder._room(budget, opened, workers=processes, each=each, beside=max(process.LEAST, process.occupied()))
+            else:
+                room = builder._room(budget, opened, each=each + _RAY)
+            jobs = _jobs(opened, work, stage, room, parts, cluster is not None, sample)
             made = _on_processes(jobs, processes) if cluster is None else cluster.run(jobs)
             _gather(jobs, made, work, stage, quiet)
             builder._describe(opened, work, stage, sample)
@@ -110,10 +113,9 @@ def build_over(
 
 
 def _jobs(
-    source: Source, work: Path, stage: dict[str, Any], budget: int, parts: int, sent: bool, sample: int | None
+    source: Source, work: Path, stage: dict[str, Any], room: int, parts: int, sent: bool, sample: int | None
 ) -> list[Job]:
     """The shards that are not done yet; those that are sent to other machines whole are made to fit into their memory."""
-    room = builder._room(budget, source, _RAY if sent else 0)
     capacity = builder._capacity(room, source, sample)
     if sent:  # the tokens come as one array, and the file leaves as two: in the worker, and where Ray keeps what is sent
         capacity = min(builder._inside(room, source.width, source.vocab_size), int(room / (3 * source.width + 9)))
