@@ -161,7 +161,8 @@ def test_the_published_size_is_transformers():
 
 
 def test_routers_of_other_sizes_are_named():
-    model = orrery.create_model("gla(channel.name=carried-moe, channel.router=8) + gla(channel.name=carried-moe, channel.router=12)", width=32, depth=2)
+    layers = (f"gla(channel.name=carried-moe, channel.router={size})" for size in (8, 12))
+    model = orrery.create_model(" + ".join(layers), width=32, depth=2)
     with pytest.raises(ConfigError, match="8 and 12 meet in layer 1"):
         model(X)
 

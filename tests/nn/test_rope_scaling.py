@@ -11,8 +11,10 @@ import orrery
 from all_double import DoubleRates
 from oracles import rotary as oracle
 from orrery.core.errors import ConfigError
+from orrery.nn import rotary
 from orrery.nn.exchange_rope import read_rope, write_rope
 from orrery.nn.rotary import RopeScaling, cached_table, rotary_rates, rotary_table, rotate, rotate_by_reals, step_table
+from orrery.nn.state import map_state
 
 SHORT, LONG = tuple(1 + 0.1 * i for i in range(8)), tuple(1 + 0.7 * i for i in range(8))
 KINDS = {
@@ -140,6 +142,36 @@ def test_the_prepared_step_is_the_model_beyond_the_trained_length(model, name):
         out = own(X[:, t : t + 1], state=state)
         state = out.state
         torch.testing.assert_close(step(X[:, t]), out.logits[:, 0], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "settings"),
+    [
+        ("transformer", 0.5, {"mixer.window": 9}),
+        ("transformer", KINDS["dynamic"], {"mixer.window": 9}),
+        ("linear-attention", KINDS["yarn"], {}),
+        ("latent-attention", True, {"mixer.window": 9, "mixer.shared": 16}),
+        ("lizard", True, {"mixer.window": 9}),
+    ],
+)
+@torch.inference_mode()
+def test_far_on_in_a_stream_a_step_holds_no_turns_of_what_is_past(name, rope, settings, monkeypatch):
+    """Two rows that stand apart, a million tokens on; the step belongs to them and is not kept for another state."""
+    own = _model(rope, name, **settings)
+    state, far = own(X[:, :20]).state, torch.tensor([[0, 999_980], [0, 999_977]])
+    state = state._replace(clock=state.clock + far)
+    monkeypatch.setattr(rotary, "_table", None)  # the table of all positions
+    step = own.stepper(map_state(torch.clone, state), 1_000_040)
+    assert step is not None
+    for t in range(20, 30):
+        out = own(X[:, t : t + 1], state=state)
+        state = out.state
+        torch.testing.assert_close(step(X[:, t]), out.logits[:, 0], rtol=2e-4, atol=2e-4)
+    step.close()
+    monkeypatch.undo()
+    out = own(X[:, :20])
+    near = own.stepper(map_state(torch.clone, out.state), 40)
+    torch.testing.assert_close(near(X[:, 20]), own(X[:, 20:21], state=out.state).logits[:, 0], rtol=2e-4, atol=2e-4)
 
 
 def test_scores_of_latent_attention_grow_as_deepseek_says():

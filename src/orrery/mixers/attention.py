@@ -36,7 +36,7 @@ from orrery.nn.memory import distances
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
 from orrery.nn.relative import RelativeBias
-from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of, step_table
+from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear, plain_out
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -261,7 +261,7 @@ class Attention(Mixer):
         batch = len(x)
         p, y = x.new_empty(batch, self.inputs.linear.out_features), x.new_empty(batch, self.out.in_features)
         k, v = (self._ring(cached, run) for cached in (state.k, state.v))
-        table = step_table(run.capacity, self.rotated, self.config.rope_theta, self.scaling)
+        table = run.turns(self.rotated, self.config.rope_theta, self.scaling)
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)

@@ -40,7 +40,7 @@ from orrery.nn.heads import count_heads, turns
 from orrery.nn.memory import distances, join, keep
 from orrery.nn.norms import RMSNorm
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import RopeScaling, check_turns, rotate, rotated_size, scaling_of, step_table
+from orrery.nn.rotary import RopeScaling, check_turns, rotate, rotated_size, scaling_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, norm_of, plain_linear
 from orrery.nn.timeline import Timeline, fresh_clock
@@ -243,7 +243,7 @@ class LatentAttention(Mixer):
         if self.query is not None:
             low, q = x.new_empty(batch, self._parts[0]), x.new_empty(batch, self.query.out_features)
             steps += [row_norm_into(p[:, : self._parts[0]], norm_of(self.query_norm), low), linear_step(low, self.query, q)]
-        table = step_table(run.capacity, self.rotated, self.config.rope_theta, self.scaling)
+        table = run.turns(self.rotated, self.config.rope_theta, self.scaling)
         cache, weight = self._ring(state, run), self.expand.weight.view(self.heads, -1, self.rank)
         gain = self.norm.weight, self.norm.eps
         attend = latent_step(q, p, self._parts[0], cache, run.positions, table, weight, gain, y, self.scale)

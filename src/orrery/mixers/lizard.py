@@ -256,7 +256,7 @@ class Lizard(Mixer):
         window = [run.own(held, ring(held, run.positions), lambda to, held: to.copy_(ring(held, run.positions))) for held in (state.k, state.v)]
         table = torch.zeros(0, 0, dtype=torch.complex64)
         if config.rope:
-            table = cached_table(torch.arange(run.capacity), run.capacity, self.head_dim, config.rope_theta, torch.float32)
+            table = run.turns(self.head_dim, config.rope_theta)
         weights = LizardWeights(
             self.maps, self.sinks, self.alpha, config.feature_map == "softmax", config.norm, _HIGHEST, _LEAST
         )

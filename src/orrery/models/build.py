@@ -414,7 +414,8 @@ def _apply(data: dict[str, Any], kinds: list[Layer], key: str, value: Any) -> No
             raise
     if not touched:
         known = {k for block in data["blocks"] for k in _known(block)} | set(_FRAME) | {"width", "depth", "vocab_size"}
-        raise ConfigError(f"unknown setting '{key}'.{_whole(key, known) or suggest(key, known)} `orrery show {data['architecture']}` lists the settings.")
+        hint = _whole(key, known) or suggest(key, known)
+        raise ConfigError(f"unknown setting '{key}'.{hint} `orrery show {data['architecture']}` lists the settings.")
 
 
 def _names(branch: Branch) -> tuple[str, str]:

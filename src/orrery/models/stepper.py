@@ -79,7 +79,7 @@ class Stepper:
         """Which of a state's tensors is written where and how; None for a step that cannot go on from another state."""
         places = {id(tensor): place for place, tensor in enumerate(state_fields(state))}
         owned, self.run.owned = self.run.owned, []
-        plain = not self.run.general and all(isinstance(step, Pass) for step in flat(self._passes))
+        plain = not self.run.general and not self.run.bound and all(isinstance(step, Pass) for step in flat(self._passes))
         held = {id(tensor) for tensor, _, _ in owned}
         whole = held <= places.keys() and all(id(tensor) in held for tensor in state_fields(state) if tensor.numel())
         size = sum(buffer.nbytes for _, buffer, _ in owned)

@@ -125,7 +125,8 @@ class CarriedMoE(MoE):
         before = shared.get("router")
         if before is not None:
             sizes = (before.shape[-1], self.router.down.out_features)
-            require(sizes[0] == sizes[1], f"routers that go on from each other are of one size; {sizes[0]} and {sizes[1]} meet in layer {self.place.layer}")
+            alike = f"routers that go on from each other are of one size; {sizes[0]} and {sizes[1]} meet in layer {self.place.layer}"
+            require(sizes[0] == sizes[1], alike)
             before = before[:, -x.shape[1] :].flatten(0, 1)
         logits, z = self.router(x.reshape(-1, x.shape[-1]).to(kind), before)
         shared["router"] = z.unflatten(0, x.shape[:2])

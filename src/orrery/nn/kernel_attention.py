@@ -22,7 +22,7 @@ from orrery.core.config import require
 from orrery.nn.contract import Context, Mixer, PartConfig, Place
 from orrery.nn.heads import check_heads, count_heads, turns
 from orrery.nn.projection import Projection
-from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of, step_table
+from orrery.nn.rotary import Rope, rotate, rotated_size, scaling_of
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
@@ -146,7 +146,7 @@ class KernelAttention(Mixer):
         batch = len(run.x)
         p, y = run.x.new_empty(batch, self.inputs.linear.out_features), run.x.new_empty(batch, self.out.in_features)
         memory, peak = run.own(state.memory), run.own(state.peak)
-        table = step_table(run.capacity, self.rotated, self.config.rope_theta, self.scaling)
+        table = run.turns(self.rotated, self.config.rope_theta, self.scaling)
         project = self.inputs.step(run.x, state.conv, p, norm)
         attend = kernel_attention_step(p, memory, peak, y, features, run.positions, table, self.config.eps)
         return in_order(project, attend, linear_step(y, self.out, run.x, add=True))

@@ -229,7 +229,7 @@ def rotary_table(
     return torch.polar(magnitude, angles).to(torch.complex128 if double else torch.complex64)
 
 
-_LONGEST = 1 << 16  # positions that a table is kept for beyond those of the call's own tokens
+LONGEST = 1 << 16  # positions that a table is kept for beyond those of the call's own tokens
 
 
 @kept(16)
@@ -242,7 +242,7 @@ def _table(length: int, rotated: int, theta: float, device: torch.device, double
 def cached_table(
     positions: Tensor, length: int, rotated: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
 ) -> Tensor:
-    """The same as :func:`rotary_table`, looked up: one table per size serves all layers and calls, up to `_LONGEST` positions.
+    """The same as :func:`rotary_table`, looked up: one table per size serves all layers and calls, up to `LONGEST` positions.
 
     Args:
         positions: (T,) counting from 0, or (B,T).
@@ -252,7 +252,7 @@ def cached_table(
     double = dtype == torch.float64
     if outgrown(scaling, length):
         return rotary_table(positions, rotated, theta, double, scaling, torch.tensor(length, device=positions.device))
-    if positions.dim() > 1 and length > max(_LONGEST, positions.shape[1]):  # a state far on in a stream costs what its tokens cost
+    if positions.dim() > 1 and length > max(LONGEST, positions.shape[1]):  # a state far on in a stream costs what its tokens cost
         return rotary_table(positions, rotated, theta, double, scaling)
     size = 1 << max(6, (length - 1).bit_length())
     table = _table(size, rotated, theta, positions.device, double, scaling)
@@ -264,9 +264,18 @@ def outgrown(scaling: RopeScaling | None, length: int) -> bool:
     return scaling is not None and scaling.grows and length > (scaling.original or 0)
 
 
-def step_table(capacity: int, rotated: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
-    """What one token after the other is turned by (capacity,R/2), single precision: row p is of a text of p + 1 tokens."""
-    places = torch.arange(capacity)
+def step_table(capacity: int, rotated: int, theta: float, scaling: RopeScaling | None = None, begin: int = 0) -> Tensor:
+    """What one token after the other is turned by, in single precision: positions p from `begin` to capacity - 1, L of them.
+
+    Returns:
+        (L,R/2): row p mod L is of position p, as the last of a text of p + 1 tokens; (1,0) where nothing turns.
+    """
+    if not rotated:
+        return torch.zeros(1, 0, dtype=torch.complex64)
+    places = torch.arange(begin, capacity)
+    if begin:
+        lengths = places + 1 if scaling is not None and scaling.grows else None
+        return rotary_table(places, rotated, theta, scaling=scaling, lengths=lengths).roll(begin % len(places), 0)
     if outgrown(scaling, capacity):
         return rotary_table(places, rotated, theta, scaling=scaling, lengths=places + 1)
     return cached_table(places, capacity, rotated, theta, torch.float32, scaling)

@@ -27,6 +27,7 @@ from orrery.nn.contract import Context, Part
 from orrery.nn.low_rank import LowRankLinear
 from orrery.nn.normed_linear import NormedLinear
 from orrery.nn.norms import LayerNorm, RMSNorm, SimpleRMSNorm
+from orrery.nn.rotary import LONGEST, RopeScaling, step_table
 from orrery.nn.state import reserve
 from orrery.nn.timeline import Timeline
 from orrery.ops.backend import choose
@@ -50,6 +51,7 @@ class Stepping:
         self.positions = clock[:, 1].clone()
         self._numbers = self.positions.numpy()
         self.general = False
+        self.bound = False  # whether what was prepared is of these positions only
         self.shared: dict[str, Tensor] = {}  # buffers that a layer fills for later ones, as `ctx.shared` between calls of parts
         self.ctx = Context(donate=True)
         self.owned: list[tuple[Tensor, Tensor, Write]] = []  # the state's tensor, what stands for it here, and how it is written
@@ -78,6 +80,16 @@ class Stepping:
         write(buffer, held)
         self.owned.append((held, buffer, write))
         return buffer
+
+    def turns(self, rotated: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+        """The rotary table of the positions to come (:func:`orrery.nn.rotary.step_table`).
+
+        Far on in a stream it holds none of those that are past, and the step is bound to them.
+        """
+        least = int(self._numbers.min())
+        begin = least if self.capacity > LONGEST >= self.capacity - least else 0
+        self.bound = self.bound or begin > 0 < rotated
+        return step_table(self.capacity, rotated, theta, scaling, begin)
 
     @property
     def last(self) -> int:

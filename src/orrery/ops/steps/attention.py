@@ -39,7 +39,7 @@ def attention_step(
             behind them; written before each call.
         k, v: (B,G,K,S), the caches, overwritten.
         positions: (B,) int64, of the token, raised before each call.
-        table: (P,R/2) complex, the turns of positions below P; R may be 0.
+        table: (P,R/2) complex, row p mod P the turns of position p; R may be 0.
         y: (B,H*K), the result.
         norms: weights of the RMSNorms of queries and keys, (K,) each or (H*K,) and (G*K,) over all heads together, and
             their eps; None for none.
@@ -77,7 +77,7 @@ def _step(first, last, p, k, v, positions, table, q_gain, k_gain, y, eps, scale)
     for block in range(first, last):
         b, g = block // groups, block % groups
         at = positions[b]
-        slot, count = at % slots, min(at + 1, slots)
+        slot, count, row = at % slots, min(at + 1, slots), at % len(table)
         keys, values, new = k[b, g], v[b, g], (heads + groups + g) * size
         for i in range(size):
             values[i, slot] = p[b, new + i]
@@ -94,7 +94,7 @@ def _step(first, last, p, k, v, positions, table, q_gain, k_gain, y, eps, scale)
                 for i in range(size):
                     turned[i] *= inverse * weights[i]
             for i in range(half):
-                c, s, even, odd = table[at, i, 0], table[at, i, 1], turned[2 * i], turned[2 * i + 1]
+                c, s, even, odd = table[row, i, 0], table[row, i, 1], turned[2 * i], turned[2 * i + 1]
                 turned[2 * i] = even * c - odd * s
                 turned[2 * i + 1] = even * s + odd * c
             if h < 0:

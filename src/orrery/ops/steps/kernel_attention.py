@@ -50,7 +50,7 @@ def kernel_attention_step(
             alone, moved on; else (B,0). y: (B,H*K), what comes out.
         features: phi.
         positions: (B,) int64, of the token, raised before each call.
-        table: (P,R/2) complex, the turns of positions below P; R may be 0.
+        table: (P,R/2) complex, row p mod P the turns of position p; R may be 0.
         eps: least denominator.
     """
     arrays = [array(t, p) for t in (p, memory, peak, y, features.directions, positions, torch.view_as_real(table))]
@@ -70,13 +70,14 @@ def _step(first, last, p, memory, peak, out, directions, positions, table, code,
     for block in range(first, last):
         b, h = block // heads, block % heads
         at, decay = positions[b], _ONE
+        turn = at % len(table)
         for i in range(size):
             given[i] = p[b, (2 * heads + h) * size + i]
         for n in range(2):  # q, then k
             x, f = turned[n], phi[n]
             x[:] = p[b, (n * heads + h) * size : (n * heads + h + 1) * size]
             for i in range(half):
-                c, s, even, odd = table[at, i, 0], table[at, i, 1], x[2 * i], x[2 * i + 1]
+                c, s, even, odd = table[turn, i, 0], table[turn, i, 1], x[2 * i], x[2 * i + 1]
                 x[2 * i], x[2 * i + 1] = even * c - odd * s, even * s + odd * c
             if code == 0:
                 for i in range(size):

@@ -34,7 +34,7 @@ def latent_step(
         p: (B,P), with c' and r (C+R numbers) from number `begin` on and, where P goes on, a gate per head; may be q.
         cache: (B,S,C+R), overwritten.
         positions: (B,) int64, of the token, raised before each call.
-        table: (P',R/2) complex, the turns of positions below P'; (P',0) turns nothing.
+        table: (P',R/2) complex, row p mod P' the turns of position p; (P',0) turns nothing.
         weight: (H,N+V,C), W_k and W_v of every head.
         norm: its weight (C,), and eps.
         y: (B,H*V), the result.
@@ -76,8 +76,9 @@ def _step(first, last, q, p, begin, cache, positions, table, weight, gain, y, ep
         for i in range(shared):
             new[rank + i] = p[b, begin + rank + i]
             asked[rank + i] = q[b, h * size + i] * scale
-        _turn(new[rank:], table[at])
-        _turn(asked[rank:], table[at])
+        turns = table[at % len(table)]
+        _turn(new[rank:], turns)
+        _turn(asked[rank:], turns)
         if h == 0:
             cache[b, slot, :] = new
         u = asked[:rank]

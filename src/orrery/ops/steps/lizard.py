@@ -47,7 +47,7 @@ def lizard_stepper(
     Args:
         p: (B,3HK), queries, keys, values as the projection leaves them. gate: g (B,H) or (B,1).
         memory: (B,H,2F,K+1), moved on. window: keys and values (B,H,K,W), rings, moved on.
-        positions: (B,) int64, of the token. table: (P,K/2) complex, the turns of positions below P, or (0,0) for none.
+        positions: (B,) int64, of the token. table: (P,K/2) complex, row p mod P the turns of position p, or (0,0) for none.
         y: (B,HK), the result.
     """
     alpha = p.new_zeros(1) if weights.alpha is None else weights.alpha.reshape(1)
@@ -132,8 +132,8 @@ def _step(  # type: ignore[no-untyped-def]
         at = positions[b]
         slot, count = at % slots, min(at + 1, slots)
         if len(table) > 0:
-            _turn(q, table, at)
-            _turn(k, table, at)
+            _turn(q, table, at % len(table))
+            _turn(k, table, at % len(table))
         found, scale = scores[:count], np.float32(1.0 / np.sqrt(np.float64(size)))
         found[:] = np.float32(0.0)
         for i in range(size):
