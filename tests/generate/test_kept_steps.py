@@ -103,7 +103,31 @@ def another_module(model):
     model.blocks[1].mixer.out = loud
 
 
-CHANGES = [step_of_an_optimizer, behind_the_versions, loaded, assigned, there_and_back, another_module]
+class Halved(torch.nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def parametrised(model):
+    torch.nn.utils.parametrize.register_parametrization(model.blocks[1].mixer.out, "weight", Halved())
+
+
+def another_eps(model):
+    model.blocks[1].mixer_norm.eps = 0.5
+
+
+def another_setting(model):
+    model.head.softcap = 0.3
+
+
+def one_layer_twice(model):
+    model.blocks[1] = model.blocks[0]
+
+
+CHANGES = [
+    step_of_an_optimizer, behind_the_versions, loaded, assigned, there_and_back, another_module, parametrised, another_eps, another_setting,
+    one_layer_twice,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -118,6 +142,22 @@ def test_a_model_that_has_changed_prepares_anew(change):
     with torch.inference_mode():
         twice = model(torch.cat([tokens, tokens[:, :6]], 1)).logits[:, -6:]
     assert torch.allclose(found[:, 0], twice[0], atol=2e-4 * float(twice.abs().max()))
+
+
+def test_who_listens_to_all_modules_hears_every_token():
+    model, calls = build(), []
+    scores(model, PROMPTS[:1])
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(module)), torch.inference_mode():
+        assert model.stepper(model(PROMPTS[:1]).state, 30) is None
+    assert model.blocks[1].mixer in calls
+
+
+def test_what_collects_garbage_may_close_a_step_at_any_place():
+    model = build()
+    step, _ = scores(model, PROMPTS[:1], close=False)
+    with steppers._lock:
+        step.close()  # as the end of a generator does that is found unreachable here
+    assert kept(model) == [step]
 
 
 def test_rows_threads_and_long_prompts_have_their_own():

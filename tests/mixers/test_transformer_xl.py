@@ -70,6 +70,20 @@ def test_kept_positions_follow_the_weight():
     assert (first - second).abs().max() > 1e-6 and (second - third).abs().max() < 1e-13
 
 
+def test_kept_positions_see_one_number_and_who_listens():
+    mixer, x = xl(width=32), torch.randn(1, 7, 32, dtype=torch.float64)
+    with torch.no_grad():
+        before = mixer(x)[0]
+        mixer.relative.weight.data[3, 5] += 2.0  # without a version
+        after = mixer(x)[0]
+    torch.testing.assert_close(after, mixer(x)[0].detach())
+    assert not torch.equal(after, before)
+    calls = []
+    with mixer.relative.register_forward_hook(lambda *_: calls.append("heard")), torch.no_grad():
+        mixer(x)
+    assert calls == ["heard"]
+
+
 def test_transfer_times_values():
     mixer, x = xl(memory=7), torch.randn(2, 20, 16, dtype=torch.float64)
     from orrery.nn.timeline import plan

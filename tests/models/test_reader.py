@@ -1,5 +1,6 @@
 """Reading with weights laid out once: one short text, many texts, weights that change, threads, forms that are missing."""
 
+import copy
 import multiprocessing
 import os
 import sys
@@ -74,6 +75,48 @@ def test_changed_weights_are_seen():
         model.blocks[1].mixer.out.weight.mul_(3.0)
     after = encode(model, [text])
     assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, plain(model, text), atol=2e-5, rtol=1e-4)
+
+
+class Trebled(torch.nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Negated(torch.nn.Module):
+    def forward(self, weight):
+        return -weight
+
+
+def hooked(model):
+    model.blocks[0].mixer.register_forward_hook(lambda module, given, found: (0.5 * found[0], *found[1:]))
+
+
+def adapted(model):
+    own = model.blocks[0].channel.out
+    model.blocks[0].channel.out = Trebled(own.in_features, own.out_features)
+    model.blocks[0].channel.out.load_state_dict(own.state_dict())
+
+
+def parametrised(model):
+    torch.nn.utils.parametrize.register_parametrization(model.blocks[0].channel.out, "weight", Negated())
+
+
+def set_anew(model):
+    model.blocks[0].mixer_norm.eps = 0.5
+
+
+@pytest.mark.parametrize("change", [hooked, adapted, parametrised, set_anew])
+@pytest.mark.parametrize("copied", [False, True])
+def test_changed_parts_and_settings_and_hooks_are_seen(change, copied):
+    model, (text,) = built("bert"), texts(9)
+    before = encode(model, [text])
+    if copied:
+        model = copy.deepcopy(model)
+        assert torch.equal(encode(model, [text]), before)
+    change(model)
+    after = encode(model, [text])
+    assert (after - before).abs().max() > 1e-4
     torch.testing.assert_close(after, plain(model, text), atol=2e-5, rtol=1e-4)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import orrery
 from orrery.nn.recompute import block_linear, linear_of, linears_of, recompute, small_linear
 
 
@@ -83,6 +84,12 @@ def test_a_frozen_map_gets_no_gradient_and_what_is_no_plain_map_is_called():
     assert torch.equal(linear_of(torch.tanh, linear, x), linear(torch.tanh(x)))
     handle.remove()
     assert called == ["hook", "hook"]
+    with linear.register_full_backward_hook(lambda *_: called.append("back")):
+        linear_of(torch.tanh, linear, x).sum().backward()
+    assert called.pop() == "back" and not called[2:]
+    linear.forward = lambda x: 2 * x
+    assert torch.equal(linear_of(torch.tanh, linear, x), 2 * torch.tanh(x))
+    del linear.forward
     adapted = torch.nn.Sequential(linear, torch.nn.ReLU())
     assert torch.equal(linear_of(torch.tanh, adapted, x), adapted(torch.tanh(x)))
 
@@ -94,6 +101,17 @@ def test_maps_of_formulas_cast_in_both_passes():
     out.float().sum().backward()
     assert out.dtype == torch.bfloat16 and linear.weight.grad.dtype == x.grad.dtype == torch.float32
     assert torch.allclose(linear.weight.grad, torch.tanh(x).detach().sum(0).expand(2, -1), rtol=2e-2, atol=2e-2)
+
+
+def test_a_convolution_that_is_listened_to_is_called():
+    model = orrery.create_model("mlstm", width=32, depth=1, vocab_size=61)
+    tokens, calls = torch.arange(12)[None], []
+    want = model(tokens).hidden
+    with model.blocks[0].mixer.conv.register_forward_hook(lambda *_: calls.append("forward")):
+        assert torch.equal(model(tokens).hidden, want)
+    with model.blocks[0].mixer.conv.register_full_backward_hook(lambda *_: calls.append("back")):
+        model(tokens).hidden.square().sum().backward()
+    assert calls == ["forward", "back"]
 
 
 def test_block_diagonal_and_small_maps_hold_nothing_that_is_made_again():

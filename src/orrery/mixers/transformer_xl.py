@@ -40,6 +40,7 @@ from orrery.nn.projection import Projection
 from orrery.nn.state import state
 from orrery.nn.stepping import Step, Stepping, in_order, linear_step, plain_linear
 from orrery.nn.timeline import fresh_clock
+from orrery.nn.unchanged import listened_to
 from orrery.ops.steps.relative_attention import relative_attention_step
 from orrery.ops.steps.row_linear import RowNorm
 
@@ -156,12 +157,12 @@ class TransformerXL(Mixer):
     def _relative(self, count: int) -> Tensor:
         """W_r R_d for d below `count`: (count,H,K). Without gradients rows are kept from call to call while W_r stays."""
         weight = self.relative.weight
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type):
+        watched = type(self.relative) is not nn.Linear or listened_to((self.relative,))
+        if watched or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type):
             return self.relative(_sinusoids(count, self.place.width, weight.device, weight.dtype)).unflatten(-1, (self.heads, -1))
-        sample = weight.flatten()[:: max(1, weight.numel() // 64)]
         held = self._table
-        if held is None or held[0].dtype != sample.dtype or held[0].device != sample.device or not torch.equal(held[0], sample):
-            held = (sample.clone(), weight.new_empty(0, self.heads, self.head_dim))
+        if held is None or held[0].dtype != weight.dtype or held[0].device != weight.device or not torch.equal(held[0], weight):
+            held = (weight.detach().clone(), weight.new_empty(0, self.heads, self.head_dim))
         if len(held[1]) < count:
             wanted = -(-count // 8) * 8
             new = self.relative(_sinusoids(wanted, self.place.width, weight.device, weight.dtype)[len(held[1]) :])

@@ -25,6 +25,7 @@ from orrery.nn.contract import Context, Part
 from orrery.nn.norms import NoNorm
 from orrery.nn.short_text import MOST_TOKENS, ShortLinear, ShortText, Step, short_embedding, short_mean, short_norm
 from orrery.nn.stepping import norm_of, plain_linear
+from orrery.nn.unchanged import Unchanged, listened_to
 from orrery.ops.backend import choose
 from orrery.ops.fused.packed_linear import available
 from orrery.ops.program import joined
@@ -42,13 +43,19 @@ class Reader:
     def __init__(self, model: Any) -> None:
         named = [(m._parameters, name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
         self.homes, self.names, self.parameters = (list(each) for each in zip(*named, strict=True))
-        self.seen = self._state()
+        self.seen, self.unchanged = self._state(), Unchanged(model)
         self.blocks = [cast(Block, block) for block in model.blocks]
         self.ends = Ends(model.embed, model.position_embed, model.type_embed, model.embed_norm, model.embed_map, model.norm)
 
+    def __reduce__(self) -> Any:
+        """A model that is copied or stored prepares its own."""
+        return type(None), ()
+
     def current(self) -> bool:
-        """Whether every parameter is what it was; loops in C, since this is asked before every text."""
-        return all(map(operator.is_, map(operator.getitem, self.homes, self.names), self.parameters)) and self._state() == self.seen
+        """Whether every part, setting and parameter is what it was and nobody listens; loops in C, since this is asked before every text."""
+        if self.unchanged.listened_to() or not self.unchanged():
+            return False
+        return all(map(operator.is_, map(dict.get, self.homes, self.names), self.parameters)) and self._state() == self.seen
 
     def _state(self) -> tuple[list[int], list[int]]:
         """What changes with a parameter that is written, and with one that is given another memory."""
@@ -222,9 +229,8 @@ def reader_of(model: Any) -> Reader | None:
     if held is not None and held.current():
         return cast(Reader, held)
     model.__dict__["_reader"] = None
-    for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return None
+    if listened_to(model.modules()):
+        return None
     if any(p.dtype != torch.float32 or p.device.type != "cpu" or p.is_inference() for p in model.parameters()):
         return None
     model.__dict__["_reader"] = Reader(model)

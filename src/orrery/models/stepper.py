@@ -1,10 +1,10 @@
 """Decoding through a whole decoder without a torch call between its parts (:mod:`orrery.nn.stepping` says why and how).
 
 Preparing a step looks up some hundred arrays. A stepper that is given back (:meth:`Stepper.close`) is kept with its model and goes on
-from the next call's state, if that has as many rows and the model is what it was: the same modules, every tensor at the same place
-and of the same version, and the small ones, from which steps derive what they need, with the same numbers, whoever wrote them.
-Weights are read where they lie. It holds one state of the rows and capacity it was made for; above 64 MB it is not kept, nor are more
-than two, and it goes with its model.
+from the next call's state, if that has as many rows and the model is what it was: the same modules with the same settings
+(:mod:`orrery.nn.unchanged`), every tensor at the same place and of the same version, and the small ones, from which steps derive
+what they need, with the same numbers, whoever wrote them. Weights are read where they lie. It holds one state of the rows and
+capacity it was made for; above 64 MB it is not kept, nor are more than two, and it goes with its model.
 
 B batch, D width, V vocabulary.
 """
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from orrery.nn.block import Block
 from orrery.nn.low_rank import LowRankLinear
 from orrery.nn.state import state_fields
-from orrery.nn.stepping import Step, Stepping, Write, all_modules, can_step, norm_of
+from orrery.nn.stepping import Step, Stepping, Write, can_step, norm_of
+from orrery.nn.unchanged import Unchanged, all_modules
 from orrery.ops.compiled import Pass, openmp_threads
 from orrery.ops.program import Program, flat, joined
 from orrery.ops.steps.row_linear import norm_in_place, row_linear
@@ -152,10 +153,10 @@ class Stepper:
 
 
 class Weights:
-    """What a step was prepared from: a model's modules and tensors."""
+    """What a step was prepared from: a model's modules, their settings and its tensors."""
 
-    def __init__(self, modules: list[nn.Module], tensors: list[Tensor]) -> None:
-        self.modules, self._places = modules, _places(tensors)
+    def __init__(self, model: nn.Module, tensors: list[Tensor]) -> None:
+        self._unchanged, self._places = Unchanged(model), _places(tensors)
         small = (tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel() <= _SMALL * max(tensor.shape, default=1))
         self._small = [tensor.detach() for tensor in small]
         self._copies = [tensor.clone() for tensor in self._small]
@@ -166,13 +167,11 @@ class Weights:
         modules = all_modules(model)
         tensors = _tensors(modules)
         unseen = any(tensor.is_inference() for tensor in tensors) or any(isinstance(each, LowRankLinear) and each.rank > _SMALL for each in modules)
-        return None if unseen else cls(modules[1:], tensors)
+        return None if unseen else cls(model, tensors)
 
     def still_of(self, model: nn.Module) -> bool:
         """Whether the model is what it was."""
-        modules = all_modules(model)
-        same = len(modules) == len(self.modules) + 1 and all(a is b for a, b in zip(modules[1:], self.modules, strict=True))
-        if not same or _places(_tensors(modules)) != self._places:
+        if not self._unchanged() or _places(_tensors([model, *self._unchanged.modules])) != self._places:
             return False
         return all(torch.equal(now, then) for now, then in zip(self._small, self._copies, strict=True))
 
@@ -192,7 +191,7 @@ def _circumstances(state: Any) -> tuple[Any, ...]:
 
 
 _kept: weakref.WeakKeyDictionary[nn.Module, list[Stepper]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = threading.RLock()  # what collects garbage may close a step of the same thread anywhere
 
 
 def forget(model: nn.Module) -> None:
@@ -203,10 +202,11 @@ def forget(model: nn.Module) -> None:
 
 def _take(model: nn.Module, state: Any, capacity: int) -> Stepper | None:
     with _lock:
-        found = next((each for each in _kept.get(model, ()) if each.fits(state, capacity)), None)
+        known = list(_kept.get(model, ()))
+        found = next((each for each in known if each.fits(state, capacity)), None)
         if found is None:
             return None
-        _kept[model].remove(found)
+        _kept[model] = [each for each in _kept.get(model, ()) if each is not found]
     resumed = found.resume(model, state)
     if resumed is None:
         forget(model)

@@ -22,6 +22,7 @@ from orrery.nn.contract import Context
 from orrery.nn.recompute import recompute
 from orrery.nn.state import state
 from orrery.nn.timeline import fresh_clock
+from orrery.nn.unchanged import listened_to
 from orrery.ops.fused.short_conv import last_inputs, short_conv
 
 
@@ -75,6 +76,9 @@ class ShortConv(nn.Module):
         split: of y (B,T,C) into a tuple of tensors.
         """
         time, starts = ctx.timeline, ctx.timeline.starts
+        if listened_to((self,), back=True):
+            y, inputs = self(x, inputs, ctx)
+            return split(y), inputs
 
         def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Tensor | None) -> Any:
             y = short_conv(x, weight, bias, inputs, starts, time.lengths, self.activation)[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from orrery.nn.unchanged import listened_to
 from orrery.ops.recompute import again, cast_now, held, hold, recompute
 
 __all__ = ["block_linear", "linear_of", "linears_of", "recompute", "small_linear"]
@@ -52,7 +53,7 @@ def block_linear(x: Tensor, blocks: Tensor) -> Tensor:
 
 def _bare(linear: nn.Module | Tensor) -> bool:
     plain = isinstance(linear, Tensor) or type(linear) is nn.Linear
-    return plain and not (isinstance(linear, nn.Module) and (linear._forward_hooks or linear._forward_pre_hooks))
+    return plain and not (isinstance(linear, nn.Module) and listened_to((linear,), back=True))
 
 
 class _LinearsOf(torch.autograd.Function):

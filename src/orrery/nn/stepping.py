@@ -30,6 +30,7 @@ from orrery.nn.norms import LayerNorm, RMSNorm, SimpleRMSNorm
 from orrery.nn.rotary import LONGEST, RopeScaling, step_table
 from orrery.nn.state import reserve
 from orrery.nn.timeline import Timeline
+from orrery.nn.unchanged import all_modules, listened_to
 from orrery.ops.backend import choose
 from orrery.ops.program import Steps
 from orrery.ops.steps.row_linear import MOST_ROWS, RowNorm, row_linear, row_norm
@@ -131,23 +132,11 @@ class Beside(Stepping):
         setattr(self.run, name, value)
 
 
-def all_modules(model: nn.Module) -> list[nn.Module]:
-    """Every module of a model once; the order is always the same. Quicker than `model.modules()`, which also makes their names."""
-    found, waiting = dict[nn.Module, None](), [model]
-    while waiting:
-        module = waiting.pop()
-        if module not in found:
-            found[module] = None
-            waiting.extend(each for each in module._modules.values() if each is not None)
-    return list(found)
-
-
 def can_step(model: nn.Module, batch: int) -> bool:
     """Whether compiled passes may run: few rows, float32 on a CPU, the rule for backends, and nobody listening inside."""
-    plain, some = batch <= MOST_ROWS and not torch.is_autocast_enabled("cpu"), None
-    for module in all_modules(model):
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            plain = False
+    modules, some = all_modules(model), None
+    plain = batch <= MOST_ROWS and not torch.is_autocast_enabled("cpu") and not listened_to(modules)
+    for module in modules:
         for some in (p for p in module._parameters.values() if p is not None):
             if some.dtype != torch.float32 or some.device.type != "cpu" or not some.is_contiguous():
                 plain = False
