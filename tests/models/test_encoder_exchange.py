@@ -103,6 +103,38 @@ def test_float64_and_sentence_types():
     assert found.dtype == torch.float64 and float((found - want).abs().max()) < 1e-8
 
 
+DROPPED = {  # kind, class, their settings: the head's dropout
+    ("Bert", "ForSequenceClassification", "classifier_dropout"): 0.3,
+    ("Bert", "ForTokenClassification", ""): 0.2,
+    ("Bert", "ForMultipleChoice", "classifier_dropout"): 0.3,
+    ("Bert", "ForQuestionAnswering", "classifier_dropout"): 0.0,
+    ("Roberta", "ForSequenceClassification", ""): 0.2,
+    ("Roberta", "ForTokenClassification", "classifier_dropout"): 0.3,
+    ("DistilBert", "ForSequenceClassification", "seq_classif_dropout"): 0.3,
+    ("DistilBert", "ForQuestionAnswering", "qa_dropout"): 0.3,
+    ("Electra", "ForSequenceClassification", "classifier_dropout"): 0.3,
+    ("DebertaV2", "ForSequenceClassification", "cls_dropout"): 0.3,
+    ("DebertaV2", "ForTokenClassification", ""): 0.2,
+}
+
+
+@pytest.mark.parametrize("case", DROPPED, ids="-".join)
+def test_a_head_s_dropout_is_theirs_there_and_back(case, tmp_path):
+    kind, cls, name = case
+    small = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "dropout": 0.2, "attention_dropout": 0.0}
+    if kind != "DistilBert":
+        small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "hidden_dropout_prob": 0.2}
+    if kind == "DebertaV2":
+        small |= {"relative_attention": True, "share_att_key": True, "pos_att_type": ["c2p", "p2c"], "norm_rel_ebd": "layer_norm"}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=V, **small, **({name: 0.3} if name else {}))
+    own = orrery.from_transformers(getattr(transformers, kind + cls)(config))
+    assert own.head.config.dropout == DROPPED[case]
+    orrery.to_transformers(own, tmp_path)
+    again = getattr(transformers, kind + cls).from_pretrained(tmp_path)
+    held = [getattr(again, "dropout", None), getattr(getattr(again, "classifier", None), "dropout", None)]
+    assert [each.p for each in held if each is not None] == ([DROPPED[case]] if cls != "ForQuestionAnswering" or kind == "DistilBert" else [])
+
+
 def test_labels_and_kinds_of_problem_are_kept(tmp_path):
     named = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
     hf = encoder("Bert", "ForSequenceClassification", problem_type="multi_label_classification", **named)

@@ -52,7 +52,7 @@ _UNUSED = (f"{_PREDICTIONS}.decoder.weight", f"{_PREDICTIONS}.decoder.bias", *PO
 _DOCUMENT = document_map("BertForNextSentencePrediction", "tanh", "bert.pooler.dense", "cls.seq_relationship")
 _CHOICE = document_map("BertForMultipleChoice", "tanh", "bert.pooler.dense", "classifier")
 _CHOICE = replace(_CHOICE, head={**(_CHOICE.head or {}), "name": "multiple-choice", "labels": 1}, labelled=False)
-_NEXT = replace(_DOCUMENT, head={**(_DOCUMENT.head or {}), "labels": 2, "names": ["next", "random"]}, labelled=False)
+_NEXT = replace(_DOCUMENT, head={**(_DOCUMENT.head or {}), "labels": 2, "names": ["next", "random"]}, labelled=False, read=None)
 
 EXCHANGE = ExchangeMap(
     model_type="bert",

@@ -151,8 +151,10 @@ EXCHANGE = ExchangeMap(
             masked_rules(f"{_NEWER}.dense", f"{_NEWER}.LayerNorm", "", f"{_NEWER}.bias"),
             needs=f"{_NEWER}.bias",
         ),
-        document_map("DebertaV2ForSequenceClassification", "gelu", "pooler.dense", "classifier"),
-        *token_maps("DebertaV2"),
+        document_map(
+            "DebertaV2ForSequenceClassification", "gelu", "pooler.dense", "classifier", dropout=("cls_dropout", "hidden_dropout_prob")
+        ),
+        *token_maps("DebertaV2", dropout=("hidden_dropout_prob",)),
     ),
 )
 

@@ -90,8 +90,8 @@ EXCHANGE = ExchangeMap(
             masked_rules("vocab_transform", "vocab_layer_norm", "vocab_projector.weight", "vocab_projector.bias"),
             ("vocab_projector.weight",),
         ),
-        document_map("DistilBertForSequenceClassification", "relu", "pre_classifier", "classifier"),
-        *token_maps("DistilBert"),
+        document_map("DistilBertForSequenceClassification", "relu", "pre_classifier", "classifier", dropout=("seq_classif_dropout",)),
+        *token_maps("DistilBert", dropout=("dropout",), asked=("qa_dropout",)),
     ),
 )
 

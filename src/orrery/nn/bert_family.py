@@ -7,7 +7,7 @@ Each architecture's file says how it differs; what two of them say alike stands 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orrery.core.config import require
@@ -16,6 +16,7 @@ from orrery.nn.exchange import HeadMap, Rule, linear_rules, norm_rules
 
 MASKED: Mapping[str, Any] = {"name": "masked-lm", "transform": "gelu", "norm": True}  # logits = E LN(gelu(W h)) + b
 POOLER = ("pooler.dense.weight", "pooler.dense.bias")  # in checkpoints whose head does not use it
+DROPOUT = ("classifier_dropout", "hidden_dropout_prob")  # their names for a head's; the second where the first says nothing
 
 _DRAWN = {"init_std": 0.02, "init_scaled": False}
 _ATTENTION = {"name": "bidirectional-attention", "rope": 0.0, "bias": True, **_DRAWN}
@@ -55,25 +56,40 @@ def masked_rules(dense: str, norm: str, weight: str, bias: str) -> tuple[Rule, .
     )
 
 
-def document_map(cls: str, pooled: str, dense: str, out: str, ignored: tuple[str, ...] = (), twice: bool = False) -> HeadMap:
-    """Classification (or regression, or several labels) by the first vector, through two layers of these names; `twice`: as above."""
+def document_map(
+    cls: str, pooled: str, dense: str, out: str, ignored: tuple[str, ...] = (), twice: bool = False, dropout: tuple[str, ...] = DROPOUT
+) -> HeadMap:
+    """Classification (or regression, or several labels) by the first vector, through two layers of these names; `twice`: as above;
+    `dropout`: see :func:`dropout_of`."""
     head = {"name": "classification", "pool": "first", "transform": pooled, "norm": False}
     rules = (*linear_rules("head.dense", dense), *linear_rules("head.out", out))
-    return HeadMap(cls, head, rules, ignored, labelled=True, read=_twice if twice else None)
+    return HeadMap(cls, head, rules, ignored, labelled=True, read=dropout_of(*dropout, twice=twice))
 
 
-def _twice(hf: dict[str, Any]) -> dict[str, Any]:
-    return {"dropout_twice": True}
+def dropout_of(*names: str, twice: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What a head takes from their config: the dropout that the first of these names gives which says any."""
+
+    def read(hf: dict[str, Any]) -> dict[str, Any]:
+        given = next((hf[name] for name in names if hf.get(name) is not None), 0.0)
+        return {"dropout": float(given), **({"dropout_twice": True} if twice else {})}
+
+    return read
 
 
-def token_maps(prefix: str, ignored: tuple[str, ...] = ()) -> tuple[HeadMap, HeadMap]:
-    """Tags of tokens and spans of answers, which all of them name alike; `prefix` of their classes."""
+def token_maps(
+    prefix: str, ignored: tuple[str, ...] = (), dropout: tuple[str, ...] = DROPOUT, asked: tuple[str, ...] = ()
+) -> tuple[HeadMap, HeadMap]:
+    """Tags of tokens and spans of answers, which all of them name alike; `prefix` of their classes; `dropout` of tags, `asked` of spans:
+    see :func:`dropout_of`."""
     return (
         HeadMap(
             f"{prefix}ForTokenClassification", {"name": "tagging", "crf": False, "transform": ""}, linear_rules("head.out", "classifier"),
-            ignored, labelled=True,
+            ignored, labelled=True, read=dropout_of(*dropout),
         ),
-        HeadMap(f"{prefix}ForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs"), ignored),
+        HeadMap(
+            f"{prefix}ForQuestionAnswering", {"name": "span", "transform": ""}, linear_rules("head.out", "qa_outputs"), ignored,
+            read=dropout_of(*asked),
+        ),
     )  # fmt: skip
 
 
