@@ -34,24 +34,16 @@ def test_the_last_token_alone(name: str) -> None:
     torch.testing.assert_close(more, model(tokens[:, :1], state=whole.state).hidden, atol=2e-6, rtol=2e-5)
 
 
-def test_only_the_last_layer_leaves_tokens_out() -> None:
-    model = orrery.create_model("transformer", width=64, depth=2, vocab_size=61, seed=1).eval()
+@pytest.mark.parametrize(("name", "left"), [("transformer", 1), ("rwkv4", 2)])
+def test_only_the_last_layer_leaves_tokens_out(name: str, left: int) -> None:
+    """A channel mixer that looks back is given the token that it looks at, too."""
+    model = orrery.create_model(name, width=64, depth=2, vocab_size=61, seed=1).eval()
     seen = []
     for block in model.blocks:
         block.channel.register_forward_hook(lambda module, given, result: seen.append(result[0].shape[1]))
     with torch.inference_mode():
         model(torch.zeros(1, 7, dtype=torch.int64), ctx=Context(last=True))
-    assert seen == [7, 1]
-
-
-def test_a_channel_mixer_that_looks_back_is_given_what_it_looks_at() -> None:
-    model = orrery.create_model("rwkv4", width=64, depth=2, vocab_size=61, seed=1).eval()
-    seen = []
-    for block in model.blocks:
-        block.channel.register_forward_hook(lambda module, given, result: seen.append(result[0].shape[1]))
-    with torch.inference_mode():
-        model(torch.zeros(1, 7, dtype=torch.int64), ctx=Context(last=True))
-    assert seen == [7, 2]
+    assert seen == [7, left]
 
 
 def test_what_needs_every_token_says_so() -> None:
