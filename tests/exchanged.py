@@ -18,7 +18,7 @@ def drawn(cls: str, settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, cls)(**settings)).eval()
     with torch.no_grad():
-        held = [buffer for name, buffer in model.named_buffers() if name.endswith("expert_bias")]
+        held = [buffer for name, buffer in model.named_buffers() if name.endswith(("expert_bias", "correction_bias"))]
         for tensor in (*model.parameters(), *held):
             tensor.add_(0.2 * torch.randn_like(tensor))
     return model

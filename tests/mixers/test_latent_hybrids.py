@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import orrery
-from all_double import AllDouble, double
+from exchanged import check_decoding, check_float64, close, drawn
 from orrery.core.errors import ConfigError
 from orrery.models.build import build, resolve
 from orrery.models.exchange import find_map
@@ -43,18 +43,7 @@ X = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
 
 
 def theirs(case):
-    torch.manual_seed(0)
-    cls, settings = CASES[case]
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, cls)(**settings)).eval()
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():  # defaults hide mistakes
-            tensor.copy_((0.1 if "correction_bias" in name else 0.3) * torch.randn_like(tensor))
-    return model
-
-
-def close(found, expected, limit):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= limit * max(1.0, expected.abs().max().item())
+    return drawn(*CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,7 +52,7 @@ def test_logits_there_and_back_and_cached_generation(case, tmp_path):
     own = orrery.from_transformers(hf).eval()
     with torch.no_grad():
         expected = hf(X).logits
-        close(own(X).logits, expected, 1e-4)
+        close(own(X).logits, expected)
     orrery.to_transformers(own, tmp_path / "hf")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert type(again) is type(hf)
@@ -71,9 +60,7 @@ def test_logits_there_and_back_and_cached_generation(case, tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
     with torch.no_grad():
         assert torch.equal(again.eval()(X).logits, expected)
-    prompt = X[:, :9]
-    greedy = hf.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(prompt))
-    assert torch.equal(orrery.generate(own, prompt, 12, temperature=0), greedy)
+    check_decoding(hf, X[:, :15], 12)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -88,14 +75,8 @@ def test_a_folder_that_they_saved_is_read(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["kimi", "ling", "ling-unbounded", "deepseek"])
-@torch.no_grad()
 def test_in_float64_logits_are_equal_to_rounding(case):
-    with AllDouble():
-        hf = double(theirs(case))
-        expected = hf(X).logits
-    own = orrery.from_transformers(hf).eval()
-    assert expected.dtype == torch.float64
-    close(own(X).logits, expected, 1e-8)
+    check_float64(lambda: theirs(case), X)
 
 
 @pytest.mark.parametrize("case", ["kimi-groups", "ling", "deepseek"])
@@ -181,4 +162,4 @@ def test_a_tied_model_of_the_ladder_goes_there(name, depth, tmp_path):
     orrery.to_transformers(own, tmp_path / "hf")
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     with torch.no_grad():
-        close(hf(X).logits, own(X).logits, 1e-4)
+        close(hf(X).logits, own(X).logits)
