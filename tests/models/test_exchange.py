@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import orrery
+from orrery.core import registry
 from orrery.core.errors import ConfigError, CorruptionError
+from orrery.models.build import resolve
+from orrery.models.exchange import find_map
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `hf`)")
 TINY = {"vocab_size": 61}
@@ -87,6 +90,38 @@ def test_what_has_no_counterpart_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no parameters in common"):
         orrery.to_transformers(orrery.create_model("transformer", width=32, depth=2, common="all"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+PLAIN = {
+    "bamba": "Bamba", "granite-hybrid": "Granite", "jamba": "Jamba", "nemotron-h": "Nemotron-H", "zamba": "Zamba", "zamba2": "Zamba2",
+    "lfm2": "LFM2", "deepseek-v3": "DeepSeek-V3", "kimi-linear": "Kimi Linear", "bailing-hybrid": "Ling", "qwen3-next": "Qwen3-Next",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "change",
+    [{"canon": "a"}, {"norm": "layernorm"}, {"placement": "post"}, {"eps": 3e-3}, {"norm": "simple-rmsnorm"}],
+    ids=lambda change: "-".join(map(str, *change.items())),
+)
+def test_blocks_that_are_not_plain_are_refused_by_every_writer(name, change):
+    """One block of many is enough, and so is the last norm, for another kind or eps than the others'."""
+    exchange = find_map(registry.lookup(name, "architecture").exchange[0])[0]
+    own = resolve(name, width=64).to_dict()
+    exchange.write(own)  # as it is, it can be written
+    ((key, value),) = change.items()
+    last = own["layout"][-1]
+    blocks = [{**block, key: value} if kind == last else block for kind, block in enumerate(own["blocks"])]
+    eps = "eps 1e-6" if name == "qwen3-next" else "one eps"
+    message = rf"{PLAIN[name]} has pre-norm blocks with RMSNorm of {eps}, without Canon layers"
+    with pytest.raises(ConfigError, match=message):
+        exchange.write({**own, "blocks": blocks})
+    if key in ("norm", "eps"):
+        with pytest.raises(ConfigError, match=message):
+            exchange.write({**own, key: value})
+    if key == "norm" or (key, name) == ("eps", "qwen3-next"):
+        with pytest.raises(ConfigError, match=message):
+            exchange.write({**own, key: value, "blocks": [{**block, key: value} for block in own["blocks"]]})
 
 
 def test_pickled_weights_are_not_read(tmp_path):
