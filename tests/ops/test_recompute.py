@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from orrery.ops.diagonal_scan import diagonal_scan
 from orrery.ops.dplr import dplr
 from orrery.ops.recompute import held, hold, recompute, with_ones
 from orrery.ops.scalar_decay import scalar_decay
@@ -69,6 +70,15 @@ def test_what_is_written_to_is_held_as_it_is():
     assert torch.equal(torch.autograd.grad(Product.apply(a, b).sum(), b)[0], a)
 
 
+def test_what_is_cut_off_from_its_history_is_held_as_it_is():
+    x = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    a, b = recompute(made([]), x)
+    (a * b).sum().backward()  # which lets go of x
+    a.detach_()
+    b = b.detach().requires_grad_()
+    assert torch.equal(torch.autograd.grad(Product.apply(a, b).sum(), b)[0], a)
+
+
 def operands(kinds, seed=0):
     """x, and a function of it that gives operands (1,32,2,16): gates below 0, the rest as they come."""
     x = 0.3 * torch.randn(1, 32, len(kinds) * 32, generator=torch.Generator().manual_seed(seed))
@@ -101,6 +111,22 @@ def test_recurrences_do_not_hold_what_can_be_computed_again(op, kinds, backend, 
     assert torch.allclose(*slopes, rtol=1e-5, atol=1e-6)
     operand = 32 * 2 * 16
     assert sum(few) <= sum(many) - (len(kinds) - 1) * operand  # x in the place of all
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_scan_does_not_hold_gates_that_can_be_computed_again(backend):
+    x, split = operands("gv")
+
+    def flat(x):
+        return tuple(part.flatten(2) for part in split(x))
+
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    wanted = diagonal_scan(*flat(leaves[0]), backend=backend)[0]
+    found, few = kept(lambda: diagonal_scan(*recompute(flat, leaves[1]), backend=backend)[0])
+    assert torch.equal(found, wanted)
+    slopes = [torch.autograd.grad(y.square().sum(), leaf)[0] for y, leaf in zip((wanted, found), leaves, strict=True)]
+    assert torch.equal(*slopes)
+    assert sorted(few) == [32, 32 * 32, x.numel()]  # the state before, all states, and x in the place of the gates
 
 
 def test_ones_behind_values_are_not_held():

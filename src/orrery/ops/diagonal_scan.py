@@ -39,6 +39,7 @@ from orrery.ops import fla, streams
 from orrery.ops.backend import choose
 from orrery.ops.compiled import compiled, inlined, run_blocks, split_exp
 from orrery.ops.operands import check_broadcast, check_operands, sizes
+from orrery.ops.recompute import held, hold
 from orrery.ops.streams import fetch, settle, stream
 
 _BLOCK, _FEWEST = 512, 64  # channels that one thread scans together, at most and at least
@@ -77,7 +78,9 @@ def diagonal_scan(
     kind = torch.float64 if b.dtype == torch.float64 else torch.float32
     check_broadcast("diagonal_scan", "a_log", a_log, (batch, time, width))
     check_operands("diagonal_scan", {"state": (state, (batch, width))}, (batch, time), starts, lengths)
-    gate, inputs = a_log.to(kind).expand(b.shape), b.to(kind)
+    gate, inputs = a_log.to(kind), b.to(kind)
+    if gate.shape != b.shape:
+        gate = gate.expand(b.shape)
     before = inputs.new_zeros(batch, width) if state is None else state.to(kind)
     if time == 1 and lengths is None:
         h, after = diagonal_scan_step(gate, inputs, before, starts)
@@ -161,13 +164,13 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         h, after = scan_chunks(a_log, b, state)
-        ctx.save_for_backward(a_log, h, state)
+        hold(ctx, a_log, h, state)
         return h, after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor, dafter: Tensor) -> tuple[Tensor, ...]:
-        a_log, h, state = ctx.saved_tensors
+        a_log, h, state = held(ctx)
         later = F.pad(a_log[:, 1:], (0, 0, 0, 1)).flip(1)  # in reversed time, the gate of the token after
         grad = scan_chunks(later, dh.flip(1), dafter)[0].flip(1)
         da_log, dstate = _gradients_from(grad, a_log, h, state)
@@ -179,19 +182,19 @@ class _CompiledScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a_log: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        a_log, b, state = a_log.contiguous(), b.contiguous(), state.contiguous()
+        gate, b, state = a_log.contiguous(), b.contiguous(), state.contiguous()
         batch, _, width = b.shape
         h, after = torch.empty_like(b), torch.empty_like(state)
-        arrays = [x.detach().numpy() for x in (a_log, b, state, h, after)]
+        arrays = [x.detach().numpy() for x in (gate, b, state, h, after)]
         lanes = _lanes(batch, width)
         run_blocks(_scan_forward, batch * -(-width // lanes), 2 * b.numel(), *arrays, lanes)
-        ctx.save_for_backward(a_log, h, state)
+        hold(ctx, a_log if getattr(a_log, "_made", None) is not None else gate, h, state)
         return h, after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor, dafter: Tensor) -> tuple[Tensor, ...]:
-        a_log, h, state = ctx.saved_tensors
+        a_log, h, state = held(ctx)
         batch, _, width = h.shape
         da_log, db, dstate = torch.empty_like(h), torch.empty_like(h), torch.empty_like(state)
         arrays = [x.contiguous().numpy() for x in (a_log, h, state, dh, dafter)]

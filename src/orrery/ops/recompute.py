@@ -22,9 +22,13 @@ from torch.nn import functional as F
 
 
 class _Mark(NamedTuple):
-    make: Callable[[int], Tensor]
+    node: Any
     number: int
     version: int
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether x is still what was made, neither written to nor cut off from its history."""
+        return self.version == x._version and x.grad_fn is self.node
 
 
 def recompute(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
@@ -37,7 +41,7 @@ def recompute(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
         return function(*tensors)
     nodes: list[Any] = []
     found = _Recomputed.apply(function, nodes, *tensors)
-    _mark((found,) if isinstance(found, Tensor) else found, partial(_made, nodes[0]))
+    _mark((found,) if isinstance(found, Tensor) else found, nodes[0])
     return found
 
 
@@ -52,14 +56,14 @@ def hold(ctx: Any, *tensors: Tensor | None) -> None:
     if not torch.compiler.is_compiling():
         for n, x in enumerate(tensors):
             own = None if x is None else getattr(x, "_made", None)
-            marks[n] = own if own is not None and own.version == x._version else None  # type: ignore[union-attr]
+            marks[n] = own if own is not None and own.fits(x) else None
     ctx.marks = tuple(marks)
     ctx.save_for_backward(*(x if own is None else None for own, x in zip(marks, tensors, strict=True)))
 
 
 def held(ctx: Any) -> tuple[Any, ...]:
     """The tensors that :func:`hold` was given. To be asked for once: recomputed blocks hand out what they saved only once."""
-    return tuple(x if own is None else own.make(own.number) for own, x in zip(ctx.marks, ctx.saved_tensors, strict=True))
+    return tuple(x if own is None else _made(own.node, own.number) for own, x in zip(ctx.marks, ctx.saved_tensors, strict=True))
 
 
 def cast_now(ctx: Any, tensors: tuple[Tensor | None, ...]) -> None:
@@ -76,11 +80,11 @@ def again(ctx: Any, tensors: tuple[Tensor | None, ...], needed: tuple[bool, ...]
         return leaves, ctx.function(*leaves)
 
 
-def _mark(found: Iterable[Tensor | None], make: Callable[[int], Tensor]) -> None:
-    """Say of tensors that `make` computes them again, by their number, outside of the graph."""
+def _mark(found: Iterable[Tensor | None], node: Any) -> None:
+    """Say of tensors that `node` computes them again, by their number, outside of the graph."""
     for number, x in enumerate(found):
         if x is not None and x.requires_grad:
-            x._made = _Mark(make, number, x._version)  # type: ignore[attr-defined]
+            x._made = _Mark(node, number, x._version)  # type: ignore[attr-defined]
 
 
 def _found(ctx: Any) -> tuple[list[Tensor | None], Sequence[Any]]:
