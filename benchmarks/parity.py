@@ -88,6 +88,11 @@ EXCHANGED = {  # model types that an architecture's default settings do not lead
     "deepseek_v3": {"pattern": "full + full-moe*3", "tied": False},
     "zamba": {"pattern": "mamba + hybrid"},
 }
+SCALED = {  # scalings of positions of texts three times as long as those trained on; beside the rows without any
+    "llama": ("linear(factor=3)", "yarn(factor=3, original=8)", "llama3(factor=3, original=8)"),
+    "deepseek_v3": ("yarn(factor=40, original=8, mscale=0.7, mscale_all=1.1)",),
+    "zaya": ("yarn(factor=3, original=8, part=0.5)",),
+}
 EXCHANGE = [
     "## Against transformers",
     "",
@@ -95,7 +100,8 @@ EXCHANGE = [
     "with `to_transformers` and read by transformers: the largest difference of the logits (of the hidden states where there is no",
     "language model) divided by the largest, in float32 and in float64 (transformers' casts to float32 lifted); the gradient of",
     "the embedding for the mean square of the same; and whether greedy generation of 12 ids with their cache gives ours. Encoder-decoders",
-    "answer with a head of two labels here; what they write is compared in their tests.",
+    "answer with a head of two labels here; what they write is compared in their tests. A scaling of positions (mixer.rope) stands behind",
+    "the architecture.",
     "",
     "| model type | architecture | their class | float32 | float64 | gradient, float32 | cached generation |",
     "| --- | --- | --- | --- | --- | --- | --- |",
@@ -161,7 +167,8 @@ def exchange_row(model_type: str, architecture: str, **more: object) -> str:
             written = "equal to theirs without a cache, from which theirs with one differs"
     with torch.no_grad(), AllDouble():
         wide = apart(answer(own.double(), tokens), answer(double(theirs), tokens))
-    row = (f"`{model_type}`", f"`{architecture}`", cls.__name__, single, wide, apart(*slopes), written)
+    named = f"`{architecture}`" + (f", `{more['mixer.rope']}`" if "mixer.rope" in more else "")
+    row = (f"`{model_type}`", named, cls.__name__, single, wide, apart(*slopes), written)
     return "| " + " | ".join(row) + " |"
 
 
@@ -173,7 +180,9 @@ def exchange_table() -> list[str]:
             if entry.name == "t5-encoder" or model_type in ("camembert", "xlm-roberta"):  # roberta under other names
                 continue
             pair = "encoder-decoder" in entry.tags
-            for more in [{"head": head, "labels": 2} for head in ("classification", "span")] if pair else [{}]:
+            heads = [{"head": head, "labels": 2} for head in ("classification", "span")]
+            scaled = [{"mixer.rope": rope} for rope in SCALED.get(model_type, ())]
+            for more in heads if pair else [{}, *scaled]:
                 try:
                     lines.append(exchange_row(model_type, entry.name, **more))
                 except (OrreryError, RuntimeError, AssertionError) as problem:  # a row that could not be made says so

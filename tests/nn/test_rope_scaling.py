@@ -203,6 +203,7 @@ def test_a_scaling_is_typed_as_text_saved_and_read_again(tmp_path):
         ("longrope(factor=2, original=20)", "as many divisors"),
         ("dynamic(factor=2, original=20, part=0.2)", "more than one rotated pair"),
         ("yarn(factor=2, factor=4, original=20)", "write kind"),
+        ("linear", "'linear' needs a factor"),
         ("yarn(factor=2, original=20, fast=0)", "must ascend"),
         ("yarn(factor=2, original=20, mscale=-90, mscale_all=1)", "mscale_all must be finite and 0 or more"),
         ({"kind": "yarn", "factor": 2.0, "original": 20, "fast": math.inf}, "must ascend"),

@@ -132,7 +132,10 @@ def spelled_scaling(text: str) -> dict[str, Any]:
         named, pairs = (call.func, call.keywords) if isinstance(call, ast.Call) and not call.args else (call, [])
         once = len({pair.arg for pair in pairs}) == len(pairs)
         if isinstance(named, ast.Name) and once and all(pair.arg for pair in pairs):
-            return {"kind": named.id, **{str(pair.arg): _literal(pair.value) for pair in pairs}}
+            found = {"kind": named.id, **{str(pair.arg): _literal(pair.value) for pair in pairs}}
+            scales = named.id not in KINDS or named.id == "longrope" or "factor" in found
+            require(scales, f"'{named.id}' needs a factor: {named.id}(factor=4)")
+            return found
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
     raise ConfigError(f"cannot read the scaling of positions '{text}'; write kind(setting=value, ...), as yarn(factor=4, original=4096)")
