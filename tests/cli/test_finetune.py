@@ -95,3 +95,14 @@ def test_an_encoding_is_recorded_and_taken_again(tmp_path, monkeypatch, capsys):
         row.partition(",")[0] for row in rows).encode("cp1250"))[1]  # fmt: skip
     found = json.loads(typed(monkeypatch, capsys, "evaluate", tmp_path / "run", tmp_path / "u.csv", "--truncate", "--json")[1])
     assert found["notes"][-1].startswith("40 lines are UTF-8 but were read as cp1250, the first in 'u.csv', lines 2, 3, 4, 5 and 6")
+
+
+def test_tags_that_break_their_scheme_are_counted_when_they_are_judged(tmp_path, monkeypatch, capsys):
+    whole, torn = "the\tO\nred\tB-X\ncat\tI-X\n\n", "the\tO\nred\tI-X\ncat\tI-X\n\n"
+    (tmp_path / "t.conll").write_text(whole * 12)
+    (tmp_path / "torn.conll").write_text(whole + torn * 2)
+    settings = ("--set", "epochs=1", "--set", "model.width=16", "--set", "model.depth=1", "--tokenizer", "bytes", "--no-baseline")
+    where = ("--text", "1", "--label", "2", "--task", "tagging", "--out", tmp_path / "run", "--json")
+    assert typed(monkeypatch, capsys, "finetune", "bert", "--train", tmp_path / "t.conll", *where, *settings)[0] == 0
+    said = [typed(monkeypatch, capsys, "evaluate", tmp_path / "run", tmp_path / name, "--json")[1] for name in ("t.conll", "torn.conll")]
+    assert [json.loads(out)["notes"] for out in said] == [[], ["2 rows with tags that break the scheme bio, read as the CoNLL scorer reads them"]]

@@ -253,6 +253,7 @@ def evaluate(
     """
     from orrery.data.records import read_table
     from orrery.evaluate.predictions import paired_interval
+    from orrery.methods.finetune import check_tags
     from orrery.methods.fitted import load_fitted
 
     fitted = load_fitted(model)
@@ -260,7 +261,9 @@ def evaluate(
     examples = fitted.encode(rows, truncate=truncate)
     judged = fitted.judge(examples, quiet=as_json)
     figures = {name: value.to_dict() for name, value in judged.measured().items()}
-    found: dict[str, Any] = {"rows": len(rows), "figures": figures, "notes": [*judged.notes, *_reading(rows.tally, examples)]}
+    tags = check_tags(fitted.spec, {"train": rows}, repair=True)
+    notes = [*judged.notes, *filter(None, [tags]), *_reading(rows.tally, examples)]
+    found: dict[str, Any] = {"rows": len(rows), "figures": figures, "notes": notes}
     if judged.spans is not None:
         found["spans"] = judged.spans.to_dict()
     if against is not None:
