@@ -107,7 +107,8 @@ class Stepper:
     def close(self) -> None:
         """Nothing more is written from this state: whoever decodes with the model next may have this."""
         model, self.model = self.model, None  # or the model would never go
-        if model is None or self._weights is None or self._running:
+        leaving = _lock is None  # the interpreter, which then takes a module's names away before generators end
+        if leaving or model is None or self._weights is None or self._running:
             return
         with _lock:
             _kept[model] = [self, *_kept.get(model, ())][:_MOST_KEPT]
