@@ -438,3 +438,13 @@ def test_a_model_of_transformers_reads_pairs_as_there_and_older_folders_as_they_
     write_json(tmp_path / "run" / "task.json", task)
     older = [row[: row.index(2)] + row[row.index(2) + 1 :] for row in wanted]
     assert [one.tolist() for one in load_fitted(tmp_path / "run").read(pairs).ids] == older
+
+
+@pytest.mark.parametrize(("head", "kind", "settings", "share"), [
+    ({}, "classification", {}, 0.2), ({}, "tagging", {}, 0.2), ({}, "classification", {"head.dropout": 0.1}, 0.1),
+    ({"head": "classification", "head.dropout": 0.3}, "regression", {}, 0.3),
+])  # fmt: skip
+def test_a_drawn_head_has_the_dropout_of_its_body(head, kind, settings, share):
+    body = orrery.create_model("bert", width=16, depth=1, vocab_size=257, dropout=0.2, **head)
+    found = start(body, TaskSpec(kind=kind, names=("a", "b")), table(4, kind=kind), tokenizer=ByteTokenizer(), settings=settings)
+    assert found.model.head.config.dropout == share

@@ -40,6 +40,7 @@ from orrery.models.patterns import parse_pattern
 DEFAULT_TOKENIZER = "wordpiece:8192,lower"
 DEFAULT_WRITER_TOKENIZER = "bpe:4096"  # answers must come back as they were written
 WHOLE = ("classification", "multi-label", "regression", "ordinal", "multiple-choice", "span")  # heads that a whole encoder-decoder has by default
+DROPPED = ("classification", "multi-label", "regression", "ordinal", "multiple-choice", "tagging")  # heads with dropout before their last layer
 REACHABLE = 0.05  # standard deviation of an embedding that is learnt in fine-tuning
 READING = ("encoder", "encoder-decoder")  # frames that may be asked for
 
@@ -191,7 +192,8 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
                 raise ConfigError(f"this {model.config.architecture} lost what it writes with to a head; text-to-text needs one without")
             raise ConfigError(f"{type(model).__name__} is no encoder-decoder, which text-to-text needs; take t5 or bart")
         return model
-    settings = {**head_settings(spec, train), **{key.removeprefix("head."): value for key, value in given.items()}}
+    asked = {key.removeprefix("head."): value for key, value in given.items()}
+    settings = {**head_settings(spec, train), **_dropout(model, spec), **asked}
     if isinstance(model, DecoderLM):
         return as_encoder(model, spec.head, **settings)
     if isinstance(model, PairFrame) and frame == "encoder":
@@ -199,6 +201,16 @@ def _fit_head(model: nn.Module, spec: TaskSpec, train: Table, given: dict[str, A
     if not isinstance(model, Encoder | PairFrame) and not hasattr(model, "with_head"):
         raise ConfigError(f"{type(model).__name__} cannot be given a head for {spec.kind}")
     return with_head(cast(Encoder, model), spec.head, **settings)
+
+
+def _dropout(model: nn.Module, spec: TaskSpec) -> dict[str, float]:
+    """That of the head which an encoder had, else of its layers, as transformers' BERT and its descendants have it."""
+    if not isinstance(model, Encoder) or spec.head not in DROPPED:
+        return {}
+    head: Any = model.head
+    had = 0.0 if head is None or head.level == "vocabulary" else float(head.config.dropout)
+    share = had or model.config.blocks[0].dropout
+    return {"dropout": share} if share else {}
 
 
 def _frame(spec: TaskSpec, given: dict[str, Any], pair: bool) -> tuple[str, dict[str, Any]]:
