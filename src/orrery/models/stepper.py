@@ -174,7 +174,7 @@ class Weights:
         """Whether the model is what it was."""
         if not self._unchanged() or _places(_tensors([model, *self._unchanged.modules])) != self._places:
             return False
-        return all(torch.equal(now, then) for now, then in zip(self._small, self._copies, strict=True))
+        return all(torch.equal(tensor, copy) for tensor, copy in zip(self._small, self._copies, strict=True))
 
 
 def _tensors(modules: list[nn.Module]) -> list[Tensor]:

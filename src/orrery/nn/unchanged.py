@@ -57,7 +57,7 @@ class Unchanged:
     def __call__(self) -> bool:
         """Hooks are another question: :meth:`listened_to`."""
         same = list(map(type, self.modules)) == self.types and self._children.same() and self._settings.same()
-        return same and all(now == then for now, then in self._lists)
+        return same and all(held == kept for held, kept in self._lists)
 
     def listened_to(self) -> bool:
         """As the function of this name, for all modules."""
